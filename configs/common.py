@@ -1,0 +1,149 @@
+"""The base of all configs: the paper's settings at 256 px. A config file holds its differences from this one.
+
+Arguments that every config takes after a colon (`configs/d16.py:k4,noteacher`):
+  k4           grids (2, 4, 8, 16), the paper's K = 4: rho = 12, 9, 3, 0 fits exactly, and 340 tokens instead of 680
+  residual     residual quantization over the focus pyramid: sampling is VAR's to the letter
+  var          Table 2: VAR's pyramid, no teacher
+  norefocus    Table 2: no blur, so L = D, and the alias stream holds nothing but noise
+  gaussian     Table 2: a Gaussian of the disk's second moment instead of the disk
+  noteacher    Table 2: the student alone
+  shared       Table 2: one encoder and one codebook for structure and alias
+  var_recipe   VAR's batch and epochs on ImageNet instead of the paper's 400,000 steps of 256
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from refocus_jax.focus import GRID_SIZES
+
+IMAGENET_TRAIN_IMAGES = 1_281_167
+
+
+def get_config() -> ConfigDict:
+    """The base config; `apply_arguments` is called by each config after its own changes."""
+    c = ConfigDict()
+    c.seed = 0
+    c.image_size = 256
+    c.grid_sizes = GRID_SIZES["var10"]  # sides of the token maps, coarse to fine; the last is image_size / stride
+
+    c.data = ConfigDict()
+    c.data.source = "tfds:imagenet2012"  # photos, npz:PATH, folder:PATH or tfds:NAME
+    c.data.num_classes = placeholder(int)  # None: as many as the source has
+    c.data.resize_ratio = 1.125  # short side before the crop, in image sizes; 0 crops at native resolution
+    c.data.flip = False
+    c.data.num_workers = 8
+    c.data.validation_examples = 2048
+    c.data.crops_per_image = 1  # of every held-out image
+    c.data.token_examples = 0  # crops whose tokens are kept for stage 2; 0 tokenizes every batch on the fly
+
+    c.focus = ConfigDict()
+    c.focus.psf = "disk"
+    c.focus.schedule = "cosine"
+    c.focus.downsample = "bilinear"
+    c.focus.rho_max = 12.0  # pixels of the image; the paper's 12 at 256 px, see `resolution`
+    c.focus.noise_first = 1e-3
+    c.focus.noise_last = 1e-2
+
+    c.tokenizer_from = ""  # a workdir whose tokenizers serve this run instead of stage 1
+    c.tokenizer = ConfigDict()
+    c.tokenizer.pyramid = "focus"
+    c.tokenizer.residual = False
+    c.tokenizer.vocab_size = 8192
+    c.tokenizer.latent_channels = 32
+    c.tokenizer.num_phi = 4
+    c.tokenizer.channels = 160
+    c.tokenizer.channel_multipliers = (1, 1, 2, 2, 4)
+    c.tokenizer.num_residual_blocks = 2
+    c.tokenizer.norm_groups = 32
+    c.tokenizer.dtype = "bfloat16"
+
+    c.alias = ConfigDict()
+    c.alias.shared = False
+    c.alias.vocab_size = 512
+    c.alias.latent_channels = 16
+    c.alias.channels = 64
+    c.alias.channel_multipliers = (1, 1, 2, 2, 4)
+    c.alias.num_residual_blocks = 1
+    c.alias.norm_groups = 32
+
+    c.losses = ConfigDict(dict(l1=0.2, l2=1.0, view=1.0, consistency=0.25, commitment=0.25, alias=1.0))
+    c.revival = ConfigDict(dict(every=50, stop_fraction=0.9))
+    c.adversarial = ConfigDict(dict(weight=0.5, start=20_000, cap=100.0))
+    c.discriminator = ConfigDict(dict(channels=64, num_layers=3, norm_groups=32))
+    c.tokenizer_batch_size = 256
+    c.tokenizer_optimizer = _optimizer(1e-4, b1=0.9, b2=0.99, weight_decay=0.0, weight_decay_end=0.0)
+    c.discriminator_optimizer = _optimizer(1e-4, b1=0.5, b2=0.9, weight_decay=0.0, weight_decay_end=0.0)
+    c.tokenizer_training = _training(100_000)
+
+    c.generator = ConfigDict()
+    c.generator.depth = 16
+    c.generator.width = 1024
+    c.generator.num_heads = 16
+    c.generator.qk_norm = True
+    c.generator.shared_modulation = False
+    c.generator.gamma_init = 1e-3
+    c.generator.drop_path_rate = 0.1 * 16 / 24
+    c.generator.remat = True
+    c.generator.dtype = "bfloat16"
+    c.label_drop = 0.1
+
+    c.teacher = ConfigDict(dict(enabled=True, share_weights=True, train_shared=False, num_alias_blocks=2,
+                                num_alias_scales=2, gate="learned", logit_weight=0.5, feature_weight=1.0))
+    c.generator_batch_size = 256
+    c.generator_optimizer = _optimizer(1e-4)
+    c.generator_training = _training(400_000)
+
+    c.sampling = ConfigDict(dict(cfg=1.5, top_k=900, top_p=0.96, smooth=False))
+    c.samples_per_class = 6
+    c.lock()
+    return c
+
+
+def _optimizer(learning_rate: float, **changes) -> ConfigDict:
+    """VAR's AdamW; see training/optimizer.py."""
+    return ConfigDict(dict(learning_rate=learning_rate, b1=0.9, b2=0.95, weight_decay=0.05, weight_decay_end=0.05,
+                           clip=2.0, warmup=0.02, warmup_initial=0.005, flat=0.05, final=0.1) | changes)
+
+
+def _training(steps: int) -> ConfigDict:
+    return ConfigDict(dict(steps=steps, log_every=100, evaluate_every=10_000, save_every=2_000, keep=2))
+
+
+def resolution(c: ConfigDict, image_size: int, grid_sizes: tuple[int, ...]) -> None:
+    """Another image size and its grids; the blur grows in proportion."""
+    c.update(image_size=image_size, grid_sizes=grid_sizes)
+    c.focus.rho_max = 12.0 * image_size / 256
+
+
+def depth(c: ConfigDict, layers: int) -> None:
+    """VAR's family of sizes: width 64 per layer, one head per layer, stochastic depth in proportion."""
+    c.generator.update(depth=layers, width=64 * layers, num_heads=layers, drop_path_rate=0.1 * layers / 24)
+
+
+def var_epochs(c: ConfigDict, epochs: int, batch_size: int) -> None:
+    """VAR's stage-2 budget: its batch, its learning rate (which grows with the batch), its epochs on ImageNet."""
+    c.generator_optimizer.learning_rate *= batch_size / 256
+    c.generator_batch_size = batch_size
+    c.generator_training.steps = epochs * IMAGENET_TRAIN_IMAGES // batch_size
+
+
+def apply_arguments(c: ConfigDict, argument: str | None, **own) -> ConfigDict:
+    """Applies the comma-separated arguments of a config; `own` maps a config's further ones to functions of c.
+
+    Raises:
+      ValueError: an argument that the config does not know.
+    """
+    known = {
+        "k4": lambda c: c.update(grid_sizes=GRID_SIZES["k4"]),
+        "residual": lambda c: c.tokenizer.update(residual=True),
+        "var": lambda c: (c.tokenizer.update(pyramid="var", residual=True), c.teacher.update(enabled=False)),
+        "norefocus": lambda c: c.focus.update(psf="none"),
+        "gaussian": lambda c: c.focus.update(psf="gaussian"),
+        "noteacher": lambda c: c.teacher.update(enabled=False),
+        "shared": lambda c: c.alias.update(shared=True),
+    } | own
+    for name in filter(None, (argument or "").split(",")):
+        if name not in known:
+            raise ValueError(f"config argument {name!r} is unknown; choose from {', '.join(sorted(known))}")
+        known[name](c)
+    return c

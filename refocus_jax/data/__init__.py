@@ -1,0 +1,1 @@
+"""Image sources, the batches cut from them, and the cache of their tokens."""

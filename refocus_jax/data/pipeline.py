@@ -1,0 +1,186 @@
+"""Batches of square crops, cut from a source by grain.
+
+Every process of a multi-process run builds the same stream of examples and takes every n-th of them, so the
+global batch k holds the same examples however many processes share it.
+"""
+
+import functools
+import math
+
+import grain
+import jax
+import numpy as np
+from PIL import Image
+
+from refocus_jax.data.sources import Record, Source
+
+# Whole batches are prepared by threads, in order; more would only hold more batches in memory.
+_READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+
+# grain's shuffle takes milliseconds per example for a handful of examples, microseconds from a thousand on:
+# a smaller source is repeated to this length before it is shuffled.
+_SHUFFLED_LENGTH = 1024
+
+# A fixed order in which a prefix of class-sorted data still covers the classes.
+_VALIDATION_SEED = 0
+
+
+def training_batches(
+    source: Source,
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    resize_ratio: float,
+    flip: bool,
+    num_workers: int = 0,
+) -> grain.IterDataset:
+    """Endless batches of random crops; every epoch is shuffled and cropped anew.
+
+    An epoch is one pass over the source, or as many passes as make 1024 examples where it is smaller.
+
+    The state of `iter(dataset)` (`get_state`, `set_state`) continues with identical batches, given the same
+    arguments: the batches themselves do not depend on `num_workers`, but the layout of the state does.
+
+    Args:
+      source: may be smaller than a batch, not empty.
+      image_size: side s of the square crops in pixels.
+      batch_size: of the global batch; each process yields its share b of it.
+      seed: in [0, 2**32).
+      resize_ratio: the short side is first resized to `round(resize_ratio * image_size)`; 0 crops at native
+        resolution, enlarging only what is smaller than the crop.
+      flip: mirror half of the crops.
+      num_workers: processes that prepare batches; 0 uses threads of this one. Grain's workers need parsed
+        absl flags, as under `absl.app.run`.
+
+    Returns:
+      Batches `{"image": uint8 (b, s, s, 3), "label": int32 (b,)}`.
+
+    Raises:
+      ValueError: for sizes or ratios out of range, or a `batch_size` the processes cannot share.
+    """
+    _check_arguments(image_size, batch_size, resize_ratio)
+    crop = functools.partial(_random_crop, image_size=image_size, resize_ratio=resize_ratio, flip=flip)
+    epoch = grain.MapDataset.source(source).repeat(math.ceil(_SHUFFLED_LENGTH / len(source)))
+    examples = epoch.seed(seed).shuffle().repeat().random_map(crop)
+    batches = _process_batches(examples, batch_size).to_iter_dataset(_READ_OPTIONS)
+    return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+
+
+def validation_batches(
+    source: Source,
+    *,
+    image_size: int,
+    batch_size: int,
+    resize_ratio: float,
+    crops_per_image: int = 1,
+    limit: int | None = None,
+) -> grain.IterDataset:
+    """A finite, always identical sequence of batches, each example in it once.
+
+    All images give their first crop (the centre) before any gives its second, in a fixed shuffled order: a
+    prefix covers images and classes evenly. The number of examples (`len(source) * crops_per_image` or
+    `limit`) is cut to a multiple of `batch_size`: batches have one shape, and statistics count nothing twice.
+
+    Args:
+      crops_per_image: crops of each image, spread evenly over it.
+      limit: at most this many examples.
+      source, image_size, batch_size, resize_ratio: as for `training_batches`.
+
+    Returns:
+      Batches `{"image": uint8 (b, s, s, 3), "label": int32 (b,)}`.
+
+    Raises:
+      ValueError: as `training_batches`, and where there are fewer examples than one batch.
+    """
+    _check_arguments(image_size, batch_size, resize_ratio)
+    if crops_per_image < 1:
+        raise ValueError(f"crops_per_image must be at least 1, got {crops_per_image}")
+    available = len(source) * crops_per_image
+    wanted = available if limit is None else min(limit, available)
+    if wanted < batch_size:
+        raise ValueError(
+            f"{wanted} validation examples ({len(source)} images x {crops_per_image} crops, limit {limit}) "
+            f"do not fill one batch of {batch_size}: lower batch_size, or raise crops_per_image or limit"
+        )
+    crop = functools.partial(
+        _spread_crop, image_count=len(source), image_size=image_size, resize_ratio=resize_ratio
+    )
+    images = grain.MapDataset.source(source).shuffle(seed=_VALIDATION_SEED)
+    examples = images.repeat(crops_per_image, reseed_each_epoch=False).map_with_index(crop)
+    whole_batches = examples[: wanted - wanted % batch_size]
+    return _process_batches(whole_batches, batch_size).to_iter_dataset(_READ_OPTIONS)
+
+
+def _check_arguments(image_size: int, batch_size: int, resize_ratio: float) -> None:
+    if image_size < 1:
+        raise ValueError(f"image_size must be positive, got {image_size}")
+    if resize_ratio != 0 and resize_ratio < 1:
+        raise ValueError(
+            f"resize_ratio must be 0 (crop at native resolution) or at least 1, got {resize_ratio}: "
+            "a smaller image could not hold the crop"
+        )
+    if batch_size < 1 or batch_size % jax.process_count():
+        raise ValueError(
+            f"batch_size {batch_size} must be a positive multiple of the process count, {jax.process_count()}"
+        )
+
+
+def _process_batches(examples: grain.MapDataset, batch_size: int) -> grain.MapDataset:
+    """This process's share of every global batch."""
+    process_count = jax.process_count()
+    shard = examples[jax.process_index() :: process_count]
+    return shard.batch(batch_size // process_count, drop_remainder=True)
+
+
+def _random_crop(
+    record: Record, rng: np.random.Generator, *, image_size: int, resize_ratio: float, flip: bool
+) -> dict[str, np.ndarray]:
+    image_hwc = _resize(record["image"], image_size, resize_ratio)
+    top = rng.integers(image_hwc.shape[0] - image_size, endpoint=True)
+    left = rng.integers(image_hwc.shape[1] - image_size, endpoint=True)
+    crop_hwc = image_hwc[top : top + image_size, left : left + image_size]
+    if flip and rng.random() < 0.5:
+        crop_hwc = crop_hwc[:, ::-1]
+    return {"image": crop_hwc, "label": np.int32(record["label"])}
+
+
+def _spread_crop(
+    index: int, record: Record, *, image_count: int, image_size: int, resize_ratio: float
+) -> dict[str, np.ndarray]:
+    image_hwc = _resize(record["image"], image_size, resize_ratio)
+    vertical, horizontal = _spread_position(index // image_count)
+    top = round(vertical * (image_hwc.shape[0] - image_size))
+    left = round(horizontal * (image_hwc.shape[1] - image_size))
+    crop_hwc = image_hwc[top : top + image_size, left : left + image_size]
+    return {"image": crop_hwc, "label": np.int32(record["label"])}
+
+
+def _spread_position(crop_index: int) -> tuple[float, float]:
+    """Position in the unit square of one crop of a sequence that starts at the centre and fills it evenly.
+
+    Halton's sequence in bases 2 and 3, shifted: unlike a rectangular grid it is even for any number of crops
+    and any aspect ratio.
+    """
+    return (0.5 + _radical_inverse(crop_index, 2)) % 1.0, (0.5 + _radical_inverse(crop_index, 3)) % 1.0
+
+
+def _radical_inverse(number: int, base: int) -> float:
+    """The digits of a number mirrored at the point: 6 = 110 in base 2 gives 0.011 = 3/8."""
+    inverse, scale = 0.0, 1.0
+    while number:
+        number, digit = divmod(number, base)
+        scale /= base
+        inverse += digit * scale
+    return inverse
+
+
+def _resize(image_hwc: np.ndarray, image_size: int, resize_ratio: float) -> np.ndarray:
+    """Lanczos to the short side that the crop rule asks for; the long side is truncated to whole pixels."""
+    height, width, _ = image_hwc.shape
+    short = min(height, width)
+    target = round(resize_ratio * image_size) if resize_ratio > 0 else max(short, image_size)
+    if target == short:
+        return image_hwc
+    size = (width * target // short, height * target // short)
+    return np.asarray(Image.fromarray(image_hwc).resize(size, Image.Resampling.LANCZOS))

@@ -1,0 +1,1 @@
+"""Metrics and pictures: numpy in, numbers and uint8 arrays out."""

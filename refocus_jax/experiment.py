@@ -1,0 +1,256 @@
+"""From a config to data, models, tasks and runs: the only place below `main` that reads a ConfigDict."""
+
+import dataclasses
+import json
+import logging
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from refocus_jax.data import pipeline, sources, token_cache
+from refocus_jax.focus import Pyramid
+from refocus_jax.models.discriminator import PatchDiscriminator
+from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer
+from refocus_jax.models.tokenizer import PYRAMIDS, AliasTokenizer, Autoencoder, DualTokenizer, StructureTokenizer
+from refocus_jax.models.transformer import Transformer
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime.checkpoint import Checkpoints
+from refocus_jax.runtime.writer import Writer
+from refocus_jax.sampling.decode import SamplingSettings
+from refocus_jax.training import loop, optimizer
+from refocus_jax.training.adversarial import AdversarialSettings
+from refocus_jax.training.codebook import Revival
+from refocus_jax.training.evaluators import GeneratorEvaluator, TokenizerEvaluator
+from refocus_jax.training.generator_task import GeneratorTask, TeacherSettings, flatten_tokens
+from refocus_jax.training.tokenizer_task import TokenizerLosses, TokenizerTask, to_unit_range
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def _dtype(name: str):
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; choose one of {sorted(DTYPES)}")
+    return DTYPES[name]
+
+
+def build_tokenizer(c: ConfigDict) -> DualTokenizer:
+    """Optics and networks of stage 1. The alias stream exists for the teacher alone.
+
+    Raises:
+      ValueError: settings that contradict each other.
+    """
+    t, a = c.tokenizer, c.alias
+    if t.pyramid not in PYRAMIDS:
+        raise ValueError(f"tokenizer.pyramid is {t.pyramid!r}; choose one of {PYRAMIDS}")
+    if t.pyramid == "var" and not t.residual:
+        raise ValueError("tokenizer.residual is False with tokenizer.pyramid 'var', which is always residual; set it "
+                         "True or take the 'focus' pyramid")
+    dtype = _dtype(t.dtype)
+    autoencoder = Autoencoder(t.channels, t.channel_multipliers, t.num_residual_blocks, t.latent_channels,
+                              t.norm_groups, dtype)
+    if autoencoder.stride * c.grid_sizes[-1] != c.image_size:
+        raise ValueError(
+            f"image_size is {c.image_size}, but tokenizer.channel_multipliers of {len(t.channel_multipliers)} levels "
+            f"reduce by {autoencoder.stride}, so that the last of grid_sizes must be "
+            f"{c.image_size / autoencoder.stride:g}, not {c.grid_sizes[-1]}")
+    optics = Pyramid(tuple(c.grid_sizes), autoencoder.stride, **c.focus)
+    quantizer = MultiScaleQuantizer(tuple(c.grid_sizes), t.vocab_size, t.latent_channels, t.num_phi, t.residual)
+    alias = None
+    if c.teacher.enabled and a.shared:
+        alias = AliasTokenizer(autoencoder, Codebook(t.vocab_size, t.latent_channels))
+    elif c.teacher.enabled:
+        if len(a.channel_multipliers) != len(t.channel_multipliers):
+            raise ValueError(f"alias.channel_multipliers has {len(a.channel_multipliers)} levels, the tokenizer's "
+                             f"{len(t.channel_multipliers)}; both streams need the same token grids")
+        alias = AliasTokenizer(Autoencoder(a.channels, a.channel_multipliers, a.num_residual_blocks, a.latent_channels,
+                                           a.norm_groups, dtype), Codebook(a.vocab_size, a.latent_channels))
+    return DualTokenizer(optics, StructureTokenizer(autoencoder, quantizer, t.pyramid), alias, a.shared)
+
+
+def build_student(c: ConfigDict, num_classes: int) -> Transformer:
+    """The VAR transformer of a config."""
+    g = c.generator
+    if g.width % g.num_heads:
+        raise ValueError(f"generator.num_heads {g.num_heads} does not divide generator.width {g.width}")
+    return Transformer(tuple(c.grid_sizes), c.tokenizer.vocab_size, c.tokenizer.latent_channels, num_classes,
+                       **{**g.to_dict(), "dtype": _dtype(g.dtype)})
+
+
+def _make_optimizer(section: ConfigDict, steps: int):
+    return optimizer.make(optimizer.OptimizerSettings(**section), steps)
+
+
+def tokenizer_task(c: ConfigDict) -> TokenizerTask:
+    """Stage 1."""
+    steps = c.tokenizer_training.steps
+    return TokenizerTask(
+        build_tokenizer(c), TokenizerLosses(**c.losses), Revival(**c.revival),
+        _make_optimizer(c.tokenizer_optimizer, steps), steps,
+        PatchDiscriminator(**c.discriminator, dtype=_dtype(c.tokenizer.dtype)), AdversarialSettings(**c.adversarial),
+        _make_optimizer(c.discriminator_optimizer, steps))
+
+
+def generator_task(c: ConfigDict, num_classes: int) -> GeneratorTask:
+    """Stage 2."""
+    return GeneratorTask(build_tokenizer(c), build_student(c, num_classes), TeacherSettings(**c.teacher),
+                         _make_optimizer(c.generator_optimizer, c.generator_training.steps), c.label_drop)
+
+
+def sampling_settings(c: ConfigDict) -> SamplingSettings:
+    """How samples are drawn.
+
+    Raises:
+      ValueError: a setting out of range.
+    """
+    if c.sampling.top_k > c.tokenizer.vocab_size:
+        raise ValueError(f"sampling.top_k is {c.sampling.top_k}, more than tokenizer.vocab_size "
+                         f"{c.tokenizer.vocab_size}; give 0 (off) or at most that")
+    return SamplingSettings(**c.sampling)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config bound to its data, its devices and its directory."""
+
+    config: ConfigDict
+    workdir: str
+    train: sources.Source
+    validation: sources.Source
+    mesh: Any
+
+    @property
+    def key(self) -> jax.Array:
+        return jax.random.key(self.config.seed)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.train.class_names)
+
+    def directory(self, stage: str) -> str:
+        return os.path.join(self.workdir, stage)
+
+    def batches(self, batch_size: int, seed: int):
+        c = self.config
+        return pipeline.training_batches(
+            self.train, image_size=c.image_size, batch_size=batch_size, seed=seed, resize_ratio=c.data.resize_ratio,
+            flip=c.data.flip, num_workers=c.data.num_workers)
+
+    def validation_batches(self, batch_size: int):
+        c = self.config
+        return pipeline.validation_batches(
+            self.validation, image_size=c.image_size, batch_size=batch_size, resize_ratio=c.data.resize_ratio,
+            crops_per_image=c.data.crops_per_image, limit=c.data.validation_examples)
+
+
+def prepare(c: ConfigDict, workdir: str) -> Run:
+    """Opens the data and writes config.json. Everything that a config can get wrong fails here or before.
+
+    Raises:
+      ValueError: the config or the data contradict themselves.
+    """
+    train, validation = (sources.load(c.data.source, split) for split in ("train", "validation"))
+    found = len(train.class_names)
+    if c.data.num_classes is not None and c.data.num_classes != found:
+        raise ValueError(f"data.num_classes is {c.data.num_classes}, but {c.data.source} has {found} classes; leave "
+                         "it out to take the source's")
+    run = Run(c, workdir, train, validation, mesh_lib.make_mesh())
+    tokenizer_task(c), generator_task(c, found), sampling_settings(c)
+    with Writer(workdir) as writer:
+        writer.json("config", json.loads(c.to_json()) | {"class_names": list(train.class_names)})
+    return run
+
+
+def train_tokenizer(run: Run) -> None:
+    """Stage 1, into workdir/tokenizer."""
+    c, task = run.config, tokenizer_task(run.config)
+    evaluator = TokenizerEvaluator(task.tokenizer, run.validation_batches(c.tokenizer_batch_size), run.mesh)
+    loop.train(task, loop.LoopSettings(**c.tokenizer_training), run.batches(c.tokenizer_batch_size, c.seed),
+               frozen=None, key=jax.random.fold_in(run.key, 0), mesh=run.mesh, directory=run.directory("tokenizer"),
+               evaluator=evaluator)
+
+
+def load_tokenizer_params(c: ConfigDict, workdir: str, mesh) -> Any:
+    """The `DualTokenizer` parameters of a workdir's latest checkpoint."""
+    task = tokenizer_task(c)
+    template = loop.abstract_state(task, jax.random.key(0), mesh)
+    with Checkpoints(os.path.join(workdir, "tokenizer", "checkpoints")) as checkpoints:
+        return checkpoints.restore({"params": template.params}, partial=True)["params"]
+
+
+def load_generator_params(c: ConfigDict, num_classes: int, workdir: str, mesh) -> Any:
+    """The student's parameters of a workdir's latest checkpoint."""
+    template = loop.abstract_state(generator_task(c, num_classes), jax.random.key(0), mesh)
+    with Checkpoints(os.path.join(workdir, "generator", "checkpoints")) as checkpoints:
+        return checkpoints.restore({"params": {"student": template.params["student"]}}, partial=True)["params"]["student"]
+
+
+def encode_tokens(tokenizer: DualTokenizer, params: Any, batches, mesh) -> token_cache.TokenSet:
+    """Token maps of all images of finite batches."""
+
+    def encode(params, image):
+        structure, alias = tokenizer.encode(params, to_unit_range(image))
+        empty = jnp.zeros((image.shape[0], 0), jnp.int32)
+        return flatten_tokens(structure), flatten_tokens(alias) if alias else empty
+
+    encode, parts = jax.jit(encode), []
+    for batch in batches:
+        structure, alias = jax.device_get(encode(params, mesh_lib.put_batch(mesh, batch["image"])))
+        parts.append(token_cache.TokenSet(structure, alias, batch["label"]))
+    return token_cache.TokenSet(*(np.concatenate([getattr(p, f.name) for p in parts])
+                                  for f in dataclasses.fields(token_cache.TokenSet)))
+
+
+def _token_set(run: Run, tokenizer: DualTokenizer, frozen: Any) -> token_cache.TokenSet | None:
+    """The training tokens of stage 2, made once and kept in the workdir; None if they are made on the fly."""
+    c, path = run.config, os.path.join(run.workdir, "tokens.npz")
+    if not c.data.token_examples:
+        return None
+    if not os.path.exists(path):
+        logging.info("encoding %d crops for stage 2", c.data.token_examples)
+        number = -(-c.data.token_examples // c.generator_batch_size)
+        batches = iter(run.batches(c.generator_batch_size, c.seed + 1))
+        token_cache.save(path, encode_tokens(tokenizer, frozen, (next(batches) for _ in range(number)), run.mesh))
+    return token_cache.load(path)
+
+
+def train_generator(run: Run) -> None:
+    """Stage 2, into workdir/generator."""
+    c, task = run.config, generator_task(run.config, run.num_classes)
+    frozen = load_tokenizer_params(c, c.tokenizer_from or run.workdir, run.mesh)
+    tokens = _token_set(run, task.tokenizer, frozen)
+    if tokens is None:
+        batches = run.batches(c.generator_batch_size, c.seed + 1)
+    else:
+        batches = token_cache.batches(tokens, batch_size=c.generator_batch_size, seed=c.seed + 2)
+    held_out = encode_tokens(task.tokenizer, frozen, run.validation_batches(c.generator_batch_size), run.mesh)
+    evaluator = GeneratorEvaluator(task, held_out, tokens, run.train.class_names, run.mesh, sampling_settings(c),
+                                   c.generator_batch_size, samples_per_class=c.samples_per_class)
+    loop.train(task, loop.LoopSettings(**c.generator_training), batches, frozen=frozen,
+               key=jax.random.fold_in(run.key, 1), mesh=run.mesh, directory=run.directory("generator"),
+               evaluator=evaluator)
+
+
+def train(c: ConfigDict, workdir: str) -> None:
+    """Both stages, each resumed where it stopped; then what they have learned, in words and numbers."""
+    run = prepare(c, workdir)
+    if not c.tokenizer_from:
+        train_tokenizer(run)
+    train_generator(run)
+    print(summary(workdir))
+
+
+def summary(workdir: str) -> str:
+    """What the last evaluations of a workdir say, one line per fact."""
+    lines = []
+    for stage in ("tokenizer", "generator"):
+        path = os.path.join(workdir, stage, "evaluation.json")
+        if os.path.exists(path):
+            with open(path) as file:
+                values = json.load(file)
+            lines.append(f"{stage}, step {values.pop('step')}:")
+            lines += [f"  {name.removeprefix('validation/'):44s} {value:10.4f}" for name, value in values.items()]
+    return "\n".join(lines)

@@ -1,0 +1,99 @@
+"""Focus views (Eqs. 1-4): what every scale's token map describes."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refocus_jax.focus import psf as psf_lib
+from refocus_jax.focus import resample, schedule
+
+DOWNSAMPLERS = ("bilinear", "stride", "area")
+
+
+class View(NamedTuple):
+    """The three views of one scale, each (b, s, s, 3) at side s = stride * grid size."""
+
+    focused: jax.Array  # L_k: blurred, then reduced (plus noise while the tokenizers train)
+    downsampled: jax.Array  # D_k: reduced without blur, aliased
+    residual: jax.Array  # A_k = D_k - L_k
+
+
+@dataclasses.dataclass(frozen=True)
+class Pyramid:
+    """Geometry and optics of a focus pyramid.
+
+    Attributes:
+      grid_sizes: sides p_k of the token maps, coarse to fine.
+      stride: down-sampling f of the tokenizer; view k has side f p_k, the last one is the image.
+      rho_max: largest PSF radius, in pixels of the image.
+      psf: 'disk', 'gaussian' or 'none'.
+      schedule: 'cosine' or 'nyquist' (see `schedule.radii`).
+      downsample: 'bilinear', 'stride' or 'area', for L and D alike.
+      noise_first, noise_last: beta of the coarsest and the finest scale.
+    """
+
+    grid_sizes: tuple[int, ...]
+    stride: int
+    rho_max: float
+    psf: str = "disk"
+    schedule: str = "cosine"
+    downsample: str = "bilinear"
+    noise_first: float = 1e-3
+    noise_last: float = 1e-2
+
+    def __post_init__(self):
+        grids = tuple(int(p) for p in self.grid_sizes)
+        object.__setattr__(self, "grid_sizes", grids)
+        if grids[0] < 1 or any(a >= b for a, b in zip(grids, grids[1:], strict=False)):
+            raise ValueError(f"grid_sizes are {grids}; they must be positive and strictly increasing")
+        if self.psf not in psf_lib.PSFS:
+            raise ValueError(f"focus.psf is {self.psf!r}; choose one of {psf_lib.PSFS}")
+        if self.downsample not in DOWNSAMPLERS:
+            raise ValueError(f"focus.downsample is {self.downsample!r}; choose one of {DOWNSAMPLERS}")
+        self.radii()  # raises on what the schedule does not accept
+
+    @property
+    def image_size(self) -> int:
+        return self.stride * self.grid_sizes[-1]
+
+    @property
+    def downsample_factors(self) -> np.ndarray:
+        """s_k = image side / view side; not always integers."""
+        return self.grid_sizes[-1] / np.asarray(self.grid_sizes, np.float64)
+
+    def radii(self) -> np.ndarray:
+        """Radius per scale, pixels."""
+        return schedule.radii(len(self.grid_sizes), self.rho_max, self.schedule, self.downsample_factors)
+
+    def views(self, image_bhwc: jax.Array, key: jax.Array | None = None) -> list[View]:
+        """The K views of an image in [-1, 1], coarse to fine; with a key, noise beta_k is added to L_k.
+
+        Linear in the image when there is no key. At the last scale L = D = image, so A is the noise alone.
+
+        Raises:
+          ValueError: the image is not (b, image_size, image_size, c).
+        """
+        size = self.image_size
+        if image_bhwc.ndim != 4 or image_bhwc.shape[1:3] != (size, size):
+            raise ValueError(f"image has shape {image_bhwc.shape}; stride {self.stride} and grid_sizes "
+                             f"{self.grid_sizes} describe images (b, {size}, {size}, c)")
+        stds = schedule.noise_stds(len(self.grid_sizes), self.noise_first, self.noise_last)
+        result = []
+        for scale, (grid, radius) in enumerate(zip(self.grid_sizes, self.radii(), strict=True)):
+            blurred = psf_lib.blur(image_bhwc, self.psf, float(radius))
+            focused = resample.resize(blurred, self.stride * grid, self.downsample)
+            downsampled = resample.resize(image_bhwc, self.stride * grid, self.downsample)
+            if key is not None:
+                noise = jax.random.normal(jax.random.fold_in(key, scale), focused.shape, jnp.float32)
+                focused = focused + float(stds[scale]) * noise
+            result.append(View(focused, downsampled, downsampled - focused))
+        return result
+
+
+def views(image_bhwc: jax.Array, *, grid_sizes, stride: int, rho_max: float, psf: str = "disk",
+          schedule: str = "cosine", downsample: str = "bilinear", key: jax.Array | None = None) -> list[View]:
+    """Focus views of an image (b, h, w, c) in [-1, 1]: see `Pyramid`, of which this is the one-call form."""
+    return Pyramid(tuple(grid_sizes), stride, rho_max, psf, schedule, downsample).views(image_bhwc, key)

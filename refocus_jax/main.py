@@ -1,0 +1,31 @@
+"""Flags and modes, nothing else: python -m refocus_jax.main --config=configs/tiny.py --workdir=runs/tiny"""
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from refocus_jax import experiment
+
+MODES = {
+    "train": experiment.train,
+    "tokenizer": lambda config, workdir: experiment.train_tokenizer(experiment.prepare(config, workdir)),
+    "generator": lambda config, workdir: experiment.train_generator(experiment.prepare(config, workdir)),
+}
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/tiny.py or "
+                                          "configs/d16.py:k4,noteacher; single settings: --config.data.source=photos")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; a run that stopped goes on from it.")
+_MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "train: both stages, then samples; tokenizer: stage 1; "
+                          "generator: stage 2.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    config = _CONFIG.value.copy_and_resolve_references()
+    MODES[_MODE.value](config, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

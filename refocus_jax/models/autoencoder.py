@@ -1,0 +1,130 @@
+"""VAR's convolutional encoder and decoder (DESIGN section 8), channels last; submodules bear the official names."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Norm(nn.Module):
+    """GroupNorm in float32, epsilon 1e-6; the caller's activations keep their dtype."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        if x_bhwc.shape[-1] % self.groups:
+            raise ValueError(f"norm_groups {self.groups} does not divide {x_bhwc.shape[-1]} channels; "
+                             "lower norm_groups or change channels")
+        norm = nn.GroupNorm(num_groups=self.groups, epsilon=1e-6, dtype=jnp.float32, name="norm")
+        return norm(x_bhwc).astype(x_bhwc.dtype)
+
+
+def _conv(features: int, size: int, dtype, name: str, strides: int = 1, padding="SAME") -> nn.Conv:
+    return nn.Conv(features, (size, size), (strides, strides), padding, dtype=dtype, name=name)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, conv, plus a 1x1 shortcut where the channels change."""
+
+    features: int
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        h = _conv(self.features, 3, self.dtype, "conv1")(nn.silu(Norm(self.groups, name="norm1")(x_bhwc)))
+        h = _conv(self.features, 3, self.dtype, "conv2")(nn.silu(Norm(self.groups, name="norm2")(h)))
+        if x_bhwc.shape[-1] != self.features:
+            x_bhwc = _conv(self.features, 1, self.dtype, "nin_shortcut")(x_bhwc)
+        return x_bhwc + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all pixels, residual."""
+
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        b, h, w, c = x_bhwc.shape
+        qkv = _conv(3 * c, 1, self.dtype, "qkv")(Norm(self.groups, name="norm")(x_bhwc))
+        q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * c), 3, axis=-1)
+        logits = jnp.einsum("bic,bjc->bij", q, k, preferred_element_type=jnp.float32) * c**-0.5
+        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
+        out = jnp.einsum("bij,bjc->bic", weights, v).reshape(b, h, w, c)
+        return x_bhwc + _conv(c, 1, self.dtype, "proj_out")(out)
+
+
+class Encoder(nn.Module):
+    """Image (b, h, w, 3) to features (b, h / f, w / f, latent_channels), f = 2 ** (levels - 1)."""
+
+    channels: int
+    channel_multipliers: Sequence[int]
+    num_residual_blocks: int
+    latent_channels: int
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_bhwc: jax.Array) -> jax.Array:
+        x = _conv(self.channels, 3, self.dtype, "conv_in")(image_bhwc)
+        last = len(self.channel_multipliers) - 1
+        for level, multiplier in enumerate(self.channel_multipliers):
+            for i in range(self.num_residual_blocks):
+                x = ResidualBlock(self.channels * multiplier, self.groups, self.dtype, name=f"down_{level}_block_{i}")(x)
+                if level == last:
+                    x = AttentionBlock(self.groups, self.dtype, name=f"down_{level}_attn_{i}")(x)
+            if level != last:
+                # Padded at the bottom and right only, as VAR does.
+                x = _conv(x.shape[-1], 3, self.dtype, f"down_{level}_downsample", strides=2,
+                          padding=((0, 1), (0, 1)))(x)
+        x = ResidualBlock(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x)
+        x = AttentionBlock(self.groups, self.dtype, name="mid_attn_1")(x)
+        x = ResidualBlock(x.shape[-1], self.groups, self.dtype, name="mid_block_2")(x)
+        x = nn.silu(Norm(self.groups, name="norm_out")(x))
+        return _conv(self.latent_channels, 3, self.dtype, "conv_out")(x)
+
+
+class Decoder(nn.Module):
+    """Latent (b, p, p, c) to image (b, f p, f p, 3), not clamped. `head` is the last convolution alone.
+
+    The last layer stands apart because the adversarial weight is measured at its kernel.
+    """
+
+    channels: int
+    channel_multipliers: Sequence[int]
+    num_residual_blocks: int
+    image_channels: int
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.conv_out = _conv(self.image_channels, 3, self.dtype, None)
+
+    @nn.compact
+    def features(self, latent_bhwc: jax.Array) -> jax.Array:
+        """Everything before the last convolution: (b, f p, f p, channels)."""
+        last = len(self.channel_multipliers) - 1
+        x = _conv(self.channels * self.channel_multipliers[-1], 3, self.dtype, "conv_in")(latent_bhwc)
+        x = ResidualBlock(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x)
+        x = AttentionBlock(self.groups, self.dtype, name="mid_attn_1")(x)
+        x = ResidualBlock(x.shape[-1], self.groups, self.dtype, name="mid_block_2")(x)
+        for level in range(last, -1, -1):
+            features = self.channels * self.channel_multipliers[level]
+            for i in range(self.num_residual_blocks + 1):
+                x = ResidualBlock(features, self.groups, self.dtype, name=f"up_{level}_block_{i}")(x)
+                if level == last:
+                    x = AttentionBlock(self.groups, self.dtype, name=f"up_{level}_attn_{i}")(x)
+            if level != 0:
+                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+                x = _conv(features, 3, self.dtype, f"up_{level}_upsample")(x)
+        return nn.silu(Norm(self.groups, name="norm_out")(x))
+
+    def head(self, features_bhwc: jax.Array) -> jax.Array:
+        return self.conv_out(features_bhwc).astype(jnp.float32)
+
+    def __call__(self, latent_bhwc: jax.Array) -> jax.Array:
+        return self.head(self.features(latent_bhwc))

@@ -1,0 +1,34 @@
+"""PatchGAN discriminator with GroupNorm: unlike BatchNorm it does not mix the samples of a batch or its devices."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from refocus_jax.models.autoencoder import Norm
+
+
+class PatchDiscriminator(nn.Module):
+    """Image (b, h, w, 3) to one real-or-fake logit per patch, float32.
+
+    `num_layers` strided 4x4 convolutions, channels doubling up to eightfold, as in pix2pix.
+    """
+
+    channels: int
+    num_layers: int
+    norm_groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_bhwc: jax.Array) -> jax.Array:
+        init = nn.initializers.normal(0.02)
+
+        def conv(x, features, strides, name):
+            return nn.Conv(features, (4, 4), (strides, strides), ((1, 1), (1, 1)), dtype=self.dtype, kernel_init=init,
+                           name=name)(x)
+
+        x = nn.leaky_relu(conv(image_bhwc, self.channels, 2, "conv_0"), 0.2)
+        for layer in range(1, self.num_layers + 1):
+            strides = 2 if layer < self.num_layers else 1
+            x = conv(x, self.channels * min(2**layer, 8), strides, f"conv_{layer}")
+            x = nn.leaky_relu(Norm(self.norm_groups, name=f"norm_{layer}")(x), 0.2)
+        return conv(x, 1, 1, "conv_out").astype(jnp.float32)

@@ -1,0 +1,133 @@
+"""The teacher: the last M blocks run again over the last scales, with alias-gate cross-attention (Eqs. 9-11).
+
+It stands on a base network's `Captured` state: the student's own by default, or that of a second network
+(`teacher.share_weights = false`). Keys and values of earlier scales are the base's, exactly.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refocus_jax.models.attention import prefix_attention
+from refocus_jax.models.transformer import Captured, Transformer, layer_norm
+
+
+class AliasGateCrossAttention(nn.Module):
+    """Z = X + gate * Attn(Q = ln(X) W_Q, K = E W_K, V = E W_V) W_O with inner width d / 2.
+
+    The gate is sigmoid(linear(X)), Eq. 11, or absent, Eq. 10. W_O starts at zero, so Z starts as X.
+    """
+
+    width: int
+    num_heads: int
+    gate: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bld: jax.Array, memory_bmd: jax.Array, query_offsets: Sequence[int],
+                 key_ends: Sequence[int]) -> jax.Array:
+        inner = self.width // 2
+        normal = nn.initializers.normal((1 / (3 * self.width)) ** 0.5)
+
+        def project(name, value):
+            value = nn.Dense(inner, use_bias=False, dtype=self.dtype, kernel_init=normal, name=name)(value)
+            return value.reshape(*value.shape[:2], self.num_heads, -1)
+
+        q = project("query", layer_norm(x_bld).astype(self.dtype)) * (inner // self.num_heads) ** -0.5
+        out = prefix_attention(q, project("key", memory_bmd), project("value", memory_bmd), query_offsets, key_ends)
+        out = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros,
+                       name="out")(out.reshape(*x_bld.shape[:2], inner))
+        if self.gate:
+            out = nn.sigmoid(nn.Dense(self.width, dtype=self.dtype, kernel_init=normal, name="gate")(x_bld)) * out
+        return x_bld + out.astype(x_bld.dtype)
+
+
+class AliasHead(nn.Module):
+    """The teacher's own parameters: E_a, and one cross-attention per alias block."""
+
+    grid_sizes: Sequence[int]
+    width: int
+    num_heads: int
+    num_blocks: int
+    gate: bool
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        normal = nn.initializers.normal((1 / (3 * self.width)) ** 0.5)
+        scales = len(self.grid_sizes) - 1
+        self.alias_embed = nn.Dense(self.width, dtype=self.dtype, kernel_init=normal)
+        self.position = self.param("position", normal, (sum(p * p for p in self.grid_sizes[:-1]), self.width))
+        self.level_embedding = self.param("level_embedding", normal, (scales, self.width))
+        self.cross = [AliasGateCrossAttention(self.width, self.num_heads, self.gate, self.dtype)
+                      for _ in range(self.num_blocks)]
+
+    def embed(self, vectors_bmc: jax.Array) -> jax.Array:
+        """E_a: code vectors of a_1 ... a_{K-1}, flat, to (b, m, d)."""
+        level = np.repeat(np.arange(len(self.grid_sizes) - 1), np.square(self.grid_sizes[:-1]))
+        return self.alias_embed(vectors_bmc) + (self.level_embedding[level] + self.position)[None].astype(self.dtype)
+
+    def attend(self, block: int, x_bld, memory_bmd, query_offsets, key_ends) -> jax.Array:
+        return self.cross[block](x_bld, memory_bmd, query_offsets, key_ends)
+
+    def __call__(self, vectors_bmc: jax.Array) -> jax.Array:
+        """Touches every parameter, for initialization."""
+        memory = self.embed(vectors_bmc)
+        x = memory[:, :1]
+        for block in range(self.num_blocks):
+            x = self.attend(block, x, memory, (0, 1), (memory.shape[1],))
+        return x
+
+
+class TeacherOutput(NamedTuple):
+    """Over the tokens of the last `num_alias_scales` scales only."""
+
+    logits: jax.Array  # (b, l, V) float32
+    features: jax.Array  # (M, b, l, d), output of each alias block
+
+
+def teach(network: Transformer, network_params, head: AliasHead, head_params, captured: Captured,
+          alias_vectors_bmc: jax.Array, num_alias_scales: int, keep_n2b: jax.Array | None = None) -> TeacherOutput:
+    """Runs the last M blocks again, over the last scales, with alias evidence.
+
+    A query at scale k sees the alias tokens of scales j < k alone: those of scales already seen, so the teacher is a
+    proper autoregressive model.
+
+    Args:
+      network, network_params, captured: the base network and what its own pass left.
+      head, head_params: E_a and the cross-attentions.
+      alias_vectors_bmc: code vectors of a_1 ... a_{K-1}, flat.
+      num_alias_scales: S, how many of the last scales are taught, at most K - 1.
+      keep_n2b: the base pass's stochastic-depth factors.
+    """
+    offsets = network.offsets
+    start = offsets[-1 - num_alias_scales]
+    tail = [offset - start for offset in offsets[-1 - num_alias_scales:]]
+    seen_alias = offsets[-1 - num_alias_scales:-1]  # alias tokens share the offsets of structure tokens
+    seen_structure = offsets[-num_alias_scales:]
+
+    def apply(method, *args):
+        return head.apply({"params": head_params}, *args, method=method)
+
+    memory = apply("embed", alias_vectors_bmc)
+    x, features = captured.inputs[:, start:], []
+    for i in range(head.num_blocks):
+        layer = network.depth - head.num_blocks + i
+        params = {"params": jax.tree.map(lambda a, layer=layer: a[layer], network_params["blocks"])}
+
+        def attend(q, k, v, i=i):
+            k = jnp.concatenate([captured.keys[i, :, :start], k], axis=1)
+            v = jnp.concatenate([captured.values[i, :, :start], v], axis=1)
+            return prefix_attention(q, k, v, tail, seen_structure), None
+
+        def cross(x, i=i):
+            return apply("attend", i, x, memory, tail, seen_alias)
+
+        modulation = network.block.apply(params, captured.condition, method="modulation")
+        x, _ = network.block.apply(params, x, modulation, attend, None if keep_n2b is None else keep_n2b[layer], cross)
+        features.append(x)
+    logits = network.apply({"params": network_params}, x, captured.class_embedding, method="logits")
+    return TeacherOutput(logits, jnp.stack(features))

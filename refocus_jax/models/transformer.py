@@ -1,0 +1,267 @@
+"""The student: VAR's transformer (DESIGN section 8), its blocks stacked along a leading layer axis.
+
+The same `Block` serves training (all scales at once), the teacher (the last scales again) and cached sampling (one
+scale at a time): what differs is the `attend` function it is given.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refocus_jax.models.attention import prefix_attention, scale_offsets
+
+MAX_LOG_SCALE = float(np.log(100.0))  # VAR's cap on the learned temperature of QK-norm
+NORM_EPSILON = 1e-6
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """LayerNorm without affine parameters, in float32, over the last axis."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + NORM_EPSILON)
+
+
+def _l2_normalize(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _scaled_normal(std: float, *factors: tuple[int, float]) -> Callable:
+    """Normal initializer; `factors` (columns, factor) scale consecutive groups of the last axis."""
+    def init(key, shape, dtype=jnp.float32):
+        value = std * jax.random.normal(key, shape, dtype)
+        if factors:
+            value = value * jnp.concatenate([jnp.full((n,), f, dtype) for n, f in factors]).reshape(
+                (1,) * (len(shape) - 1) + (-1,))
+        return value
+    return init
+
+
+class Block(nn.Module):
+    """Adaptive-LayerNorm block: attention and feed-forward branch, each with scale, shift and gate.
+
+    `attend(q, k, v) -> (out, aux)` sees (b, l, n, h) arrays with q scaled; aux is handed back to the caller.
+    """
+
+    width: int
+    num_heads: int
+    depth: int
+    qk_norm: bool
+    shared_modulation: bool
+    gamma_init: float
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        d, std = self.width, (1 / (3 * self.width)) ** 0.5
+        dense = dict(dtype=self.dtype, kernel_init=_scaled_normal(std))
+        out = dict(dtype=self.dtype, kernel_init=_scaled_normal(std / (2 * self.depth) ** 0.5))
+        self.qkv = self.param("qkv", _scaled_normal(std), (d, 3 * d))
+        self.q_bias = self.param("q_bias", nn.initializers.zeros, (d,))
+        self.v_bias = self.param("v_bias", nn.initializers.zeros, (d,))
+        if self.qk_norm:
+            self.scale_mul = self.param("scale_mul", nn.initializers.constant(np.log(4.0)), (self.num_heads,))
+        self.proj = nn.Dense(d, **out)
+        self.fc1 = nn.Dense(4 * d, **dense)
+        self.fc2 = nn.Dense(d, **out)
+        gates, others = (2 * d, self.gamma_init), (4 * d, 0.5)
+        if self.shared_modulation:
+            # One vector per block is added to modulations that all blocks share.
+            self.ada_gss = self.param("ada_gss", _scaled_normal(d**-0.5, gates, others), (6 * d,))
+        else:
+            self.ada_lin = nn.Dense(6 * d, dtype=self.dtype, kernel_init=_scaled_normal(std, gates, others))
+
+    def modulation(self, condition: jax.Array) -> jax.Array:
+        """(b, 6, d) in the order gate 1, gate 2, scale 1, scale 2, shift 1, shift 2.
+
+        `condition` is the class embedding (b, d), or the shared modulations (b, 6 d).
+        """
+        if self.shared_modulation:
+            value = condition.astype(jnp.float32) + self.ada_gss[None]
+        else:
+            value = self.ada_lin(nn.silu(condition))
+        return value.reshape(value.shape[0], 6, self.width)
+
+    def _queries_keys_values(self, h_bld: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        bias = jnp.concatenate([self.q_bias, jnp.zeros_like(self.q_bias), self.v_bias])
+        qkv = h_bld @ self.qkv.astype(self.dtype) + bias.astype(self.dtype)[None, None]
+        b, l, _ = h_bld.shape
+        q, k, v = jnp.moveaxis(qkv.reshape(b, l, 3, self.num_heads, -1), 2, 0)
+        if self.qk_norm:
+            temperature = jnp.exp(jnp.minimum(self.scale_mul, MAX_LOG_SCALE))
+            q = (_l2_normalize(q) * temperature[None, None, :, None]).astype(self.dtype)
+            k = _l2_normalize(k).astype(self.dtype)
+        else:
+            q = q * (0.25 * q.shape[-1] ** -0.5)
+        return q, k, v
+
+    def __call__(self, x_bld: jax.Array, modulation_b6d: jax.Array, attend: Callable,
+                 keep_2b: jax.Array | None = None, between: Callable | None = None) -> tuple[jax.Array, Any]:
+        """Returns the block's output (b, l, d) and what `attend` handed back.
+
+        `keep_2b` are the stochastic-depth factors of the two branches (0 or 1 / keep probability, per sample);
+        `between(x)` runs after the attention branch: the teacher's cross-attention.
+        """
+        gate1, gate2, scale1, scale2, shift1, shift2 = (m[:, None] for m in jnp.moveaxis(modulation_b6d, 1, 0))
+        keep1, keep2 = (1.0, 1.0) if keep_2b is None else keep_2b[:, :, None, None]
+        b, l, d = x_bld.shape
+        h = (layer_norm(x_bld) * (1 + scale1) + shift1).astype(self.dtype)
+        out, aux = attend(*self._queries_keys_values(h))
+        x_bld = x_bld + (keep1 * gate1 * self.proj(out.reshape(b, l, d))).astype(x_bld.dtype)
+        if between is not None:
+            x_bld = between(x_bld)
+        h = (layer_norm(x_bld) * (1 + scale2) + shift2).astype(self.dtype)
+        h = self.fc2(nn.gelu(self.fc1(h), approximate=True))
+        return x_bld + (keep2 * gate2 * h).astype(x_bld.dtype), aux
+
+
+class Captured(NamedTuple):
+    """What the teacher needs of the network it stands on: its last M blocks, seen from inside."""
+
+    condition: jax.Array  # of the blocks: (b, d), or (b, 6 d) with shared modulation
+    class_embedding: jax.Array  # (b, d), conditions the head
+    inputs: jax.Array  # (b, L, d), input of the first of them
+    keys: jax.Array  # (M, b, L, n, h)
+    values: jax.Array  # (M, b, L, n, h)
+    outputs: jax.Array  # (M, b, L, d)
+
+
+class Transformer(nn.Module):
+    """VAR's transformer over K token maps.
+
+    Attributes:
+      grid_sizes: sides of the token maps. latent_channels: of the tokenizer's codes. num_classes: without the null
+      class, which has the index num_classes. gamma_init: factor on the rows of the modulation that make the gates.
+      drop_path_rate: of the last block, growing linearly from 0. remat: recompute blocks in the backward pass.
+    """
+
+    grid_sizes: Sequence[int]
+    vocab_size: int
+    latent_channels: int
+    num_classes: int
+    depth: int
+    width: int
+    num_heads: int
+    qk_norm: bool = True
+    shared_modulation: bool = False
+    gamma_init: float = 1e-3
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        return scale_offsets(self.grid_sizes)
+
+    @property
+    def block(self) -> Block:
+        """One unbound block; its parameters are slices of `blocks`."""
+        return Block(self.width, self.num_heads, self.depth, self.qk_norm, self.shared_modulation, self.gamma_init,
+                     self.dtype, parent=None)
+
+    def setup(self):
+        d, std = self.width, (1 / (3 * self.width)) ** 0.5
+        normal = _scaled_normal(std)
+        self.class_embedding = self.param("class_embedding", normal, (self.num_classes + 1, d))
+        self.position_start = self.param("position_start", normal, (self.grid_sizes[0] ** 2, d))
+        self.position = self.param("position", normal, (self.offsets[-1], d))
+        self.level_embedding = self.param("level_embedding", normal, (len(self.grid_sizes), d))
+        self.word_embed = nn.Dense(d, dtype=self.dtype, kernel_init=normal)
+        if self.shared_modulation:
+            self.shared_ada_lin = nn.Dense(6 * d, dtype=self.dtype, kernel_init=normal)
+        self.blocks = self.param("blocks", self._init_blocks)
+        self.head_nm = nn.Dense(2 * d, dtype=self.dtype, kernel_init=_scaled_normal(0.5 * std))
+        self.head = nn.Dense(self.vocab_size, dtype=self.dtype, kernel_init=_scaled_normal(0.02 * std),
+                             dot_general=_float32_output)
+
+    def _init_blocks(self, key: jax.Array):
+        x = jnp.zeros((1, 1, self.width))
+        condition = jnp.zeros((1, self.width * (6 if self.shared_modulation else 1)))
+
+        def init_block(key):
+            def touch(block):
+                return block(x, block.modulation(condition), lambda q, k, v: (v, None))
+            return nn.init(touch, self.block)(key)["params"]
+
+        return jax.vmap(init_block)(jax.random.split(key, self.depth))
+
+    def start(self, labels_b: jax.Array) -> jax.Array:
+        """Input of the first scale: (b, p_1^2, d)."""
+        n = self.offsets[1]
+        x = self.class_embedding[labels_b][:, None] + self.position_start[None]
+        return (x + (self.level_embedding[0] + self.position[:n])[None]).astype(self.dtype)
+
+    def words(self, inputs_blc: jax.Array, first_scale: int, num_scales: int) -> jax.Array:
+        """Input of the scales first_scale ... from the cumulative latents at those scales' sides: (b, l, d)."""
+        start, stop = self.offsets[first_scale], self.offsets[first_scale + num_scales]
+        grids = self.grid_sizes[first_scale:first_scale + num_scales]
+        level = np.repeat(np.arange(first_scale, first_scale + num_scales), np.square(grids))
+        place = self.level_embedding[level] + self.position[start:stop]
+        return (self.word_embed(inputs_blc) + place[None]).astype(self.dtype)
+
+    def conditions(self, labels_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the blocks' modulations are made from, and the class embedding (b, d), which conditions the head."""
+        embedding = self.class_embedding[labels_b]
+        if self.shared_modulation:
+            return self.shared_ada_lin(nn.silu(embedding)).astype(jnp.float32), embedding
+        return embedding, embedding
+
+    def logits(self, x_bld: jax.Array, class_embedding_bd: jax.Array) -> jax.Array:
+        """(b, l, V), float32."""
+        scale, shift = jnp.split(self.head_nm(nn.silu(class_embedding_bd))[:, None], 2, axis=-1)
+        return self.head((layer_norm(x_bld) * (1 + scale) + shift).astype(self.dtype)).astype(jnp.float32)
+
+    def _run(self, x_bld, blocks, condition, keep_n2b, capture: bool):
+        """Scans `blocks` (stacked parameters) over all scales; returns the output and, if asked, what they saw."""
+        def body(x, layer):
+            params, keep_2b = layer
+
+            def attend(q, k, v):
+                return prefix_attention(q, k, v, self.offsets, self.offsets[1:]), (k, v)
+
+            modulation = self.block.apply({"params": params}, condition, method="modulation")
+            x, (k, v) = self.block.apply({"params": params}, x, modulation, attend, keep_2b)
+            return x, (k, v, x) if capture else None
+
+        return jax.lax.scan(jax.checkpoint(body) if self.remat else body, x_bld, (blocks, keep_n2b))
+
+    def __call__(self, labels_b: jax.Array, inputs_blc: jax.Array, keep_n2b: jax.Array | None = None,
+                 num_captured: int = 0) -> tuple[jax.Array, Captured | None]:
+        """Teacher-forced logits of all tokens.
+
+        Args:
+          labels_b: int32, num_classes for the null class.
+          inputs_blc: (b, L - p_1^2, latent_channels), from `MultiScaleQuantizer.generator_inputs`.
+          keep_n2b: stochastic-depth factors from `drop_path_factors`, or None outside training.
+          num_captured: how many of the last blocks to look into.
+
+        Returns:
+          (b, L, V) float32 logits, and a `Captured` if num_captured > 0.
+        """
+        x = jnp.concatenate([self.start(labels_b), self.words(inputs_blc, 1, len(self.grid_sizes) - 1)], axis=1)
+        condition, embedding = self.conditions(labels_b)
+        split = self.depth - num_captured
+        first, last = ((jax.tree.map(lambda a, s=s: a[s], (self.blocks, keep_n2b)))
+                       for s in (slice(None, split), slice(split, None)))
+        x, _ = self._run(x, first[0], condition, first[1], capture=False)
+        if not num_captured:
+            return self.logits(x, embedding), None
+        inputs = x
+        x, (keys, values, outputs) = self._run(x, last[0], condition, last[1], capture=True)
+        return self.logits(x, embedding), Captured(condition, embedding, inputs, keys, values, outputs)
+
+    def drop_path_factors(self, key: jax.Array, batch: int) -> jax.Array | None:
+        """Stochastic depth, drawn per sample and branch: (depth, 2, b) of 0 or 1 / keep probability."""
+        if not self.drop_path_rate:
+            return None
+        keep = 1 - jnp.linspace(0, self.drop_path_rate, self.depth)[:, None, None]
+        return jax.random.bernoulli(key, keep, (self.depth, 2, batch)) / keep
+
+
+def _float32_output(lhs, rhs, dimension_numbers, **kwargs):
+    """The head's product: operands in the compute dtype, accumulation and result in float32."""
+    return jax.lax.dot_general(lhs, rhs, dimension_numbers, precision=kwargs.get("precision"),
+                               preferred_element_type=jnp.float32)

@@ -1,0 +1,157 @@
+"""Metrics, pictures and reports of a run, as files and for TensorBoard: only this file knows how."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+import tensorboardX
+from PIL import Image
+
+
+class Writer:
+    """Writes into one directory: each training stage has its own.
+
+    `metrics.jsonl` holds one JSON object per line. JSON has no number for nan and the infinities: they are
+    the strings "nan", "inf" and "-inf", which Python's `float` reads. All other files appear complete or not
+    at all. Only process 0 writes; the others may call every method.
+
+    Args:
+      directory: made if missing.
+      resume_step: drops the scalars of later steps, which the resumed run will write again.
+        -1 drops all, None drops none.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, resume_step: int | None = None):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        self._directory = Path(directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        metrics = self._directory / "metrics.jsonl"
+        if metrics.exists():
+            _drop_lines(metrics, math.inf if resume_step is None else resume_step)
+        self._metrics = metrics.open("a", encoding="utf-8")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(self._directory), purge_step=None if resume_step is None else resume_step + 1, flush_secs=10
+        )
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Appends one line `{"step": ..., "time": seconds since 1970, name: value, ...}`, readable at once.
+
+        Raises:
+          ValueError: a value is named "step" or "time".
+        """
+        if not self._active:
+            return
+        if reserved := values.keys() & {"step", "time"}:
+            raise ValueError(f"Rename the metrics {sorted(reserved)}: every line has these names already.")
+        values = {name: float(value) for name, value in values.items()}
+        line = json.dumps(_valid({"step": int(step), "time": time.time(), **values}), allow_nan=False)
+        self._metrics.write(line + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image_hwc: np.ndarray) -> None:
+        """Writes `pictures/NAME.png` over that of an earlier step; TensorBoard keeps all steps.
+
+        Args:
+          step: for TensorBoard.
+          name: may contain "/".
+          image_hwc: uint8, 3 channels.
+
+        Raises:
+          ValueError: not such an image.
+        """
+        if not self._active:
+            return
+        picture = _picture(image_hwc)
+        with _atomically(self._directory / "pictures" / f"{name}.png") as path:
+            picture.save(path, format="PNG")
+        self._tensorboard.add_image(name, image_hwc, step, dataformats="HWC")
+
+    def animation(self, name: str, frames: Sequence[np.ndarray], milliseconds: int) -> None:
+        """Writes `pictures/NAME.gif`, which repeats for ever.
+
+        Args:
+          name: may contain "/".
+          frames: images as for `image`, of one size.
+          milliseconds: how long each frame is shown; GIF counts in tens of them.
+
+        Raises:
+          ValueError: there are no frames, or not such images.
+        """
+        if not self._active:
+            return
+        if not len(frames):
+            raise ValueError(f"The animation {name!r} has no frames. Pass at least one.")
+        first, *rest = [_picture(frame_hwc) for frame_hwc in frames]
+        with _atomically(self._directory / "pictures" / f"{name}.gif") as path:
+            first.save(path, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+
+    def json(self, name: str, content: dict[str, Any]) -> None:
+        """Writes `NAME.json`, indented."""
+        if not self._active:
+            return
+        with _atomically(self._directory / f"{name}.json") as path:
+            path.write_text(json.dumps(_valid(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    def close(self) -> None:
+        if self._active:
+            self._metrics.close()
+            self._tensorboard.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def _atomically(path: Path) -> Iterator[Path]:
+    """Yields a temporary path, whose file takes the place of `path` if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _drop_lines(metrics: Path, last_step: float) -> None:
+    """Drops the lines of steps after `last_step`, and a last line that a crash left incomplete."""
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
+    with _atomically(metrics) as path:
+        path.write_text("".join(kept), encoding="utf-8")
+
+
+def _picture(image_hwc: np.ndarray) -> Image.Image:
+    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[-1] != 3:
+        raise ValueError(
+            f"A picture must be uint8 of shape (height, width, 3), got {image_hwc.dtype} {image_hwc.shape}. "
+            "Convert it before it is written."
+        )
+    return Image.fromarray(image_hwc)
+
+
+def _valid(value: Any) -> Any:
+    """`value` with non-finite floats as strings and NumPy scalars as Python's."""
+    if isinstance(value, dict):
+        return {key: _valid(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid(item) for item in value]
+    if isinstance(value, np.generic):
+        return _valid(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,1 @@
+"""The autoregressive loop as pure functions: filters, guidance and cached decoding."""

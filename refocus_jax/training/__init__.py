@@ -1,0 +1,1 @@
+"""The one loop, and the two tasks that plug into it."""

@@ -1,0 +1,197 @@
+"""What is measured and shown of both stages on held-out images, while they train and at their end."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refocus_jax.data.token_cache import TokenSet
+from refocus_jax.evaluation import metrics, pictures
+from refocus_jax.focus.resample import resize
+from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.sampling.decode import SamplingSettings, sample, sample_keys
+from refocus_jax.training.codebook import count
+from refocus_jax.training.generator_task import GeneratorTask, token_losses
+from refocus_jax.training.tokenizer_task import to_unit_range
+
+
+def _squared_error(a_bhwc: jax.Array, b_bhwc: jax.Array) -> jax.Array:
+    return jnp.square(a_bhwc - b_bhwc).mean(axis=(1, 2, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerEvaluator:
+    """Reconstruction, views, code usage and pictures of a tokenizer pair, without noise.
+
+    Attributes:
+      batches: of held-out uint8 `image`s, re-iterable. num_pictures: images shown.
+    """
+
+    tokenizer: DualTokenizer
+    batches: Iterable
+    mesh: Any
+    num_pictures: int = 6
+
+    def _thumbnail(self, image):
+        """The rival: the image area-averaged to p_K x p_K and enlarged again, not even quantized."""
+        small = resize(image, self.tokenizer.grid_sizes[-1], "area")
+        return jnp.clip(resize(small, image.shape[1], "bicubic"), -1, 1)
+
+    @functools.cached_property
+    def _measure(self):
+        tokenizer, structure = self.tokenizer, self.tokenizer.structure
+
+        def measure(params, image_uint8):
+            image = to_unit_range(image_uint8)
+            views = tokenizer.optics.views(image)
+            latents = structure.apply({"params": params["structure"]}, [v.focused for v in views], method="latents")
+            quantized = structure.apply({"params": params["structure"]}, latents, method="quantize")
+            decoded = tokenizer.decode(params, quantized.f_hats[-1])
+            errors = {"image": _squared_error(decoded, image), "thumbnail": _squared_error(self._thumbnail(image), image)}
+            shown = {"decoded": decoded[:self.num_pictures]}
+            if structure.pyramid == "focus":
+                for k, f_hat in enumerate(quantized.f_hats[:-1]):
+                    errors[f"view_{k + 1}"] = _squared_error(tokenizer.decode_view(params, f_hat, k), views[k].focused)
+            pooled = [resize(latents[-1], z.shape[1], "area") for z in latents]
+            gaps = jnp.stack([jnp.stack([jnp.sum(jnp.square(z - a)), jnp.sum(jnp.square(a))])
+                              for z, a in zip(latents[:-1], pooled, strict=False)])
+            counts = {"structure": jnp.stack([count([t], structure.quantizer.vocab_size) for t in quantized.tokens])}
+            if tokenizer.alias is not None:
+                counts["alias"] = jnp.stack([count([t], tokenizer.alias.codebook.vocab_size)
+                                             for t in tokenizer.encode(params, image)[1]])
+            return errors, counts, gaps, shown
+
+        return jax.jit(measure)
+
+    def __call__(self, state, frozen) -> Iterator[tuple[str, Any]]:
+        del frozen
+        results = [jax.device_get(self._measure(state.params, mesh_lib.put_batch(self.mesh, batch["image"])))
+                   for batch in self.batches]
+        errors = {name: np.concatenate([r[0][name] for r in results]) for name in results[0][0]}
+        counts = {name: sum(r[1][name] for r in results) for name in results[0][1]}
+        for name, value in errors.items():
+            yield f"validation/psnr/{name}", metrics.psnr(value)
+        yield "validation/psnr_gain", metrics.psnr(errors["image"]) - metrics.psnr(errors["thumbnail"])
+        for stream, per_scale in counts.items():
+            for k, one in enumerate(per_scale):
+                yield f"validation/{stream}_perplexity/scale_{k + 1}", metrics.perplexity(one)
+                yield f"validation/{stream}_usage/scale_{k + 1}", metrics.usage(one)
+            yield f"validation/{stream}_perplexity/all", metrics.perplexity(per_scale.sum(0))
+            yield f"validation/{stream}_usage/all", metrics.usage(per_scale.sum(0))
+        for k, (difference, norm) in enumerate(sum(r[2] for r in results)):
+            yield f"validation/latent_gap/scale_{k + 1}", float(np.sqrt(difference / norm))
+        yield from self._pictures(results[0][3])
+
+    def _pictures(self, shown) -> Iterator[tuple[str, np.ndarray]]:
+        optics = self.tokenizer.optics
+        image = to_unit_range(jnp.asarray(next(iter(self.batches))["image"][:self.num_pictures]))
+        views = jax.device_get(optics.views(image[:3]))
+        yield "focus_pyramid", pictures.focus_pyramid(views, optics.grid_sizes, optics.radii(), optics.image_size)
+        yield "reconstructions", pictures.reconstructions(*map(np.asarray, (image, self._thumbnail(image),
+                                                                            shown["decoded"])))
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorEvaluator:
+    """Cross-entropy per scale of student and teacher, the unigram floor, samples and the focus pull.
+
+    Attributes:
+      validation: held-out tokens. train: those of stage 2, from which the unigram floor is made, or None.
+      samples_per_class: in the grid. max_classes: shown at most. seed: of the samples, the same at every evaluation.
+    """
+
+    task: GeneratorTask
+    validation: TokenSet
+    train: TokenSet | None
+    class_names: tuple[str, ...]
+    mesh: Any
+    sampling: SamplingSettings
+    batch_size: int
+    seed: int = 0
+    samples_per_class: int = 6
+    max_classes: int = 16
+
+    @functools.cached_property
+    def _measure(self):
+        task = self.task
+
+        def measure(params, frozen, batch):
+            inputs = task.inputs(frozen, batch["structure"])
+            logits, captured = task.student_logits(params, batch["label"], inputs)
+            losses = token_losses(logits, batch["structure"])
+            hits = (jnp.argmax(logits, -1) == batch["structure"]).astype(jnp.float32)
+            if not task.teacher.enabled:
+                return losses, hits, None
+            output, _ = task.teach(params, frozen, captured, batch["label"], inputs, batch["alias"])
+            return losses, hits, token_losses(output.logits, batch["structure"][:, task.first_alias_token:])
+
+        return jax.jit(measure)
+
+    @functools.cached_property
+    def _sample(self):
+        tokenizer = self.task.tokenizer
+
+        def run(params, frozen, labels, keys):
+            drawn = sample(self.task.student, params["student"], tokenizer.structure.quantizer,
+                           frozen["structure"]["quantizer"], labels, keys, self.sampling)
+            return [tokenizer.decode_view(frozen, f_hat, k) for k, f_hat in enumerate(drawn.f_hat)]
+
+        return jax.jit(run)
+
+    def __call__(self, state, frozen) -> Iterator[tuple[str, Any]]:
+        yield from self._numbers(state.params, frozen)
+        yield from self._pictures(state.params, frozen)
+
+    def _numbers(self, params, frozen) -> Iterator[tuple[str, float]]:
+        offsets, tokens = self.task.student.offsets, self.validation
+        starts = range(0, len(tokens) - self.batch_size + 1, self.batch_size)
+        results = [jax.device_get(self._measure(params, frozen, mesh_lib.put_batch(
+            self.mesh, tokens[slice(i, i + self.batch_size)]))) for i in starts]
+        losses, hits = (np.concatenate([r[i] for r in results]) for i in (0, 1))
+        spans = list(zip(offsets[:-1], offsets[1:], strict=True))
+        for k, (a, b) in enumerate(spans):
+            yield f"validation/cross_entropy/scale_{k + 1}", losses[:, a:b].mean()
+            yield f"validation/accuracy/scale_{k + 1}", hits[:, a:b].mean()
+        yield "validation/cross_entropy/all", losses.mean()
+        yield "validation/bits_per_image", losses.sum(1).mean() / np.log(2)
+        if self.train is not None:
+            yield from self._unigram(losses, spans)
+        if self.task.teacher.enabled:
+            difference = np.concatenate([r[2] for r in results]) - losses[:, self.task.first_alias_token:]
+            mean, low, high = metrics.bootstrap_interval(difference.mean(1))
+            yield "validation/teacher_minus_student/mean", mean
+            yield "validation/teacher_minus_student/low", low
+            yield "validation/teacher_minus_student/high", high
+
+    def _unigram(self, losses: np.ndarray, spans) -> Iterator[tuple[str, float]]:
+        count, vocab_size = len(losses), self.task.student.vocab_size
+        offsets, sizes = self.task.student.offsets, np.array([b - a for a, b in spans])
+        held_out = metrics.unigram_cross_entropy(self.validation.structure[:count], self.validation.label[:count],
+                                                 self.train.structure, self.train.label, offsets, vocab_size)
+        entropy = metrics.unigram_entropy(self.train.structure, self.train.label, offsets, vocab_size)
+        for k, (floor, own) in enumerate(zip(held_out, entropy, strict=True)):
+            yield f"validation/unigram_cross_entropy/scale_{k + 1}", floor
+            yield f"validation/unigram_entropy/scale_{k + 1}", own
+        for name, value in (("cross_entropy", held_out), ("entropy", entropy)):
+            mean = (value * sizes).sum() / sizes.sum()
+            yield f"validation/unigram_{name}/all", mean
+            yield f"validation/below_unigram_{name}", 1 - losses.mean() / mean
+
+    def _pictures(self, params, frozen) -> Iterator[tuple[str, Any]]:
+        classes = np.arange(min(len(self.class_names), self.max_classes))
+        names = [self.class_names[c] for c in classes]
+        stages = []
+        for i in range(self.samples_per_class):
+            labels = jnp.asarray(classes, jnp.int32)
+            keys = sample_keys(self.seed + i * len(self.class_names), labels)
+            stages.append(jax.device_get(self._sample(params, frozen, labels, keys)))
+        images = np.stack([stage[-1] for stage in stages], axis=1)
+        yield "samples", pictures.sample_grid(images, names)
+        strip, frames = pictures.focus_pull(stages[0], names, self.task.student.grid_sizes)
+        yield "focus_pull", strip
+        yield "focus_pull", frames

@@ -1,0 +1,195 @@
+"""Stage 2: the student, the teacher that stands on it, and the distillation between them, as one task of the loop."""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from refocus_jax.models.teacher import AliasHead, teach
+from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.models.transformer import Captured, Transformer, layer_norm
+from refocus_jax.training.tokenizer_task import to_unit_range
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSettings:
+    """The teacher and what it gives to the student (DESIGN section 5).
+
+    Attributes:
+      enabled: without it the student trains as plain VAR. share_weights: stand on the student's own blocks, or on a
+      second network of its own. train_shared: let the teacher's loss reach shared weights (ablation).
+      num_alias_blocks: M, 1 or 2 last blocks. num_alias_scales: S last scales. gate: 'learned' (Eq. 11) or 'none'
+      (Eq. 10). logit_weight, feature_weight: lambda of the KL and of the features.
+    """
+
+    enabled: bool = True
+    share_weights: bool = True
+    train_shared: bool = False
+    num_alias_blocks: int = 2
+    num_alias_scales: int = 2
+    gate: str = "learned"
+    logit_weight: float = 0.5
+    feature_weight: float = 1.0
+
+    def __post_init__(self):
+        if self.num_alias_blocks not in (1, 2):
+            raise ValueError(f"teacher.num_alias_blocks is {self.num_alias_blocks}; choose 1 or 2")
+        if self.gate not in ("learned", "none"):
+            raise ValueError(f"teacher.gate is {self.gate!r}; choose 'learned' or 'none'")
+        if self.train_shared and not self.share_weights:
+            raise ValueError("teacher.train_shared is True but teacher.share_weights is False: nothing is shared; "
+                             "set one of them the other way")
+
+
+@flax.struct.dataclass
+class GeneratorState:
+    """params and opt_state are {"student": ..., "teacher": ...}; the teacher's hold nothing of the student's."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def flatten_tokens(tokens) -> jax.Array:
+    """Token maps (b, p_k, p_k), coarse to fine, to (b, L)."""
+    return jnp.concatenate([t.reshape(t.shape[0], -1) for t in tokens], axis=1)
+
+
+def token_losses(logits_blv: jax.Array, tokens_bl: jax.Array) -> jax.Array:
+    """Cross-entropy of every token, nats: (b, L)."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits_blv, tokens_bl)
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorTask:
+    """Trains a student, and its teacher if enabled, on token maps.
+
+    Batches hold `label` (b,) and either uint8 `image`, tokenized on the fly by the frozen tokenizers, or `structure`
+    (b, L) and `alias` (b, L') from a token set. `frozen` is the parameter tree of the `DualTokenizer`.
+    """
+
+    tokenizer: DualTokenizer
+    student: Transformer
+    teacher: TeacherSettings
+    optimizer: optax.GradientTransformation
+    label_drop: float = 0.1
+    name: str = "generator"
+
+    def __post_init__(self):
+        scales = len(self.student.grid_sizes)
+        if self.teacher.enabled and not 1 <= self.teacher.num_alias_scales <= scales - 1:
+            raise ValueError(f"teacher.num_alias_scales is {self.teacher.num_alias_scales}; with {scales} grid_sizes "
+                             f"choose 1 to {scales - 1}")
+        if self.teacher.enabled and self.teacher.num_alias_blocks > self.student.depth:
+            raise ValueError(f"teacher.num_alias_blocks is {self.teacher.num_alias_blocks}, more than the "
+                             f"{self.student.depth} blocks of generator.depth; lower it")
+
+    @property
+    def alias_head(self) -> AliasHead:
+        student, teacher = self.student, self.teacher
+        return AliasHead(student.grid_sizes, student.width, max(1, student.num_heads // 2), teacher.num_alias_blocks,
+                         teacher.gate == "learned", student.dtype, parent=None)
+
+    @property
+    def first_alias_token(self) -> int:
+        """Where the scales of the teacher begin in the sequence."""
+        return self.student.offsets[-1 - self.teacher.num_alias_scales]
+
+    def init(self, key: jax.Array) -> GeneratorState:
+        length, channels = self.student.offsets[-1] - self.student.offsets[1], self.student.latent_channels
+        labels, inputs = jnp.zeros((1,), jnp.int32), jnp.zeros((1, length, channels))
+        params = {"student": self.student.init(jax.random.fold_in(key, 0), labels, inputs)["params"]}
+        if self.teacher.enabled:
+            alias = self.tokenizer.alias.codebook
+            vectors = jnp.zeros((1, self.student.offsets[-2], alias.latent_channels))
+            params["teacher"] = {"alias": self.alias_head.init(jax.random.fold_in(key, 1), vectors)["params"]}
+            if not self.teacher.share_weights:
+                params["teacher"]["network"] = self.student.init(jax.random.fold_in(key, 2), labels, inputs)["params"]
+        # One optimizer state each: gradients of the two are clipped separately.
+        opt_state = {name: self.optimizer.init(tree) for name, tree in params.items()}
+        return GeneratorState(jnp.zeros((), jnp.int32), params, opt_state)
+
+    def tokens(self, frozen, batch) -> tuple[jax.Array, jax.Array | None]:
+        """Structure tokens (b, L) and alias tokens (b, L') of a batch; the latter None without a teacher."""
+        if "image" not in batch:
+            return batch["structure"], batch.get("alias")
+        structure, alias = self.tokenizer.encode(frozen, to_unit_range(batch["image"]))
+        return flatten_tokens(structure), flatten_tokens(alias) if self.teacher.enabled else None
+
+    def inputs(self, frozen, structure_bl: jax.Array) -> jax.Array:
+        """What the student reads under teacher forcing: (b, L - p_1^2, c)."""
+        offsets = self.student.offsets
+        maps = [structure_bl[:, a:b].reshape(-1, p, p)
+                for a, b, p in zip(offsets[:-1], offsets[1:], self.student.grid_sizes, strict=True)]
+        return self.tokenizer.structure.quantizer.apply(
+            {"params": frozen["structure"]["quantizer"]}, maps, method="generator_inputs")
+
+    def student_logits(self, params, labels, inputs, keep=None) -> tuple[jax.Array, Captured | None]:
+        captured = self.teacher.num_alias_blocks if self.teacher.enabled else 0
+        return self.student.apply({"params": params["student"]}, labels, inputs, keep, captured)
+
+    def teach(self, params, frozen, captured: Captured, labels, inputs, alias_bl, keep=None):
+        """The teacher's output over the alias scales, and its loss-carrying logits before them (None if shared)."""
+        settings, before = self.teacher, None
+        if settings.share_weights:
+            network = params["student"]
+            if not settings.train_shared:
+                network, captured = jax.lax.stop_gradient((network, captured))
+        else:
+            network = params["teacher"]["network"]
+            logits, captured = self.student.apply({"params": network}, labels, inputs, keep, settings.num_alias_blocks)
+            before = logits[:, :self.first_alias_token]
+        vectors = self.tokenizer.alias.apply({"params": self.tokenizer.alias_params(frozen)}, alias_bl, method="embed")
+        output = teach(self.student, network, self.alias_head, params["teacher"]["alias"], captured, vectors,
+                       settings.num_alias_scales, keep)
+        return output, before
+
+    def loss(self, params, frozen, structure, alias, labels, keep):
+        """Student's and teacher's losses on one batch; returns their sum and scalars."""
+        inputs = self.inputs(frozen, structure)
+        logits, captured = self.student_logits(params, labels, inputs, keep)
+        losses = token_losses(logits, structure)
+        terms = {"cross_entropy": losses.mean()}
+        accuracy = (jnp.argmax(logits, -1) == structure).astype(jnp.float32)
+        if self.teacher.enabled:
+            output, before = self.teach(params, frozen, captured, labels, inputs, alias, keep)
+            start = self.first_alias_token
+            teacher_losses = token_losses(output.logits, structure[:, start:])
+            if before is not None:
+                teacher_losses = jnp.concatenate([token_losses(before, structure[:, :start]), teacher_losses], axis=1)
+            terms["teacher_cross_entropy"] = teacher_losses.mean()
+            if self.teacher.logit_weight:
+                teacher_log = jax.nn.log_softmax(jax.lax.stop_gradient(output.logits))
+                student_log = jax.nn.log_softmax(logits[:, start:])
+                terms["logit"] = self.teacher.logit_weight * jnp.mean(
+                    jnp.sum(jnp.exp(teacher_log) * (teacher_log - student_log), axis=-1))
+            if self.teacher.feature_weight:
+                student_features = layer_norm(captured.outputs[:, :, start:])
+                teacher_features = layer_norm(jax.lax.stop_gradient(output.features))
+                terms["feature"] = self.teacher.feature_weight * jnp.mean(
+                    jnp.square(student_features - teacher_features))
+        values = {f"loss/{name}": value for name, value in terms.items()} | {"accuracy": accuracy.mean()}
+        for k, (a, b) in enumerate(zip(self.student.offsets[:-1], self.student.offsets[1:], strict=True)):
+            values[f"cross_entropy/scale_{k + 1}"] = losses[:, a:b].mean()
+            values[f"accuracy/scale_{k + 1}"] = accuracy[:, a:b].mean()
+        return sum(terms.values()), values
+
+    def update(self, state: GeneratorState, frozen, batch, key: jax.Array):
+        """One step; returns the new state and scalars."""
+        key = jax.random.fold_in(key, state.step)
+        structure, alias = self.tokens(frozen, batch)
+        dropped = jax.random.bernoulli(jax.random.fold_in(key, 0), self.label_drop, batch["label"].shape)
+        labels = jnp.where(dropped, self.student.num_classes, batch["label"])
+        keep = self.student.drop_path_factors(jax.random.fold_in(key, 1), labels.shape[0])
+        (total, values), gradient = jax.value_and_grad(self.loss, has_aux=True)(
+            state.params, frozen, structure, alias, labels, keep)
+        params, opt_state = {}, {}
+        for name in state.params:
+            updates, opt_state[name] = self.optimizer.update(gradient[name], state.opt_state[name], state.params[name])
+            params[name] = optax.apply_updates(state.params[name], updates)
+            values[f"gradient_norm/{name}"] = optax.global_norm(gradient[name])
+        values["loss/total"] = total
+        return GeneratorState(state.step + 1, params, opt_state), values

@@ -1,0 +1,245 @@
+"""Stage 1: both tokenizers, their losses, code revival and the discriminator, as one task of the loop."""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from refocus_jax.focus.resample import resize
+from refocus_jax.models.discriminator import PatchDiscriminator
+from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.training import adversarial, codebook
+
+STRUCTURE_CODES = ("structure", "quantizer", "codebook", "embedding")
+ALIAS_CODES = ("alias", "codebook", "embedding")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerLosses:
+    """Weights of the stage-1 terms (DESIGN section 4); 0 switches a term off."""
+
+    l1: float = 0.2
+    l2: float = 1.0
+    view: float = 1.0  # coarser latents decode to their views (focus pyramids)
+    consistency: float = 0.25  # z_k against area(z_K) (focus, residual)
+    commitment: float = 0.25  # beta of the VQ loss
+    alias: float = 1.0
+
+
+@flax.struct.dataclass
+class TokenizerState:
+    """Everything stage 1 carries from step to step."""
+
+    step: jax.Array
+    params: Any  # {"structure": ..., "alias": ..., "residual_std": (K - 1,)}, what later stages use
+    opt_state: Any
+    discriminator: Any
+    discriminator_opt_state: Any
+    usage: Any  # occurrences of every code since the last revival
+    residual_moment: Any  # mean square of A_k over all steps so far, (K - 1,)
+
+
+def to_unit_range(image_uint8: jax.Array) -> jax.Array:
+    """uint8 to float32 in [-1, 1]."""
+    return image_uint8.astype(jnp.float32) / 127.5 - 1
+
+
+def straight_through(quantized: jax.Array, latent: jax.Array) -> jax.Array:
+    """The quantized value, exactly, with the latent's gradient."""
+    return jax.lax.stop_gradient(quantized) + (latent - jax.lax.stop_gradient(latent))
+
+
+def mse(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.square(a - b))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerTask:
+    """Trains a `DualTokenizer`. Pure functions of (state, batch, key); batches hold uint8 `image`."""
+
+    tokenizer: DualTokenizer
+    losses: TokenizerLosses
+    revival: codebook.Revival
+    optimizer: optax.GradientTransformation
+    steps: int
+    discriminator: PatchDiscriminator
+    adversarial: adversarial.AdversarialSettings
+    discriminator_optimizer: optax.GradientTransformation
+    name: str = "tokenizer"
+
+    @property
+    def _has_alias(self) -> bool:
+        return self.tokenizer.alias is not None
+
+    def init(self, key: jax.Array) -> TokenizerState:
+        params = self.tokenizer.init(jax.random.fold_in(key, 0))
+        size = self.tokenizer.optics.image_size
+        discriminator, moment = None, None
+        if self.adversarial.weight:
+            discriminator = self.discriminator.init(jax.random.fold_in(key, 1), jnp.zeros((1, size, size, 3)))["params"]
+        usage = {"structure": jnp.zeros((self.tokenizer.structure.quantizer.vocab_size,))}
+        opt_state = self.optimizer.init(params)
+        if self._has_alias:
+            moment = jnp.zeros((len(self.tokenizer.grid_sizes) - 1,))
+            params["residual_std"] = jnp.ones_like(moment)
+            if not self.tokenizer.shared:
+                usage["alias"] = jnp.zeros((self.tokenizer.alias.codebook.vocab_size,))
+        return TokenizerState(
+            jnp.zeros((), jnp.int32), params, opt_state, discriminator,
+            self.discriminator_optimizer.init(discriminator) if discriminator is not None else None, usage, moment)
+
+    def _pixel_loss(self, image: jax.Array, target: jax.Array) -> jax.Array:
+        difference = image - target
+        return self.losses.l1 * jnp.abs(difference).mean() + self.losses.l2 * jnp.square(difference).mean()
+
+    def _vq_loss(self, quantized: jax.Array, latent: jax.Array) -> jax.Array:
+        commitment = self.losses.commitment * mse(jax.lax.stop_gradient(quantized), latent)
+        return commitment + mse(quantized, jax.lax.stop_gradient(latent))
+
+    def _structure_losses(self, params, image, views):
+        """Terms of the structure tokenizer; returns them with its quantization, the decoder's features and its image."""
+        structure, params = self.tokenizer.structure, params["structure"]
+
+        def apply(method, *args):
+            return structure.apply({"params": params}, *args, method=method)
+
+        def network(method, *args):
+            return structure.autoencoder.apply({"params": params["autoencoder"]}, *args, method=method)
+
+        latents = apply("latents", [view.focused for view in views])
+        quantized, last = apply("quantize", latents), len(latents) - 1
+        features = network("features", straight_through(quantized.f_hats[-1], latents[-1]))
+        reconstruction = network("head", features)
+        terms = {"reconstruction": self._pixel_loss(reconstruction, image)}
+        if structure.pyramid == "var":
+            terms["vq"] = sum(self._vq_loss(f_hat, latents[-1]) for f_hat in quantized.f_hats) / (last + 1)
+            return terms, quantized, features, reconstruction
+        states = [apply("view", f_hat, scale) for scale, f_hat in enumerate(quantized.f_hats)]
+        terms["vq"] = sum(map(self._vq_loss, states, latents)) / (last + 1)
+        if self.losses.view:
+            decoded = [network("decode", straight_through(v, z)) for v, z in zip(states[:-1], latents, strict=False)]
+            terms["view"] = self.losses.view / last * sum(
+                self._pixel_loss(d, view.focused) for d, view in zip(decoded, views, strict=False))
+        if structure.quantizer.residual and self.losses.consistency:
+            terms["consistency"] = self.losses.consistency * sum(
+                mse(z, resize(latents[-1], z.shape[1], "area")) for z in latents[:-1])
+        return terms, quantized, features, reconstruction
+
+    def _alias_losses(self, params, residuals, std):
+        """Terms of the alias tokenizer; returns them with tokens and quantizer inputs per scale."""
+        alias, params = self.tokenizer.alias, {"params": self.tokenizer.alias_params(params)}
+        loss, tokens, inputs = {"alias_reconstruction": 0.0, "alias_vq": 0.0}, [], []
+        weight = self.losses.alias / len(residuals)
+        for scale, residual in enumerate(residuals):
+            target = residual / std[scale]
+            latent = alias.apply(params, target, method="latent")
+            tokens.append(alias.apply(params, latent, method="nearest"))
+            code = alias.apply(params, tokens[-1], method="embed")
+            decoded = alias.apply(params, straight_through(code, latent), method="decode")
+            loss["alias_reconstruction"] += weight * mse(decoded, target)
+            loss["alias_vq"] += weight * self._vq_loss(code, latent)
+            inputs.append(jax.lax.stop_gradient(latent))
+        return loss, tokens, inputs
+
+    def _adversarial_loss(self, params, discriminator, image, features):
+        """The generator's term, with its adaptive weight."""
+        head = self.tokenizer.structure.autoencoder
+        head_params = params["structure"]["autoencoder"]
+
+        def to_image(head_params, features):
+            return head.apply({"params": head_params}, features, method="head")
+
+        def fool(image):
+            return adversarial.generator_loss(self.discriminator.apply({"params": discriminator}, image))
+
+        weight = adversarial.adaptive_weight(to_image, head_params, features, lambda y: self._pixel_loss(y, image),
+                                             fool, self.adversarial.cap)
+        return self.adversarial.weight * weight * fool(to_image(head_params, features)), weight
+
+    def loss(self, params, state: TokenizerState, image: jax.Array, key: jax.Array):
+        """Total loss of one batch of images in [-1, 1], with everything `update` needs besides."""
+        views = self.tokenizer.optics.views(image, key)
+        terms, quantized, features, reconstruction = self._structure_losses(params, image, views)
+        aux = {"tokens": {"structure": quantized.tokens}, "inputs": {"structure": quantized.inputs},
+               "reconstruction": jax.lax.stop_gradient(reconstruction)}
+        if self._has_alias:
+            residuals = self.tokenizer.residuals(views)
+            batch_moment = jnp.stack([jnp.square(r).mean() for r in residuals])
+            aux["moment"] = state.residual_moment + (batch_moment - state.residual_moment) / (state.step + 1)
+            aux["std"] = jnp.sqrt(aux["moment"]) + 1e-8
+            alias_terms, tokens, inputs = self._alias_losses(params, residuals, aux["std"])
+            terms |= alias_terms
+            aux["tokens"]["alias"], aux["inputs"]["alias"] = tokens, inputs
+        if self.adversarial.weight:
+            terms["adversarial"], aux["adversarial_weight"] = jax.lax.cond(
+                state.step >= self.adversarial.start,
+                lambda: self._adversarial_loss(params, state.discriminator, image, features),
+                lambda: (jnp.zeros(()), jnp.zeros(())))
+        return sum(terms.values()), (terms, aux)
+
+    def _update_discriminator(self, state: TokenizerState, image, reconstruction):
+        """One step of the discriminator once it has started."""
+
+        def loss(params):
+            def logits(x):
+                return self.discriminator.apply({"params": params}, x)
+            return adversarial.discriminator_loss(logits(image), logits(reconstruction))
+
+        def step():
+            value, gradient = jax.value_and_grad(loss)(state.discriminator)
+            updates, opt_state = self.discriminator_optimizer.update(gradient, state.discriminator_opt_state,
+                                                                     state.discriminator)
+            return value, optax.apply_updates(state.discriminator, updates), opt_state
+
+        return jax.lax.cond(state.step >= self.adversarial.start, step,
+                            lambda: (jnp.zeros(()), state.discriminator, state.discriminator_opt_state))
+
+    def _revive(self, params, opt_state, usage, stream: str, path: tuple[str, ...], aux, step, key):
+        """Revives one codebook if it is time; returns parameters, optimizer state, usage and the number of dead codes."""
+        tokens = aux["tokens"][stream]
+        inputs = aux["inputs"][stream]
+        if stream == "structure" and self.tokenizer.shared and self._has_alias:
+            tokens, inputs = tokens + aux["tokens"]["alias"], inputs + aux["inputs"]["alias"]
+        usage = usage + codebook.count(tokens, usage.shape[0])
+        due = (step % self.revival.every == 0) & (step < self.revival.stop_fraction * self.steps)
+        dead = due & ((usage == 0) | (step == 0))
+        embedding = params
+        for name in path:
+            embedding = embedding[name]
+        params = _replace(params, path, codebook.revive(key, embedding, dead, inputs))
+        opt_state = codebook.reset_moments(opt_state, path, dead)
+        return params, opt_state, jnp.where(due, 0, usage), dead.sum()
+
+    def update(self, state: TokenizerState, frozen, batch, key: jax.Array):
+        """One step on a batch of uint8 `image`; `frozen` is unused. Returns the new state and scalars."""
+        del frozen
+        key = jax.random.fold_in(key, state.step)
+        image = to_unit_range(batch["image"])
+        trained = {name: value for name, value in state.params.items() if name != "residual_std"}
+        (total, (terms, aux)), gradient = jax.value_and_grad(self.loss, has_aux=True)(
+            trained, state, image, jax.random.fold_in(key, 0))
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, trained)
+        params, usage = optax.apply_updates(trained, updates), dict(state.usage)
+        values = {f"loss/{name}": value for name, value in terms.items()}
+        values |= {"loss/total": total, "gradient_norm": optax.global_norm(gradient),
+                   "latent_rms": jnp.sqrt(jnp.mean(jnp.square(aux["inputs"]["structure"][-1])))}
+        for number, (stream, path) in enumerate((("structure", STRUCTURE_CODES), ("alias", ALIAS_CODES))):
+            if stream in usage:
+                params, opt_state, usage[stream], values[f"dead_codes/{stream}"] = self._revive(
+                    params, opt_state, usage[stream], stream, path, aux, state.step, jax.random.fold_in(key, 1 + number))
+        changes = {"step": state.step + 1, "params": params, "opt_state": opt_state, "usage": usage}
+        if self._has_alias:
+            changes |= {"params": {**params, "residual_std": aux["std"]}, "residual_moment": aux["moment"]}
+        if self.adversarial.weight:
+            values["adversarial_weight"] = aux["adversarial_weight"]
+            values["loss/discriminator"], changes["discriminator"], changes["discriminator_opt_state"] = (
+                self._update_discriminator(state, image, aux["reconstruction"]))
+        return state.replace(**changes), values
+
+
+def _replace(tree, path: tuple[str, ...], value):
+    """The nested dict with one leaf exchanged."""
+    return {**tree, path[0]: _replace(tree[path[0]], path[1:], value) if len(path) > 1 else value}

@@ -1,0 +1,288 @@
+"""Every kind of source: what it yields, that its splits are disjoint, and what it refuses."""
+
+import functools
+import io
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refocus_jax.data import sources
+
+FLOWERS = Path(__file__).parents[3] / "shared" / "data" / "flowers64.npz"
+
+
+def coloured(value, height=5, width=6):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def write_image(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def write_npz(path, count=20, **changes):
+    arrays = {"x": np.stack([coloured(i) for i in range(count)]), "y": np.arange(count) % 3} | changes
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return f"npz:{path}"
+
+
+def values(source):
+    """The constant colours of the images of a source, in its order."""
+    return [int(source[i]["image"].max()) for i in range(len(source))]
+
+
+# photos
+
+
+@pytest.mark.parametrize("split", sources.SPLITS)
+def test_photos_are_one_rgb_record_per_class(split):
+    source = sources.load("photos", split)
+    records = [source[i] for i in range(len(source))]
+    assert len(source) == len(source.class_names) >= 12
+    assert [record["label"] for record in records] == list(range(len(source)))
+    for record, name in zip(records, source.class_names, strict=True):
+        height, width, channels = record["image"].shape
+        assert record["image"].dtype == np.uint8 and channels == 3
+        assert height >= 256 and width >= {"train": 128, "validation": 96}[split], name
+        assert record["image"].std() > 5, f"{name} is nearly empty"
+        assert (record["image"].max(axis=-1) < 8).mean() < 0.75, f"{name} is nearly black"
+
+
+def test_photos_splits_share_no_pixel_and_lose_none():
+    train, validation = sources.load("photos", "train"), sources.load("photos", "validation")
+    assert train.class_names == validation.class_names
+    for i, name in enumerate(train.class_names):
+        whole = sources.read_photograph(name)
+        width = whole.shape[1]
+        kept = np.arange(width)[sources.photograph_columns(width, "train")]
+        held_out = np.arange(width)[sources.photograph_columns(width, "validation")]
+        assert sorted([*kept, *held_out]) == list(range(width))
+        assert 96 <= len(held_out) <= max(96, width // 4)
+        np.testing.assert_array_equal(train[i]["image"], whole[:, kept])
+        np.testing.assert_array_equal(validation[i]["image"], whole[:, held_out])
+
+
+def test_retina_shows_no_black_border():
+    assert (sources.read_photograph("retina").max(axis=-1) < 30).mean() < 1e-3
+
+
+# npz
+
+
+def test_npz_holds_out_every_tenth_image(tmp_path):
+    spec = write_npz(tmp_path / "a.npz", count=25)
+    train, validation = sources.load(spec, "train"), sources.load(spec, "validation")
+    assert values(validation) == [9, 19]
+    assert sorted(values(train) + values(validation)) == list(range(25))
+    assert train.class_names == validation.class_names == ("0", "1", "2")
+    assert validation[1]["label"] == 19 % 3
+
+
+def test_npz_uses_its_own_mask_and_class_names(tmp_path):
+    classes = np.array(["red", "green", "blue", "none"])
+    spec = write_npz(tmp_path / "a.npz", val=np.arange(20) >= 14, classes=classes, y=np.zeros(20, np.uint8))
+    assert values(sources.load(spec, "validation")) == list(range(14, 20))
+    assert values(sources.load(spec, "train")) == list(range(14))
+    assert sources.load(spec, "train").class_names == ("red", "green", "blue", "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": None}, "lacks.*x"),
+        ({"y": None}, "lacks.*y"),
+        ({"x": np.zeros((20, 5, 6, 3), np.float32)}, "x must be uint8.*float32"),
+        ({"x": np.zeros((20, 5, 6), np.uint8)}, "x must be uint8"),
+        ({"x": np.zeros((20, 5, 6, 4), np.uint8)}, "x must be uint8"),
+        ({"y": np.zeros(20)}, "y must be integers"),
+        ({"y": np.zeros(19, np.int32)}, "y must be integers"),
+        ({"y": np.full(20, -1)}, "labels y run from -1"),
+        ({"y": np.full(20, 2, np.uint8), "classes": np.array(["a", "b"])}, r"labels y run .* to 2.*\[0, 2\)"),
+        ({"classes": np.arange(3)}, "classes must be strings"),
+        ({"val": np.zeros(20)}, "val must be bool"),
+        ({"val": np.zeros(3, bool)}, "val must be bool"),
+        ({"val": np.ones(20, bool)}, "no train images"),
+        ({"x": np.zeros((0, 5, 6, 3), np.uint8), "y": np.zeros(0, np.uint8)}, "no train images"),
+    ],
+)
+def test_npz_refuses_malformed_arrays(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        sources.load(write_npz(tmp_path / "a.npz", **changes), "train")
+
+
+def test_npz_never_unpickles(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object), y=np.zeros(1, int))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        sources.load(f"npz:{tmp_path}/a.npz", "train")
+
+
+def test_npz_refuses_other_files(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="not an .npz archive"):
+        sources.load(f"npz:{tmp_path}/a.npy", "train")
+
+
+@pytest.mark.skipif(not FLOWERS.exists(), reason="the shared flowers64.npz is not on this machine")
+def test_flowers():
+    train, validation = (sources.load(f"npz:{FLOWERS}", split) for split in sources.SPLITS)
+    assert (len(train), len(validation)) == (3670 - 736, 736)
+    assert train.class_names == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
+    assert train[0]["image"].shape == (64, 64, 3)
+
+
+# folder
+
+
+def test_folder_holds_out_every_tenth_file_of_each_class(tmp_path):
+    for name, offset, count in (("b", 100, 11), ("a", 0, 20)):
+        for i in range(count):
+            write_image(tmp_path / name / f"{i:02d}.png", coloured(offset + i))
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    train, validation = (sources.load(f"folder:{tmp_path}", split) for split in sources.SPLITS)
+    assert train.class_names == validation.class_names == ("a", "b")
+    assert values(validation) == [9, 19, 109]
+    assert [validation[i]["label"] for i in range(3)] == [0, 0, 1]
+    assert sorted(values(train) + values(validation)) == [*range(20), *range(100, 111)]
+
+
+@pytest.mark.parametrize("validation_name", ["val", "validation"])
+def test_folder_uses_explicit_splits(tmp_path, validation_name):
+    write_image(tmp_path / "train" / "cat" / "x.png", coloured(1))
+    write_image(tmp_path / "train" / "dog" / "x.png", coloured(2))
+    write_image(tmp_path / validation_name / "dog" / "x.png", coloured(3))
+    train, validation = (sources.load(f"folder:{tmp_path}", split) for split in sources.SPLITS)
+    assert (values(train), values(validation)) == ([1, 2], [3])
+    assert validation.class_names == ("cat", "dog") and validation[0]["label"] == 1
+
+
+def test_folder_converts_every_mode_to_rgb(tmp_path):
+    write_image(tmp_path / "a" / "0.JPEG", np.full((8, 8), 77, np.uint8))
+    write_image(tmp_path / "a" / "1.png", np.full((8, 8, 4), 88, np.uint8))
+    Image.new("CMYK", (8, 8)).save(tmp_path / "a" / "2.jpg")
+    source = sources.load(f"folder:{tmp_path}", "train")
+    assert values(source) == [77, 88, 255]
+    assert all(source[i]["image"].shape == (8, 8, 3) for i in range(3))
+
+
+def test_folder_refuses_what_is_not_the_layout(tmp_path):
+    spec = f"folder:{tmp_path}"
+    with pytest.raises(ValueError, match="no class folders"):
+        sources.load(spec, "train")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match="train holds no image files"):
+        sources.load(spec, "train")
+    write_image(tmp_path / "train" / "cat" / "x.png", coloured(1))
+    write_image(tmp_path / "val" / "dog" / "x.png", coloured(1))
+    with pytest.raises(ValueError, match="classes that .*train lacks: .*dog"):
+        sources.load(spec, "validation")
+
+
+def test_folder_too_small_to_hold_out_is_an_error_for_validation_only(tmp_path):
+    write_image(tmp_path / "cat" / "x.png", coloured(1))
+    assert len(sources.load(f"folder:{tmp_path}", "train")) == 1
+    with pytest.raises(ValueError, match="no validation images"):
+        sources.load(f"folder:{tmp_path}", "validation")
+
+
+# tfds
+
+
+@pytest.fixture
+def tfds_data_dir(tmp_path, monkeypatch):
+    """A real array_record dataset `tiny` with splits train and test, in the default data dir of tfds."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def encoded(image):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        file.seek(0)
+        return file
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = "tiny"
+        code_path = None  # tfds finds it with importlib_resources, which it does not install
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=["even", "odd"]),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            numbers = {"train": range(8), "test": range(100, 103)}
+            return {split: self._generate_examples(chosen) for split, chosen in numbers.items()}
+
+        def _generate_examples(self, numbers):
+            for i in numbers:
+                # Greyscale files in an RGB dataset occur in ImageNet.
+                image = coloured(i) if i % 2 else np.full((5, 6), i, np.uint8)
+                yield i, {"image": encoded(image), "label": i % 2}
+
+    Tiny(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    opened_here = functools.partial(
+        tfds.data_source, data_dir=tmp_path, builder_kwargs={"file_format": "array_record"}
+    )
+    monkeypatch.setattr(tfds, "data_source", opened_here)
+
+
+def test_tfds_reads_train_and_test(tfds_data_dir):
+    train, validation = sources.load("tfds:tiny", "train"), sources.load("tfds:tiny", "validation")
+    assert train.class_names == ("even", "odd")
+    assert sorted(values(train)) == list(range(8))
+    assert sorted(values(validation)) == [100, 101, 102]
+    for source in (train, validation):
+        for i in range(len(source)):
+            record = source[i]
+            assert record["image"].shape == (5, 6, 3) and record["image"].dtype == np.uint8
+            assert record["label"] == record["image"].max() % 2
+
+
+def test_tfds_explains_how_to_prepare_missing_data(tfds_data_dir):
+    with pytest.raises(FileNotFoundError, match="ILSVRC2012_img_train.tar.*array_record.*tensorflow"):
+        sources.load("tfds:imagenet2012", "train")
+    with pytest.raises(FileNotFoundError, match=r'run tfds.builder\("mnist"'):
+        sources.load("tfds:mnist", "train")
+    with pytest.raises(ValueError, match="no dataset of this name"):
+        sources.load("tfds:no_such_dataset", "train")
+
+
+def test_tfds_refuses_datasets_without_class_labels(monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    info = types.SimpleNamespace(features={"image": tfds.features.Image(), "text": tfds.features.Text()})
+    opened = {"train": types.SimpleNamespace(dataset_info=info)}
+    monkeypatch.setattr(tfds, "data_source", lambda *_, **__: opened)
+    with pytest.raises(ValueError, match="image and a class label.*text"):
+        sources.load("tfds:captions", "train")
+    with pytest.raises(ValueError, match="no test split"):
+        sources.load("tfds:captions", "validation")
+
+
+# any kind
+
+
+@pytest.mark.parametrize("spec", ["", "imagenet", "photos:all", "csv:a.csv"])
+def test_unknown_kinds_are_refused(spec):
+    with pytest.raises(ValueError, match="unknown data source.*folder:PATH"):
+        sources.load(spec, "train")
+
+
+@pytest.mark.parametrize("spec", ["npz:", "folder", "tfds:"])
+def test_kinds_without_their_argument_are_refused(spec):
+    with pytest.raises(ValueError, match="names no data"):
+        sources.load(spec, "train")
+
+
+def test_unknown_splits_are_refused():
+    with pytest.raises(ValueError, match="split must be one of.*'test'"):
+        sources.load("photos", "test")
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_missing_paths_are_named(tmp_path, kind):
+    with pytest.raises(FileNotFoundError, match=f"{kind}:.*absent"):
+        sources.load(f"{kind}:{tmp_path}/absent", "train")

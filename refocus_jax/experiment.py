@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from refocus_jax.data import pipeline, sources, token_cache
+from refocus_jax.evaluation import report
 from refocus_jax.focus import Pyramid
 from refocus_jax.models.discriminator import PatchDiscriminator
 from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer
@@ -185,7 +186,8 @@ def load_generator_params(c: ConfigDict, num_classes: int, workdir: str, mesh) -
     """The student's parameters of a workdir's latest checkpoint."""
     template = loop.abstract_state(generator_task(c, num_classes), jax.random.key(0), mesh)
     with Checkpoints(os.path.join(workdir, "generator", "checkpoints")) as checkpoints:
-        return checkpoints.restore({"params": {"student": template.params["student"]}}, partial=True)["params"]["student"]
+        restored = checkpoints.restore({"params": {"student": template.params["student"]}}, partial=True)
+    return restored["params"]["student"]
 
 
 def encode_tokens(tokenizer: DualTokenizer, params: Any, batches, mesh) -> token_cache.TokenSet:
@@ -240,17 +242,15 @@ def train(c: ConfigDict, workdir: str) -> None:
     if not c.tokenizer_from:
         train_tokenizer(run)
     train_generator(run)
-    print(summary(workdir))
+    print(summary(workdir))  # the one thing a run says on standard output
 
 
 def summary(workdir: str) -> str:
-    """What the last evaluations of a workdir say, one line per fact."""
-    lines = []
+    """What the last evaluations of a workdir's stages say, as tables."""
+    tables = []
     for stage in ("tokenizer", "generator"):
         path = os.path.join(workdir, stage, "evaluation.json")
         if os.path.exists(path):
             with open(path) as file:
-                values = json.load(file)
-            lines.append(f"{stage}, step {values.pop('step')}:")
-            lines += [f"  {name.removeprefix('validation/'):44s} {value:10.4f}" for name, value in values.items()]
-    return "\n".join(lines)
+                tables.append(report.table(stage, json.load(file)))
+    return "\n\n".join(tables)

@@ -16,7 +16,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def enlarge(image_hwc: np.ndarray, side: int, smooth: bool) -> np.ndarray:
-    """A uint8 image at a larger side: bicubic for band-limited views, else nearest, which shows the pixels as they are."""
+    """A uint8 image at a larger side: bicubic for band-limited views, or nearest, which shows pixels as they are."""
     method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(image_hwc).resize((side, side), method))
 

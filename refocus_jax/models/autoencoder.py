@@ -74,7 +74,8 @@ class Encoder(nn.Module):
         last = len(self.channel_multipliers) - 1
         for level, multiplier in enumerate(self.channel_multipliers):
             for i in range(self.num_residual_blocks):
-                x = ResidualBlock(self.channels * multiplier, self.groups, self.dtype, name=f"down_{level}_block_{i}")(x)
+                features = self.channels * multiplier
+                x = ResidualBlock(features, self.groups, self.dtype, name=f"down_{level}_block_{i}")(x)
                 if level == last:
                     x = AttentionBlock(self.groups, self.dtype, name=f"down_{level}_attn_{i}")(x)
             if level != last:

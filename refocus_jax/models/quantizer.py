@@ -119,5 +119,6 @@ class MultiScaleQuantizer(nn.Module):
 
         Returns (b, L - p_1^2, c), the cumulative latent before each scale at that scale's side, row by row.
         """
-        views = [self.view(f_hat, scale + 1) for scale, f_hat in enumerate(self.f_hats(tokens[:len(self.grid_sizes) - 1]))]
+        f_hats = self.f_hats(tokens[:len(self.grid_sizes) - 1])
+        views = [self.view(f_hat, scale + 1) for scale, f_hat in enumerate(f_hats)]
         return jnp.concatenate([v.reshape(v.shape[0], -1, v.shape[-1]) for v in views], axis=1)

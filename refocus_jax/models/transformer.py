@@ -88,8 +88,7 @@ class Block(nn.Module):
     def _queries_keys_values(self, h_bld: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         bias = jnp.concatenate([self.q_bias, jnp.zeros_like(self.q_bias), self.v_bias])
         qkv = h_bld @ self.qkv.astype(self.dtype) + bias.astype(self.dtype)[None, None]
-        b, l, _ = h_bld.shape
-        q, k, v = jnp.moveaxis(qkv.reshape(b, l, 3, self.num_heads, -1), 2, 0)
+        q, k, v = jnp.moveaxis(qkv.reshape(*h_bld.shape[:2], 3, self.num_heads, -1), 2, 0)
         if self.qk_norm:
             temperature = jnp.exp(jnp.minimum(self.scale_mul, MAX_LOG_SCALE))
             q = (_l2_normalize(q) * temperature[None, None, :, None]).astype(self.dtype)
@@ -107,10 +106,9 @@ class Block(nn.Module):
         """
         gate1, gate2, scale1, scale2, shift1, shift2 = (m[:, None] for m in jnp.moveaxis(modulation_b6d, 1, 0))
         keep1, keep2 = (1.0, 1.0) if keep_2b is None else keep_2b[:, :, None, None]
-        b, l, d = x_bld.shape
         h = (layer_norm(x_bld) * (1 + scale1) + shift1).astype(self.dtype)
         out, aux = attend(*self._queries_keys_values(h))
-        x_bld = x_bld + (keep1 * gate1 * self.proj(out.reshape(b, l, d))).astype(x_bld.dtype)
+        x_bld = x_bld + (keep1 * gate1 * self.proj(out.reshape(x_bld.shape))).astype(x_bld.dtype)
         if between is not None:
             x_bld = between(x_bld)
         h = (layer_norm(x_bld) * (1 + scale2) + shift2).astype(self.dtype)
@@ -192,7 +190,7 @@ class Transformer(nn.Module):
         """Input of the first scale: (b, p_1^2, d)."""
         n = self.offsets[1]
         x = self.class_embedding[labels_b][:, None] + self.position_start[None]
-        return (x + (self.level_embedding[0] + self.position[:n])[None]).astype(self.dtype)
+        return (x + (self.level_embedding[:1] + self.position[:n])[None]).astype(self.dtype)
 
     def words(self, inputs_blc: jax.Array, first_scale: int, num_scales: int) -> jax.Array:
         """Input of the scales first_scale ... from the cumulative latents at those scales' sides: (b, l, d)."""

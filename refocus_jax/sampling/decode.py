@@ -118,7 +118,8 @@ def sample(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, qu
         x, cache = decode_scale(network, params, x, modulation, cache, scale)
         logits = net("logits", x, embedding)
         if guided:
-            logits = filters.guide(logits[:batch], logits[batch:], filters.guidance_scale(settings.cfg, scale, num_scales))
+            strength = filters.guidance_scale(settings.cfg, scale, num_scales)
+            logits = filters.guide(logits[:batch], logits[batch:], strength)
         logits = filters.filter_logits(logits, settings.top_k, settings.top_p)
         gumbel = jax.vmap(lambda key, like, s=scale: jax.random.gumbel(jax.random.fold_in(key, s), like.shape))(
             keys_b, logits)

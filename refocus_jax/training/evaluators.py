@@ -52,18 +52,26 @@ class TokenizerEvaluator:
             latents = structure.apply({"params": params["structure"]}, [v.focused for v in views], method="latents")
             quantized = structure.apply({"params": params["structure"]}, latents, method="quantize")
             decoded = tokenizer.decode(params, quantized.f_hats[-1])
-            errors = {"image": _squared_error(decoded, image), "thumbnail": _squared_error(self._thumbnail(image), image)}
+            errors = {"image": _squared_error(decoded, image),
+                      "thumbnail": _squared_error(self._thumbnail(image), image)}
             shown = {"decoded": decoded[:self.num_pictures]}
             if structure.pyramid == "focus":
                 for k, f_hat in enumerate(quantized.f_hats[:-1]):
-                    errors[f"view_{k + 1}"] = _squared_error(tokenizer.decode_view(params, f_hat, k), views[k].focused)
+                    errors[f"view/scale_{k + 1}"] = _squared_error(tokenizer.decode_view(params, f_hat, k),
+                                                                   views[k].focused)
             pooled = [resize(latents[-1], z.shape[1], "area") for z in latents]
             gaps = jnp.stack([jnp.stack([jnp.sum(jnp.square(z - a)), jnp.sum(jnp.square(a))])
                               for z, a in zip(latents[:-1], pooled, strict=False)])
             counts = {"structure": jnp.stack([count([t], structure.quantizer.vocab_size) for t in quantized.tokens])}
             if tokenizer.alias is not None:
-                counts["alias"] = jnp.stack([count([t], tokenizer.alias.codebook.vocab_size)
-                                             for t in tokenizer.encode(params, image)[1]])
+                alias, params_alias = tokenizer.alias, {"params": tokenizer.alias_params(params)}
+                tokens = tokenizer.encode(params, image)[1]
+                counts["alias"] = jnp.stack([count([t], alias.codebook.vocab_size) for t in tokens])
+                for k, (token_map, residual) in enumerate(zip(tokens, tokenizer.residuals(views), strict=True)):
+                    code = alias.apply(params_alias, token_map, method="embed")
+                    decoded = params["residual_std"][k] * alias.apply(params_alias, code, method="decode")
+                    errors[f"alias/scale_{k + 1}"] = _squared_error(decoded, residual)
+                    errors[f"alias_power/scale_{k + 1}"] = jnp.square(residual).mean(axis=(1, 2, 3))
             return errors, counts, gaps, shown
 
         return jax.jit(measure)
@@ -74,9 +82,16 @@ class TokenizerEvaluator:
                    for batch in self.batches]
         errors = {name: np.concatenate([r[0][name] for r in results]) for name in results[0][0]}
         counts = {name: sum(r[1][name] for r in results) for name in results[0][1]}
-        for name, value in errors.items():
-            yield f"validation/psnr/{name}", metrics.psnr(value)
+        yield "validation/psnr", metrics.psnr(errors["image"])
+        yield "validation/thumbnail_psnr", metrics.psnr(errors["thumbnail"])
         yield "validation/psnr_gain", metrics.psnr(errors["image"]) - metrics.psnr(errors["thumbnail"])
+        for k in range(len(self.tokenizer.grid_sizes) - 1):
+            scale = f"scale_{k + 1}"
+            if f"view/{scale}" in errors:
+                yield f"validation/view_psnr/{scale}", metrics.psnr(errors[f"view/{scale}"])
+            if f"alias/{scale}" in errors:
+                share = 1 - errors[f"alias/{scale}"].mean() / errors[f"alias_power/{scale}"].mean()
+                yield f"validation/alias_explained/{scale}", share
         for stream, per_scale in counts.items():
             for k, one in enumerate(per_scale):
                 yield f"validation/{stream}_perplexity/scale_{k + 1}", metrics.perplexity(one)

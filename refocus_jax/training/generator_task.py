@@ -190,6 +190,6 @@ class GeneratorTask:
         for name in state.params:
             updates, opt_state[name] = self.optimizer.update(gradient[name], state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], updates)
-            values[f"gradient_norm/{name}"] = optax.global_norm(gradient[name])
+            values[f"gradient_norm/{name}"] = optax.tree.norm(gradient[name])
         values["loss/total"] = total
         return GeneratorState(state.step + 1, params, opt_state), values

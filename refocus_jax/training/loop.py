@@ -115,7 +115,7 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
     iterator: Iterator = iter(batches)
     replicated = mesh_lib.replicated(mesh)
     update = jax.jit(task.update, donate_argnums=0, out_shardings=(replicated, replicated))
-    key = jax.device_put(key, replicated)
+    key, frozen = jax.device_put((key, frozen), replicated)
     with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints:
         start = checkpoints.latest_step()
         if start is None:

@@ -100,7 +100,7 @@ class TokenizerTask:
         return commitment + mse(quantized, jax.lax.stop_gradient(latent))
 
     def _structure_losses(self, params, image, views):
-        """Terms of the structure tokenizer; returns them with its quantization, the decoder's features and its image."""
+        """Terms of the structure tokenizer; returns them, its quantization, the decoder's features and its image."""
         structure, params = self.tokenizer.structure, params["structure"]
 
         def apply(method, *args):
@@ -198,7 +198,7 @@ class TokenizerTask:
                             lambda: (jnp.zeros(()), state.discriminator, state.discriminator_opt_state))
 
     def _revive(self, params, opt_state, usage, stream: str, path: tuple[str, ...], aux, step, key):
-        """Revives one codebook if it is time; returns parameters, optimizer state, usage and the number of dead codes."""
+        """Revives one codebook if it is time; returns what has changed and the number of dead codes."""
         tokens = aux["tokens"][stream]
         inputs = aux["inputs"][stream]
         if stream == "structure" and self.tokenizer.shared and self._has_alias:
@@ -224,12 +224,13 @@ class TokenizerTask:
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, trained)
         params, usage = optax.apply_updates(trained, updates), dict(state.usage)
         values = {f"loss/{name}": value for name, value in terms.items()}
-        values |= {"loss/total": total, "gradient_norm": optax.global_norm(gradient),
+        values |= {"loss/total": total, "gradient_norm": optax.tree.norm(gradient),
                    "latent_rms": jnp.sqrt(jnp.mean(jnp.square(aux["inputs"]["structure"][-1])))}
         for number, (stream, path) in enumerate((("structure", STRUCTURE_CODES), ("alias", ALIAS_CODES))):
             if stream in usage:
                 params, opt_state, usage[stream], values[f"dead_codes/{stream}"] = self._revive(
-                    params, opt_state, usage[stream], stream, path, aux, state.step, jax.random.fold_in(key, 1 + number))
+                    params, opt_state, usage[stream], stream, path, aux, state.step,
+                    jax.random.fold_in(key, 1 + number))
         changes = {"step": state.step + 1, "params": params, "opt_state": opt_state, "usage": usage}
         if self._has_alias:
             changes |= {"params": {**params, "residual_std": aux["std"]}, "residual_moment": aux["moment"]}

@@ -1,0 +1,1 @@
+"""Official VAR checkpoints in and out, as pure functions on dicts of arrays."""

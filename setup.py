@@ -1,0 +1,39 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGE = Path(__file__).parent / "refocus_jax"
+VERSION = re.search(r'__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text())[1]
+
+setup(
+    name="refocus_jax",
+    version=VERSION,
+    description="ReFocus-VAR in JAX: visual autoregressive image generation by next-focus prediction",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["refocus_jax", "refocus_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.8; platform_system != 'Windows'",  # the file format of tfds sources
+        "clu>=0.0.12",
+        "flax>=0.12",
+        "grain>=0.2.18",
+        "jax>=0.10",
+        "ml-collections>=1.1",
+        "numpy>=2",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pillow>=11",
+        "scikit-image>=0.26",  # its photographs are the data source 'photos'
+        "tensorboardX>=2.6.5",
+        "tensorflow-datasets>=4.9.10",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["pytest>=9", "ruff>=0.12"],
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+    },
+)

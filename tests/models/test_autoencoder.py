@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from refocus_jax.models.autoencoder import Norm
+from refocus_jax.models.tokenizer import Autoencoder
+from tests.fixtures import small
+
+
+@pytest.fixture(scope="module")
+def params():
+    network = small.autoencoder()
+    return small.random_params(
+        lambda key, x: network.init(key, x, method=lambda module, x: module.decode(module.encode(x))),
+        np.zeros((1, 6, 6, 3), np.float32))
+
+
+def apply(network, method):
+    return jax.jit(lambda params, x: network.apply(params, x, method=method))
+
+
+def test_every_side_fits_and_shrinks_by_the_stride(params):
+    network = small.autoencoder()
+    assert network.stride == 2
+    for height, width in ((2, 2), (6, 10), (64, 32)):
+        latent = jax.eval_shape(apply(network, "encode"), params, np.zeros((3, height, width, 3), np.float32))
+        assert latent.shape == (3, height // 2, width // 2, small.CHANNELS)
+        assert jax.eval_shape(apply(network, "decode"), params, latent).shape == (3, height, width, 3)
+
+
+def test_decoding_is_features_then_head(params):
+    """The adversarial weight is measured at that last layer."""
+    network, latent = small.autoencoder(), 100 * small.random(0, 1, 3, 3, small.CHANNELS)
+    features = apply(network, "features")(params, latent)
+    assert features.shape == (1, 6, 6, 8)
+    np.testing.assert_allclose(apply(network, "head")(params, features), apply(network, "decode")(params, latent),
+                               atol=1e-5)
+
+
+def test_samples_do_not_mix(params):
+    encode, image = apply(small.autoencoder(), "encode"), small.random(0, 2, 6, 6, 3)
+    other = np.stack([image[0], 0 * image[1]])
+    np.testing.assert_allclose(np.asarray(encode(params, image))[0], np.asarray(encode(params, other))[0], atol=1e-6)
+
+
+def test_bfloat16_computes_in_bfloat16_and_returns_float32(params):
+    network, half = small.autoencoder(), small.autoencoder().clone(dtype=jnp.bfloat16)
+    image = small.random(0, 1, 6, 6, 3)
+    exact, rough = apply(network, "encode")(params, image), apply(half, "encode")(params, image)
+    assert exact.dtype == rough.dtype == jnp.float32
+    error = np.abs(np.asarray(exact) - np.asarray(rough)).max() / np.abs(exact).max()
+    assert 1e-4 < error < 0.1
+    assert jax.eval_shape(apply(half, "features"), params, exact).dtype == jnp.bfloat16
+    assert jax.eval_shape(apply(half, "decode"), params, exact).dtype == jnp.float32
+
+
+def test_norm_has_zero_mean_and_unit_variance_per_group():
+    x = 3 + 5 * small.random(0, 2, 4, 4, 8)
+    params = {"norm": {"scale": np.ones(8, np.float32), "bias": np.zeros(8, np.float32)}}
+    normed = jax.jit(lambda x: Norm(groups=2).apply({"params": params}, x))(x)
+    groups = np.reshape(normed, (2, 16, 2, 4))
+    np.testing.assert_allclose(groups.mean((1, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(groups.var((1, 3)), 1, atol=1e-5)
+
+
+def test_groups_that_do_not_divide_the_channels_are_named():
+    network = Autoencoder(channels=8, channel_multipliers=(1,), num_residual_blocks=1, latent_channels=4, norm_groups=3)
+    with pytest.raises(ValueError, match="norm_groups 3 does not divide 8 channels"):
+        jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), method="encode"))

@@ -1,0 +1,149 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from refocus_jax.sampling import decode
+from refocus_jax.sampling.decode import SamplingSettings
+from tests.fixtures import small
+
+LABELS = np.asarray([1, 3, 0], np.int32)
+MANY = np.full((1000,), 1, np.int32)
+sample_keys = jax.jit(decode.sample_keys)
+
+
+class Sampler:
+    """A student and a quantizer on one set of parameters, with compiled functions of them."""
+
+    def __init__(self, residual: bool = True, **settings):
+        self.network, self.quantizer = small.transformer(**settings), small.quantizer(residual)
+        self.params = small.transformer_params(self.network)
+        self.quantizer_params = small.quantizer_params(self.quantizer)
+        self.logits = jax.jit(self._logits)
+        self.f_hats = jax.jit(lambda tokens: self.quantize("f_hats", tokens))
+        self._sample = jax.jit(self._draw, static_argnums=3)
+
+    def quantize(self, method, *args):
+        return self.quantizer.apply({"params": self.quantizer_params}, *args, method=method)
+
+    def _logits(self, labels, tokens):
+        """Without a cache: (b, L, V)."""
+        inputs = self.quantize("generator_inputs", tokens)
+        return self.network.apply({"params": self.params}, labels, inputs)[0]
+
+    def _draw(self, params, labels, keys, settings):
+        return decode.sample(self.network, params, self.quantizer, self.quantizer_params, labels, keys, settings)
+
+    def sample(self, labels, keys, params=None, **settings):
+        settings = SamplingSettings(**{"cfg": 0.0, "top_k": 0, "top_p": 0.0} | settings)
+        return self._sample(params or self.params, labels, keys, settings)
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return Sampler()
+
+
+@pytest.mark.parametrize("settings", [{}, {"shared_modulation": True, "qk_norm": False}], ids=str)
+def test_cached_logits_are_the_teacher_forced_ones(settings, sampler):
+    sampler = Sampler(**settings) if settings else sampler
+    network, params, tokens = sampler.network, sampler.params, small.random_tokens(0, batch=3)
+
+    @jax.jit
+    def cached(labels, inputs):
+        def net(method, *args):
+            return network.apply({"params": params}, *args, method=method)
+
+        condition, embedding = net("conditions", labels)
+        modulation, cache = decode.modulations(network, params, condition), decode.init_cache(network, 3)
+        logits = []
+        for scale, (a, b) in enumerate(zip(network.offsets[:-1], network.offsets[1:], strict=True)):
+            x = net("words", inputs[:, a - 1:b - 1], scale, 1) if scale else net("start", labels)
+            x, cache = decode.decode_scale(network, params, x, modulation, cache, scale)
+            logits.append(net("logits", x, embedding))
+        return jnp.concatenate(logits, axis=1)
+
+    inputs = jax.jit(lambda tokens: sampler.quantize("generator_inputs", tokens))(tokens)
+    np.testing.assert_allclose(cached(LABELS, inputs), sampler.logits(LABELS, tokens), atol=2e-5)
+
+
+@pytest.mark.parametrize("residual, cfg", [(True, 0.0), (False, 1.5)])
+def test_greedy_sampling_is_an_argmax_loop_without_cache(residual, cfg, sampler):
+    """cfg = 0 is the conditional network alone; else scale k is guided by cfg k / (K - 1)."""
+    sampler = sampler if residual else Sampler(residual=False)
+    result = sampler.sample(LABELS, sample_keys(0, LABELS), cfg=cfg, top_k=1)
+    tokens = [np.zeros((3, p, p), np.int32) for p in small.GRIDS]
+    for scale, p in enumerate(small.GRIDS):
+        part = slice(small.OFFSETS[scale], small.OFFSETS[scale + 1])
+        logits = np.asarray(sampler.logits(LABELS, tokens))[:, part]
+        unconditional = np.asarray(sampler.logits(np.full_like(LABELS, small.CLASSES), tokens))[:, part]
+        strength = cfg * scale / 2
+        logits = (1 + strength) * logits - strength * unconditional
+        tokens[scale] = logits.argmax(-1).reshape(3, p, p).astype(np.int32)
+    for got, expected in zip(result.tokens, tokens, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.fixture(scope="module")
+def many(sampler):
+    """Unfiltered samples of class 1, from seed 0 on."""
+    return sampler.sample(MANY, sample_keys(0, MANY))
+
+
+def test_samples(sampler, many):
+    assert [t.shape for t in many.tokens] == [(len(MANY), p, p) for p in small.GRIDS]
+    assert all(t.dtype == np.int32 and 0 <= np.min(t) and np.max(t) < small.VOCAB for t in many.tokens)
+    for sampled, decoded in zip(many.f_hat, sampler.f_hats(many.tokens), strict=True):
+        np.testing.assert_allclose(sampled, decoded, atol=1e-5)
+
+
+def test_tokens_are_drawn_from_the_networks_distribution(sampler, many):
+    """The first token of many samples: frequencies against the probabilities of the first logits."""
+    frequencies = np.bincount(np.ravel(many.tokens[0]), minlength=small.VOCAB) / len(MANY)
+    logits = np.asarray(sampler.logits(LABELS, small.random_tokens(0, batch=3)))[0, 0]
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(frequencies, probabilities, atol=0.05)
+    assert probabilities.max() > 0.1
+
+
+def test_every_token_is_drawn_with_noise_of_its_own(sampler):
+    """With equal logits two tokens of a sample agree once in V times, also across scales."""
+    indifferent = {**sampler.params, "head": jax.tree.map(np.zeros_like, sampler.params["head"])}
+    sample = sampler.sample(MANY, sample_keys(0, MANY), indifferent)
+    tokens = np.concatenate([np.reshape(t, (len(MANY), -1)) for t in sample.tokens], axis=1)
+    agreement = np.mean(tokens[:, :, None] == tokens[:, None, :], axis=0)
+    assert agreement[~np.eye(small.LENGTH, dtype=bool)].max() < 3 / small.VOCAB
+
+
+def test_a_sample_hangs_on_its_own_seed_and_label_alone(sampler, many):
+    """The third from seed 5 is the first from seed 7, and the only one of a batch of its own."""
+    later = sampler.sample(MANY, sample_keys(5, MANY))
+    label = MANY[7:8]
+    alone = sampler.sample(label, sample_keys(7, label))
+    for a, b, c in zip(many.tokens, later.tokens, alone.tokens, strict=True):
+        np.testing.assert_array_equal(a[5:], b[:-5])
+        np.testing.assert_array_equal(a[7:8], c)
+    assert len(np.unique(np.reshape(many.tokens[-1], (len(MANY), -1)), axis=0)) > 0.9 * len(MANY)
+
+
+def test_sample_keys():
+    def data(seed, labels):
+        return jax.random.key_data(decode.sample_keys(seed, jnp.asarray(labels))).tolist()
+
+    assert data(5, [1, 3]) == data(5, [1]) + data(6, [3])
+    assert data(jnp.asarray([9, 2]), [1, 3]) == data(9, [1]) + data(2, [3])
+    assert data(5, [1]) != data(5, [3]) and data(5, [1]) != data(6, [1])
+    assert data(0, [0, 0])[0] != data(0, [0, 0])[1]
+
+
+def test_smoothing_feeds_back_a_mixture_of_codes(sampler, many):
+    smooth = sampler.sample(MANY, sample_keys(0, MANY), smooth=True)
+    assert jax.tree.map(np.shape, smooth) == jax.tree.map(np.shape, many)
+    np.testing.assert_array_equal(smooth.tokens[0], many.tokens[0])  # nothing has been fed back yet
+    for mixture, codes in zip(smooth.f_hat, sampler.f_hats(smooth.tokens), strict=True):
+        assert np.abs(np.asarray(mixture) - np.asarray(codes)).max() > 1e-3
+
+
+def test_settings_out_of_range_are_named():
+    with pytest.raises(ValueError, match="sampling.cfg is -1"):
+        SamplingSettings(cfg=-1)

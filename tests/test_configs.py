@@ -1,0 +1,104 @@
+"""Every config that ships: parameter counts, and whole update steps traced at full size without computing."""
+
+import functools
+import importlib
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from refocus_jax import experiment
+
+IMAGENET_CLASSES = 1000
+# Millions of student parameters, DESIGN section 8 (the official sizes with V = 4096, the paper's with 8192).
+SIZES = {"d12": (133.2, 136.3), "d16": (310.3, 314.5), "d20": (600.9, 606.2), "d24": (1033.4, 1039.7),
+         "d30": (2010.0, 2017.9), "d36_512": (2353.9, 2363.3)}
+CONFIGS = (*SIZES, "d16_1024", "tiny")
+# Each argument of a config, on the smallest one.
+VARIANTS = ("k4", "residual", "var", "norefocus", "gaussian", "noteacher", "shared")
+
+
+def config(name, argument=None):
+    return importlib.import_module(f"configs.{name}").get_config(argument)
+
+
+@functools.cache
+def traced_tokenizer(name, argument=None):
+    """Abstract state before and after one stage-1 update; configs with one tokenizer share the trace."""
+    c = config(name, argument)
+    task = experiment.tokenizer_task(c)
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    batch = {"image": jax.ShapeDtypeStruct((2, c.image_size, c.image_size, 3), jnp.uint8)}
+    return state, *jax.eval_shape(task.update, state, None, batch, jax.random.key(0))
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("vocab_size", [4096, 8192])
+def test_student_has_the_published_number_of_parameters(name, vocab_size):
+    c = config(name)
+    c.tokenizer.vocab_size = vocab_size
+    task = experiment.generator_task(c, IMAGENET_CLASSES)
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    millions = count(state.params["student"]) / 1e6
+    assert round(millions, 1) == SIZES[name][vocab_size == 8192]
+
+
+@pytest.mark.parametrize("name", ["d16", "d36_512", "d16_1024", "tiny"])
+def test_tokenizer_step_traces(name):
+    before, after, values = traced_tokenizer(name)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), before) == jax.tree.map(lambda a: (a.shape, a.dtype), after)
+    terms = ("reconstruction", "view", "vq", "alias_reconstruction", "alias_vq", "adversarial", "discriminator")
+    assert {f"loss/{term}" for term in terms} <= set(values)
+    assert all(value.shape == () for value in values.values())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_generator_step_traces(name):
+    c = config(name)
+    task = experiment.generator_task(c, IMAGENET_CLASSES)
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    tokenizer = experiment.tokenizer_task(c)
+    frozen = jax.eval_shape(tokenizer.init, jax.random.key(0)).params
+    length, alias = task.student.offsets[-1], task.student.offsets[-2]
+    batch = {"structure": jax.ShapeDtypeStruct((2, length), jnp.int32),
+             "alias": jax.ShapeDtypeStruct((2, alias), jnp.int32), "label": jax.ShapeDtypeStruct((2,), jnp.int32)}
+    after, values = jax.eval_shape(task.update, state, frozen, batch, jax.random.key(0))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(lambda a: (a.shape, a.dtype), after)
+    assert {"loss/cross_entropy", "loss/teacher_cross_entropy", "loss/logit", "loss/feature"} <= set(values)
+    # The teacher's own parameters stay under the paper's 3 %, but for d12, where the base itself is small.
+    if name in SIZES:
+        share = count(state.params["teacher"]) / count(state.params["student"])
+        assert share < (0.035 if name == "d12" else 0.03)
+
+
+@pytest.mark.parametrize("argument", VARIANTS)
+def test_every_argument_changes_the_config_and_builds(argument):
+    c = config("d16", argument)
+    assert c.to_json() != config("d16").to_json()
+    assert (experiment.build_tokenizer(c).alias is not None) == c.teacher.enabled
+    experiment.generator_task(c, IMAGENET_CLASSES)
+
+
+def test_arguments_combine_and_a_wrong_one_is_named():
+    c = config("d16", "k4,noteacher")
+    assert tuple(c.grid_sizes) == (2, 4, 8, 16) and not c.teacher.enabled
+    with pytest.raises(ValueError, match="'k5' is unknown; choose from .*k4"):
+        config("d16", "k4,k5")
+
+
+def test_blur_of_the_paper():
+    """K = 4 at 256 px: 12, 9, 3, 0 pixels; in proportion at 512."""
+    assert experiment.build_tokenizer(config("d16", "k4")).optics.radii().round(6).tolist() == [12, 9, 3, 0]
+    assert experiment.build_tokenizer(config("d36_512")).optics.radii()[0] == 24
+
+
+def test_images_that_do_not_fit_the_grids_are_named():
+    c = config("tiny")
+    c.image_size = 128
+    with pytest.raises(ValueError, match="image_size is 128.* must be 16, not 8"):
+        experiment.build_tokenizer(c)

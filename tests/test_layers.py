@@ -1,0 +1,107 @@
+"""Imports point one way, and each outside package with a side effect has one room."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+import refocus_jax
+
+ROOT = Path(refocus_jax.__file__).parent
+# Each may import its own layer and those before it. `__init__` is the root package, which everything imports.
+LAYERS = (
+    {"__init__"}, {"focus"}, {"models"}, {"sampling"}, {"runtime"}, {"data"}, {"evaluation"}, {"training"},
+    {"planning"}, {"experiment", "pretrained", "interop"}, {"main"},
+)
+LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Outside modules and the only files that may import them.
+ROOMS = {
+    "orbax": {"runtime/checkpoint.py"},
+    "tensorboardX": {"runtime/writer.py"},
+    "ml_collections": {"experiment.py", "pretrained.py", "main.py"},
+    "torch": set(),
+    "tensorflow": set(),
+    "clu.metric_writers": set(),  # imports TensorFlow, as does the next
+    "clu.periodic_actions": set(),
+}
+PURE_LAYERS = ("focus", "models")
+INPUT_OUTPUT_MODULES = ("io", "logging", "os", "pathlib", "shutil", "sys", "tempfile", "zipfile")
+INPUT_OUTPUT_CALLS = ("input", "open", "print")
+
+
+def layer_of(file: PurePosixPath) -> str:
+    return PurePosixPath(file.parts[0]).stem
+
+
+def imported_modules(file: PurePosixPath, tree: ast.AST) -> Iterator[str]:
+    """Absolute names of all that is imported anywhere in a file, `from a import b` as `a.b`."""
+    package = ("refocus_jax", *file.parent.parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            yield from (".".join(filter(None, (*base, node.module, alias.name))) for alias in node.names)
+
+
+def violations(file: PurePosixPath, source: str) -> list[str]:
+    """What a file (path relative to the package) imports or calls against the rules."""
+    tree, layer = ast.parse(source), layer_of(file)
+    if layer not in LEVELS:
+        return [f"{file} belongs to no layer"]
+    found = []
+    for module in imported_modules(file, tree):
+        first, _, rest = module.partition(".")
+        if first == "refocus_jax" and LEVELS.get(rest.partition(".")[0], 0) > LEVELS[layer]:
+            found.append(f"{layer} imports {module}")
+        for outside, rooms in ROOMS.items():
+            if f"{module}.".startswith(f"{outside}.") and str(file) not in rooms:
+                found.append(f"{file} imports {module}")
+        if layer in PURE_LAYERS and first in INPUT_OUTPUT_MODULES:
+            found.append(f"{layer} imports {module}")
+    for node in ast.walk(tree):
+        if layer in PURE_LAYERS and isinstance(node, ast.Name) and node.id in INPUT_OUTPUT_CALLS:
+            found.append(f"{layer} uses {node.id}")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    assert violations(PurePosixPath(path.relative_to(ROOT).as_posix()), path.read_text()) == []
+
+
+@pytest.mark.parametrize(("file", "source"), [
+    ("focus/views.py", "import refocus_jax.models.attention"),
+    ("focus/views.py", "from refocus_jax.models import attention"),
+    ("focus/views.py", "from refocus_jax import models"),
+    ("focus/__init__.py", "from ..models import attention"),
+    ("models/teacher.py", "from .. import training"),
+    ("data/sources.py", "def late():\n    from refocus_jax.evaluation.metrics import psnr"),
+    ("training/loop.py", "def late():\n    from ..experiment import train"),
+    ("__init__.py", "from refocus_jax.focus import views"),
+    ("pretrained.py", "import refocus_jax.main"),
+    ("helpers.py", ""),
+    ("training/loop.py", "import orbax.checkpoint as ocp"),
+    ("runtime/mesh.py", "from orbax import checkpoint"),
+    ("experiment.py", "from tensorboardX import SummaryWriter"),
+    ("training/loop.py", "if True:\n    from ml_collections import ConfigDict"),
+    ("interop/var.py", "import torch.nn.functional"),
+    ("data/sources.py", "import tensorflow as tf"),
+    ("runtime/writer.py", "from clu import metric_writers"),
+    ("models/tokenizer.py", "import os.path"),
+    ("models/tokenizer.py", "from pathlib import Path"),
+    ("focus/psf.py", "def load(path):\n    return open(path)"),
+])
+def test_a_violation_is_found(file, source):
+    assert violations(PurePosixPath(file), source)
+
+
+@pytest.mark.parametrize(("file", "source"), [
+    ("models/tokenizer.py", "from refocus_jax.focus import Pyramid\nfrom . import attention\nfrom ..focus import psf"),
+    ("experiment.py", "from refocus_jax import __version__, pretrained\nimport os\nimport ml_collections"),
+    ("runtime/checkpoint.py", "import orbax.checkpoint as ocp"),
+    ("data/sources.py", "import tensorflow_datasets as tfds\nfrom clu import parameter_overview\nopen('file')"),
+])
+def test_what_the_rules_allow_is_no_violation(file, source):
+    assert violations(PurePosixPath(file), source) == []

@@ -1,0 +1,176 @@
+"""Stage 2: who learns from whom, resuming, devices."""
+
+import functools
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from refocus_jax import experiment
+from refocus_jax.data import token_cache
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.training import loop
+
+CLASSES = 3
+
+
+def equal(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a, b))
+
+
+@pytest.fixture(scope="module")
+def frozen(micro):
+    """Tokenizer parameters, random: stage 2 cannot tell."""
+    return jax.jit(experiment.tokenizer_task(micro()).init)(jax.random.key(3)).params
+
+
+@pytest.fixture(scope="module")
+def tokens(micro):
+    """64 random token maps."""
+    task, rng = experiment.generator_task(micro(), CLASSES), np.random.default_rng(0)
+    length, alias = task.student.offsets[-1], task.student.offsets[-2]
+    return token_cache.TokenSet(rng.integers(0, 32, (64, length), np.int32), rng.integers(0, 16, (64, alias), np.int32),
+                                rng.integers(0, CLASSES, 64).astype(np.int32))
+
+
+@pytest.fixture(scope="module")
+def stepper(micro):
+    """stepper(argument, changes) -> (task, jitted update, first state); one compilation each."""
+
+    @functools.cache
+    def make(argument=None, changes=()):
+        c = micro(argument)
+        c.update_from_flattened_dict(dict(changes))
+        task = experiment.generator_task(c, CLASSES)
+        return task, jax.jit(task.update), jax.jit(task.init)(jax.random.key(0))
+
+    return make
+
+
+def steps(update, state, frozen, tokens, number=3):
+    for i in range(number):
+        state, values = update(state, frozen, tokens[slice(4 * i, 4 * i + 4)], jax.random.key(1))
+    return state, values
+
+
+NO_DISTILLATION = (("teacher.logit_weight", 0.0), ("teacher.feature_weight", 0.0))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_without_distillation_the_student_trains_bit_for_bit_as_plain_var(stepper, frozen, tokens, blocks):
+    _, update, state = stepper(None, (*NO_DISTILLATION, ("teacher.num_alias_blocks", blocks)))
+    _, plain_update, plain_state = stepper("noteacher")
+    assert equal(state.params["student"], plain_state.params["student"])
+    trained, _ = steps(update, state, frozen, tokens)
+    plain, _ = steps(plain_update, plain_state, frozen, tokens)
+    assert equal(trained.params["student"], plain.params["student"])
+    assert equal(trained.opt_state["student"], plain.opt_state["student"])
+    assert not equal(trained.params["teacher"], state.params["teacher"])
+
+
+def test_distillation_reaches_the_student(stepper, frozen, tokens):
+    """The teacher starts as the student, so its first step gives nothing, its second something."""
+    _, update, state = stepper()
+    _, plain_update, plain_state = stepper("noteacher")
+    once, values = steps(update, state, frozen, tokens, 1)
+    assert values["loss/logit"] < 1e-6 and values["loss/feature"] < 1e-6
+    twice, values = steps(update, state, frozen, tokens, 2)
+    assert values["loss/feature"] > 0
+    assert not equal(twice.params["student"], steps(plain_update, plain_state, frozen, tokens, 2)[0].params["student"])
+
+
+@pytest.mark.parametrize(("changes", "reaches"), [((), False), ((("teacher.train_shared", True),), True)])
+def test_the_teachers_own_loss_reaches_shared_weights_only_when_told(stepper, frozen, tokens, changes, reaches):
+    task, _, state = stepper(None, (*NO_DISTILLATION, *changes))
+    batch = jax.tree.map(jnp.asarray, tokens[slice(0, 4)])
+
+    def teacher_loss(student):
+        params = {**state.params, "student": student}
+        terms = task.loss(params, frozen, batch["structure"], batch["alias"], batch["label"], None)[1]
+        return terms["loss/teacher_cross_entropy"]
+
+    gradient = jax.jit(jax.grad(teacher_loss))(state.params["student"])
+    assert any(bool((g != 0).any()) for g in jax.tree.leaves(gradient)) == reaches
+
+
+def test_a_second_network_teaches_too(stepper, frozen, tokens):
+    _, update, state = stepper(None, (("teacher.share_weights", False),))
+    assert set(state.params["teacher"]) == {"alias", "network"}
+    after, values = steps(update, state, frozen, tokens, 2)
+    assert values["loss/logit"] > 0
+    # Every parameter of the second network trains but its own last blocks' unused outputs.
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params["teacher"], after.params["teacher"])
+    assert moved["network"]["head"]["kernel"] and moved["network"]["word_embed"]["kernel"]
+
+
+def test_tokens_come_from_images_as_from_a_set(stepper, frozen, images):
+    task, _, _ = stepper()
+    structure, alias = jax.jit(task.tokens)(frozen, {"image": images[:4]})
+    assert structure.shape == (4, task.student.offsets[-1]) and alias.shape == (4, task.student.offsets[-2])
+    encoded = experiment.encode_tokens(task.tokenizer, frozen, [{"image": images[:4], "label": np.zeros(4, np.int32)}],
+                                       mesh_lib.make_mesh())
+    np.testing.assert_array_equal(encoded.structure, structure)
+    np.testing.assert_array_equal(encoded.alias, alias)
+
+
+def test_it_learns_by_heart(stepper, frozen, tokens):
+    _, update, state = stepper(None, (("generator_optimizer.learning_rate", 1e-2), ("generator_training.steps", 200),
+                                      ("generator.drop_path_rate", 0.0), ("label_drop", 0.0)))
+    for _ in range(60):
+        state, values = update(state, frozen, tokens[slice(0, 4)], jax.random.key(1))
+    assert values["loss/cross_entropy"] < 1.5 < np.log(32) - 1.5
+    assert values["loss/teacher_cross_entropy"] < 1.5
+
+
+def test_loss_on_one_device_is_that_on_two(stepper, frozen, tokens):
+    task, _, state = stepper()
+    values = []
+    for count in (1, 2):
+        mesh = mesh_lib.make_mesh(jax.devices()[:count])
+        placed = jax.device_put((state, frozen, jax.random.key(1)), mesh_lib.replicated(mesh))
+        batch = mesh_lib.put_batch(mesh, tokens[slice(0, 4)])
+        values.append(jax.jit(task.update)(placed[0], placed[1], batch, placed[2])[1])
+    for name in ("loss/cross_entropy", "loss/teacher_cross_entropy", "gradient_norm/student"):
+        np.testing.assert_allclose(values[0][name], values[1][name], rtol=1e-5)
+
+
+class Interrupt(Exception):
+    pass
+
+
+def test_interrupted_stage_2_resumes_bit_for_bit(micro, frozen, tokens, tmp_path):
+    c = micro()
+    task, mesh = experiment.generator_task(c, CLASSES), mesh_lib.make_mesh()
+    placed = jax.device_put(frozen, mesh_lib.replicated(mesh))
+
+    def run(directory, interrupt_at=None):
+        def batch(index, i):
+            if interrupt_at is not None and index >= interrupt_at:
+                raise Interrupt
+            return tokens[slice(4 * i, 4 * i + 4)]
+
+        data = grain.MapDataset.range(16).seed(0).shuffle().repeat().map_with_index(batch)
+        batches = data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        return loop.train(task, loop.LoopSettings(**c.generator_training), batches, frozen=placed,
+                          key=jax.random.key(0), mesh=mesh, directory=str(directory),
+                          evaluator=lambda state, frozen: ())
+
+    straight = run(tmp_path / "straight")
+    with pytest.raises(Interrupt):
+        run(tmp_path / "broken", interrupt_at=5)
+    assert equal(straight, run(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"teacher.num_alias_scales": 3}, "teacher.num_alias_scales is 3; with 3 grid_sizes choose 1 to 2"),
+    ({"teacher.num_alias_blocks": 3}, "teacher.num_alias_blocks is 3; choose 1 or 2"),
+    ({"teacher.gate": "half"}, "teacher.gate is 'half'"),
+    ({"teacher.share_weights": False, "teacher.train_shared": True}, "teacher.train_shared is True"),
+])
+def test_settings_that_contradict_are_named(micro, changes, message):
+    c = micro()
+    c.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        experiment.generator_task(c, CLASSES)

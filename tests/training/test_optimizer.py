@@ -1,0 +1,49 @@
+"""Schedules and decay by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refocus_jax.training import optimizer
+
+
+def test_schedule_warms_up_stays_and_falls():
+    settings = optimizer.OptimizerSettings(2.0, warmup=0.1, warmup_initial=0.005, flat=0.1, final=0.1)
+    rate = optimizer.learning_rate(settings, 1000)
+    assert np.isclose(rate(0), 0.01) and np.isclose(rate(100), 2.0)  # 0.005 of the peak, then the peak
+    assert np.isclose(rate(189), 2.0)  # flat for 10 % of the other 900
+    assert 0.1 < rate(600) < 2.0 and np.isclose(rate(1000), 0.2)
+
+
+def test_decay_goes_by_name_not_by_rank():
+    params = {"blocks": {"qkv": jnp.zeros((2, 3, 9)), "q_bias": jnp.zeros((2, 3)), "scale_mul": jnp.zeros((2, 1)),
+                         "ada_gss": jnp.zeros((2, 6)),
+                         "fc1": {"kernel": jnp.zeros((2, 3, 3)), "bias": jnp.zeros((2, 3))}},
+              "position": jnp.zeros((5, 3)), "level_embedding": jnp.zeros((2, 3)), "class_embedding": jnp.zeros((2, 3))}
+    mask = optimizer.decay_mask(params)
+    assert mask["blocks"] == {"qkv": True, "q_bias": False, "scale_mul": False, "ada_gss": False,
+                              "fc1": {"kernel": True, "bias": False}}
+    assert (mask["position"], mask["level_embedding"], mask["class_embedding"]) == (False, False, True)
+
+
+def test_weight_decay_follows_its_half_cosine():
+    """With zero gradients the update is the decay alone: -lr * wd(step) * parameter."""
+    settings = optimizer.OptimizerSettings(1.0, weight_decay=0.05, weight_decay_end=0.08, warmup=0.0, flat=1.0)
+    rule = optimizer.make(settings, 4)
+    params = {"kernel": jnp.ones((2,)), "bias": jnp.ones((2,))}
+    state, seen = rule.init(params), []
+    for _ in range(5):
+        updates, state = rule.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        seen.append(float(updates["kernel"][0]))
+        assert (updates["bias"] == 0).all()
+    rates = [optimizer.learning_rate(settings, 4)(i) for i in range(5)]
+    np.testing.assert_allclose(np.array(seen) / np.array(rates),
+                               [-(0.08 - 0.03 * 0.5 * (1 + np.cos(np.pi * i / 4))) for i in range(5)], rtol=1e-5)
+
+
+def test_clipping_bounds_the_gradient():
+    rule = optimizer.make(optimizer.OptimizerSettings(1.0, clip=2.0, weight_decay=0.0, weight_decay_end=0.0), 10)
+    params = {"bias": jnp.zeros((2,))}
+    small, _ = rule.update({"bias": jnp.array([3.0, 4.0])}, rule.init(params), params)
+    large, _ = rule.update({"bias": jnp.array([300.0, 400.0])}, rule.init(params), params)
+    np.testing.assert_allclose(small["bias"], large["bias"], rtol=1e-6)

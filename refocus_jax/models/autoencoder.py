@@ -21,8 +21,13 @@ class Norm(nn.Module):
         return norm(x_bhwc).astype(x_bhwc.dtype)
 
 
-def _conv(features: int, size: int, dtype, name: str, strides: int = 1, padding="SAME") -> nn.Conv:
-    return nn.Conv(features, (size, size), (strides, strides), padding, dtype=dtype, name=name)
+# PyTorch's default, which VAR's autoencoder uses: a third of the variance of flax's, so residual branches start small.
+_KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _conv(features: int, size: int, dtype, name: str | None, strides: int = 1, padding="SAME") -> nn.Conv:
+    return nn.Conv(features, (size, size), (strides, strides), padding, dtype=dtype, kernel_init=_KERNEL_INIT,
+                   name=name)
 
 
 class ResidualBlock(nn.Module):

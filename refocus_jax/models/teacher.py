@@ -115,19 +115,19 @@ def teach(network: Transformer, network_params, head: AliasHead, head_params, ca
     memory = apply("embed", alias_vectors_bmc)
     x, features = captured.inputs[:, start:], []
     for i in range(head.num_blocks):
-        layer = network.depth - head.num_blocks + i
+        layer = i - head.num_blocks  # from the end: `captured` may hold more blocks than the teacher has
         params = {"params": jax.tree.map(lambda a, layer=layer: a[layer], network_params["blocks"])}
 
-        def attend(q, k, v, i=i):
-            k = jnp.concatenate([captured.keys[i, :, :start], k], axis=1)
-            v = jnp.concatenate([captured.values[i, :, :start], v], axis=1)
+        def attend(q, k, v, layer=layer):
+            k = jnp.concatenate([captured.keys[layer, :, :start], k], axis=1)
+            v = jnp.concatenate([captured.values[layer, :, :start], v], axis=1)
             return prefix_attention(q, k, v, tail, seen_structure), None
 
         def cross(x, i=i):
             return apply("attend", i, x, memory, tail, seen_alias)
 
-        modulation = network.block.apply(params, captured.condition, method="modulation")
-        x, _ = network.block.apply(params, x, modulation, attend, None if keep_n2b is None else keep_n2b[layer], cross)
+        keep = None if keep_n2b is None else keep_n2b[layer]
+        x, _ = network.block.apply(params, x, captured.modulations[layer], attend, keep, cross)
         features.append(x)
     logits = network.apply({"params": network_params}, x, captured.class_embedding, method="logits")
     return TeacherOutput(logits, jnp.stack(features))

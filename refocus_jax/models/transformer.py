@@ -119,7 +119,7 @@ class Block(nn.Module):
 class Captured(NamedTuple):
     """What the teacher needs of the network it stands on: its last M blocks, seen from inside."""
 
-    condition: jax.Array  # of the blocks: (b, d), or (b, 6 d) with shared modulation
+    modulations: jax.Array  # (M, b, 6, d)
     class_embedding: jax.Array  # (b, d), conditions the head
     inputs: jax.Array  # (b, L, d), input of the first of them
     keys: jax.Array  # (M, b, L, n, h)
@@ -201,30 +201,41 @@ class Transformer(nn.Module):
         return (self.word_embed(inputs_blc) + place[None]).astype(self.dtype)
 
     def conditions(self, labels_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the blocks' modulations are made from, and the class embedding (b, d), which conditions the head."""
+        """Modulations of all blocks (N, b, 6, d), and the class embedding (b, d), which conditions the head.
+
+        All blocks at once, layer by layer: a sampler needs them once, and the gradient of the class embedding is
+        summed in one order however the blocks are run.
+        """
         embedding = self.class_embedding[labels_b]
+        condition = embedding
         if self.shared_modulation:
-            return self.shared_ada_lin(nn.silu(embedding)).astype(jnp.float32), embedding
-        return embedding, embedding
+            condition = self.shared_ada_lin(nn.silu(embedding)).astype(jnp.float32)
+
+        def modulation(params):
+            return self.block.apply({"params": params}, condition, method="modulation")
+
+        return jax.lax.map(modulation, self.blocks), embedding
 
     def logits(self, x_bld: jax.Array, class_embedding_bd: jax.Array) -> jax.Array:
         """(b, l, V), float32."""
         scale, shift = jnp.split(self.head_nm(nn.silu(class_embedding_bd))[:, None], 2, axis=-1)
         return self.head((layer_norm(x_bld) * (1 + scale) + shift).astype(self.dtype)).astype(jnp.float32)
 
-    def _run(self, x_bld, blocks, condition, keep_n2b, capture: bool):
-        """Scans `blocks` (stacked parameters) over all scales; returns the output and, if asked, what they saw."""
+    def _run(self, x_bld, layers, capture: bool):
+        """Scans blocks over all scales; returns the output and, if asked, what they saw.
+
+        `layers` are stacked parameters, modulations and stochastic-depth factors.
+        """
         def body(x, layer):
-            params, keep_2b = layer
+            params, modulation, keep_2b = layer
 
             def attend(q, k, v):
                 return prefix_attention(q, k, v, self.offsets, self.offsets[1:]), (k, v)
 
-            modulation = self.block.apply({"params": params}, condition, method="modulation")
             x, (k, v) = self.block.apply({"params": params}, x, modulation, attend, keep_2b)
             return x, (k, v, x) if capture else None
 
-        return jax.lax.scan(jax.checkpoint(body) if self.remat else body, x_bld, (blocks, keep_n2b))
+        return jax.lax.scan(jax.checkpoint(body) if self.remat else body, x_bld, layers)
 
     def __call__(self, labels_b: jax.Array, inputs_blc: jax.Array, keep_n2b: jax.Array | None = None,
                  num_captured: int = 0) -> tuple[jax.Array, Captured | None]:
@@ -240,16 +251,14 @@ class Transformer(nn.Module):
           (b, L, V) float32 logits, and a `Captured` if num_captured > 0.
         """
         x = jnp.concatenate([self.start(labels_b), self.words(inputs_blc, 1, len(self.grid_sizes) - 1)], axis=1)
-        condition, embedding = self.conditions(labels_b)
-        split = self.depth - num_captured
-        first, last = ((jax.tree.map(lambda a, s=s: a[s], (self.blocks, keep_n2b)))
-                       for s in (slice(None, split), slice(split, None)))
-        x, _ = self._run(x, first[0], condition, first[1], capture=False)
+        modulations, embedding = self.conditions(labels_b)
+        layers, split = (self.blocks, modulations, keep_n2b), self.depth - num_captured
+        x, _ = self._run(x, jax.tree.map(lambda a: a[:split], layers), capture=False)
         if not num_captured:
             return self.logits(x, embedding), None
         inputs = x
-        x, (keys, values, outputs) = self._run(x, last[0], condition, last[1], capture=True)
-        return self.logits(x, embedding), Captured(condition, embedding, inputs, keys, values, outputs)
+        x, (keys, values, outputs) = self._run(x, jax.tree.map(lambda a: a[split:], layers), capture=True)
+        return self.logits(x, embedding), Captured(modulations[split:], embedding, inputs, keys, values, outputs)
 
     def drop_path_factors(self, key: jax.Array, batch: int) -> jax.Array | None:
         """Stochastic depth, drawn per sample and branch: (depth, 2, b) of 0 or 1 / keep probability."""

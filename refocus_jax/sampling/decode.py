@@ -61,13 +61,7 @@ def sample_keys(seed: int | jax.Array, labels_b: jax.Array) -> jax.Array:
     return jax.vmap(lambda s, label: jax.random.fold_in(jax.random.key(s), label))(seeds, labels_b)
 
 
-def modulations(network: Transformer, params, condition: jax.Array) -> jax.Array:
-    """Modulations of all blocks, (N, b, 6, d): computed once per sample, they serve every scale."""
-    return jax.lax.map(lambda block: network.block.apply({"params": block}, condition, method="modulation"),
-                       params["blocks"])
-
-
-def decode_scale(network: Transformer, params, x_bld: jax.Array, modulation: jax.Array, cache: Cache,
+def decode_scale(network: Transformer, params, x_bld: jax.Array, modulations: jax.Array, cache: Cache,
                  scale: int) -> tuple[jax.Array, Cache]:
     """Runs the tokens of one scale through all blocks; writes their keys and values into the cache."""
     start, stop = network.offsets[scale], network.offsets[scale + 1]
@@ -86,7 +80,7 @@ def decode_scale(network: Transformer, params, x_bld: jax.Array, modulation: jax
         return (x, cache), None
 
     (x_bld, cache), _ = jax.lax.scan(body, (x_bld, cache),
-                                     (jnp.arange(network.depth), params["blocks"], modulation))
+                                     (jnp.arange(network.depth), params["blocks"], modulations))
     return x_bld, cache
 
 
@@ -110,12 +104,11 @@ def sample(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, qu
     def quantize(method, *args):
         return quantizer.apply({"params": quantizer_params}, *args, method=method)
 
-    condition, embedding = net("conditions", network_labels)
-    modulation = modulations(network, params, condition)
+    modulations, embedding = net("conditions", network_labels)
     cache = init_cache(network, network_labels.shape[0])
     x, f_hat, tokens, f_hats = net("start", network_labels), None, [], []
     for scale, side in enumerate(network.grid_sizes):
-        x, cache = decode_scale(network, params, x, modulation, cache, scale)
+        x, cache = decode_scale(network, params, x, modulations, cache, scale)
         logits = net("logits", x, embedding)
         if guided:
             strength = filters.guidance_scale(settings.cfg, scale, num_scales)

@@ -13,6 +13,10 @@ from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.models.transformer import Captured, Transformer, layer_norm
 from refocus_jax.training.tokenizer_task import to_unit_range
 
+# Blocks of the student that the teacher sees from inside, the most that num_alias_blocks may be. Always two: XLA
+# unrolls a scan over one block and fuses it otherwise, and the student would no longer train as VAR to the last bit.
+CAPTURED_BLOCKS = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSettings:
@@ -83,9 +87,9 @@ class GeneratorTask:
         if self.teacher.enabled and not 1 <= self.teacher.num_alias_scales <= scales - 1:
             raise ValueError(f"teacher.num_alias_scales is {self.teacher.num_alias_scales}; with {scales} grid_sizes "
                              f"choose 1 to {scales - 1}")
-        if self.teacher.enabled and self.teacher.num_alias_blocks > self.student.depth:
-            raise ValueError(f"teacher.num_alias_blocks is {self.teacher.num_alias_blocks}, more than the "
-                             f"{self.student.depth} blocks of generator.depth; lower it")
+        if self.teacher.enabled and self.student.depth < CAPTURED_BLOCKS:
+            raise ValueError(f"generator.depth is {self.student.depth}; the teacher stands on the last "
+                             f"{CAPTURED_BLOCKS} blocks: give at least that many, or teacher.enabled=False")
 
     @property
     def alias_head(self) -> AliasHead:
@@ -128,7 +132,7 @@ class GeneratorTask:
             {"params": frozen["structure"]["quantizer"]}, maps, method="generator_inputs")
 
     def student_logits(self, params, labels, inputs, keep=None) -> tuple[jax.Array, Captured | None]:
-        captured = self.teacher.num_alias_blocks if self.teacher.enabled else 0
+        captured = CAPTURED_BLOCKS if self.teacher.enabled else 0
         return self.student.apply({"params": params["student"]}, labels, inputs, keep, captured)
 
     def teach(self, params, frozen, captured: Captured, labels, inputs, alias_bl, keep=None):
@@ -140,7 +144,7 @@ class GeneratorTask:
                 network, captured = jax.lax.stop_gradient((network, captured))
         else:
             network = params["teacher"]["network"]
-            logits, captured = self.student.apply({"params": network}, labels, inputs, keep, settings.num_alias_blocks)
+            logits, captured = self.student.apply({"params": network}, labels, inputs, keep, CAPTURED_BLOCKS)
             before = logits[:, :self.first_alias_token]
         vectors = self.tokenizer.alias.apply({"params": self.tokenizer.alias_params(frozen)}, alias_bl, method="embed")
         output = teach(self.student, network, self.alias_head, params["teacher"]["alias"], captured, vectors,
@@ -167,7 +171,7 @@ class GeneratorTask:
                 terms["logit"] = self.teacher.logit_weight * jnp.mean(
                     jnp.sum(jnp.exp(teacher_log) * (teacher_log - student_log), axis=-1))
             if self.teacher.feature_weight:
-                student_features = layer_norm(captured.outputs[:, :, start:])
+                student_features = layer_norm(captured.outputs[-self.teacher.num_alias_blocks:, :, start:])
                 teacher_features = layer_norm(jax.lax.stop_gradient(output.features))
                 terms["feature"] = self.teacher.feature_weight * jnp.mean(
                     jnp.square(student_features - teacher_features))

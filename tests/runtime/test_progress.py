@@ -1,6 +1,7 @@
 import io
 import os
 import pty
+import select
 import termios
 from types import SimpleNamespace
 
@@ -61,7 +62,10 @@ def test_terminal_shows_one_bar():
             for step in range(3, 9):
                 bar.update(step, {"loss": 0.125} if step == 5 else {})
         terminal.flush()
-        shown = os.read(reader, 65536).decode()
+        shown = b""
+        while select.select([reader], [], [], 1.0)[0]:  # the terminal hands its text over in pieces
+            shown += os.read(reader, 65536)
+        shown = shown.decode()
     os.close(reader)
     first, *_, last = shown.strip().split("\r")
     assert "2/8" in first

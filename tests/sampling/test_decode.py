@@ -54,12 +54,11 @@ def test_cached_logits_are_the_teacher_forced_ones(settings, sampler):
         def net(method, *args):
             return network.apply({"params": params}, *args, method=method)
 
-        condition, embedding = net("conditions", labels)
-        modulation, cache = decode.modulations(network, params, condition), decode.init_cache(network, 3)
+        (modulations, embedding), cache = net("conditions", labels), decode.init_cache(network, 3)
         logits = []
         for scale, (a, b) in enumerate(zip(network.offsets[:-1], network.offsets[1:], strict=True)):
             x = net("words", inputs[:, a - 1:b - 1], scale, 1) if scale else net("start", labels)
-            x, cache = decode.decode_scale(network, params, x, modulation, cache, scale)
+            x, cache = decode.decode_scale(network, params, x, modulations, cache, scale)
             logits.append(net("logits", x, embedding))
         return jnp.concatenate(logits, axis=1)
 

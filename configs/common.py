@@ -61,9 +61,8 @@ def get_config() -> ConfigDict:
     c.alias.shared = False
     c.alias.vocab_size = 512
     c.alias.latent_channels = 16
-    c.alias.channels = 64
-    c.alias.channel_multipliers = (1, 1, 2, 2, 4)
-    c.alias.num_residual_blocks = 1
+    c.alias.channels = 256
+    c.alias.num_residual_blocks = 2
     c.alias.norm_groups = 32
 
     c.losses = ConfigDict(dict(l1=0.2, l2=1.0, view=1.0, consistency=0.25, commitment=0.25, alias=1.0))

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.evaluation import report
 from refocus_jax.focus import Pyramid
+from refocus_jax.models.autoencoder import PatchAutoencoder
 from refocus_jax.models.discriminator import PatchDiscriminator
 from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer
 from refocus_jax.models.tokenizer import PYRAMIDS, AliasTokenizer, Autoencoder, DualTokenizer, StructureTokenizer
@@ -64,11 +65,8 @@ def build_tokenizer(c: ConfigDict) -> DualTokenizer:
     if c.teacher.enabled and a.shared:
         alias = AliasTokenizer(autoencoder, Codebook(t.vocab_size, t.latent_channels))
     elif c.teacher.enabled:
-        if len(a.channel_multipliers) != len(t.channel_multipliers):
-            raise ValueError(f"alias.channel_multipliers has {len(a.channel_multipliers)} levels, the tokenizer's "
-                             f"{len(t.channel_multipliers)}; both streams need the same token grids")
-        alias = AliasTokenizer(Autoencoder(a.channels, a.channel_multipliers, a.num_residual_blocks, a.latent_channels,
-                                           a.norm_groups, dtype), Codebook(a.vocab_size, a.latent_channels))
+        alias = AliasTokenizer(PatchAutoencoder(a.channels, a.num_residual_blocks, a.latent_channels, a.norm_groups,
+                                                autoencoder.stride, dtype), Codebook(a.vocab_size, a.latent_channels))
     return DualTokenizer(optics, StructureTokenizer(autoencoder, quantizer, t.pyramid), alias, a.shared)
 
 

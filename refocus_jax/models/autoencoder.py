@@ -1,4 +1,8 @@
-"""VAR's convolutional encoder and decoder (DESIGN section 8), channels last; submodules bear the official names."""
+"""Networks between images and latents, channels last.
+
+`Encoder` and `Decoder` are VAR's, their submodules named as in the official state dict. `PatchAutoencoder` serves the
+alias residuals.
+"""
 
 from collections.abc import Sequence
 
@@ -134,3 +138,47 @@ class Decoder(nn.Module):
 
     def __call__(self, latent_bhwc: jax.Array) -> jax.Array:
         return self.head(self.features(latent_bhwc))
+
+
+class PatchAutoencoder(nn.Module):
+    """Linear patches with residual blocks between them: the small network for alias residuals.
+
+    A residual is what lies near the Nyquist rate, almost white noise. VAR's encoder, strided convolutions under
+    GroupNorm, stays on the plateau of predicting zero there even without quantization; linear patches reach what
+    principal components explain within a few hundred steps (docs/alias_tokenizer.md).
+    """
+
+    channels: int
+    num_residual_blocks: int
+    latent_channels: int
+    norm_groups: int
+    stride: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        def blocks():
+            return [ResidualBlock(self.channels, self.norm_groups, self.dtype)
+                    for _ in range(self.num_residual_blocks)]
+
+        patch = (self.stride, self.stride)
+        self.patch_embed = nn.Conv(self.channels, patch, patch, "VALID", dtype=self.dtype)
+        self.encoder_blocks, self.decoder_blocks = blocks(), blocks()
+        self.to_latent = nn.Dense(self.latent_channels, dtype=self.dtype)
+        self.from_latent = nn.Dense(self.channels, dtype=self.dtype)
+        self.to_patch = nn.Dense(3 * self.stride**2, dtype=self.dtype)
+
+    def encode(self, image_bhwc: jax.Array) -> jax.Array:
+        """(b, h, w, 3) to float32 (b, h / stride, w / stride, latent_channels)."""
+        x = self.patch_embed(image_bhwc)
+        for block in self.encoder_blocks:
+            x = block(x)
+        return self.to_latent(x).astype(jnp.float32)
+
+    def decode(self, latent_bhwc: jax.Array) -> jax.Array:
+        """The inverse shapes, float32, not clamped."""
+        x = self.from_latent(latent_bhwc)
+        for block in self.decoder_blocks:
+            x = block(x)
+        b, h, w, _ = x.shape
+        patches = self.to_patch(x).astype(jnp.float32).reshape(b, h, w, self.stride, self.stride, 3)
+        return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * self.stride, w * self.stride, 3)

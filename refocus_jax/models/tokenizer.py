@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from refocus_jax.focus import Pyramid, View
 from refocus_jax.focus.resample import resize
-from refocus_jax.models.autoencoder import Decoder, Encoder
+from refocus_jax.models.autoencoder import Decoder, Encoder, PatchAutoencoder
 from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer, Quantized
 
 PYRAMIDS = ("focus", "var")
@@ -94,9 +94,12 @@ class StructureTokenizer(nn.Module):
 
 
 class AliasTokenizer(nn.Module):
-    """Alias residuals (each divided by its scale's standard deviation) to alias tokens a_k, each scale on its own."""
+    """Alias residuals (each divided by its scale's standard deviation) to alias tokens a_k, each scale on its own.
 
-    autoencoder: Autoencoder
+    The autoencoder is the structure tokenizer's own where both streams share one.
+    """
+
+    autoencoder: PatchAutoencoder | Autoencoder
     codebook: Codebook
 
     def latent(self, residual_bhwc: jax.Array) -> jax.Array:

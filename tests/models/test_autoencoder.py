@@ -68,3 +68,17 @@ def test_groups_that_do_not_divide_the_channels_are_named():
     network = Autoencoder(channels=8, channel_multipliers=(1,), num_residual_blocks=1, latent_channels=4, norm_groups=3)
     with pytest.raises(ValueError, match="norm_groups 3 does not divide 8 channels"):
         jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), method="encode"))
+
+
+def test_patches_of_the_small_autoencoder_lie_where_they_came_from():
+    """Without residual blocks, which mix neighbours, every patch is its own linear map."""
+    network = small.patch_autoencoder().clone(num_residual_blocks=0)
+    run = jax.jit(lambda params, x: network.apply(params, x, method=lambda m, x: m.decode(m.encode(x))))
+    image = small.random(0, 2, 4, 6, 3)
+    params = small.random_params(lambda key, x: network.init(key, x, method=lambda m, x: m.decode(m.encode(x))), image)
+    changed = image.copy()
+    changed[:, :2, 4:] += 1.0
+    difference = np.abs(np.asarray(run(params, changed)) - np.asarray(run(params, image))).max(axis=(0, 3))
+    assert (difference[:2, 4:] > 1e-3).all()
+    difference[:2, 4:] = 0
+    assert difference.max() < 1e-5

@@ -27,15 +27,15 @@ def get_config(argument=None):
     c.tokenizer.update(vocab_size=1024, latent_channels=16, num_phi=0, channels=16, channel_multipliers=(1, 1, 2, 2),
                        num_residual_blocks=1, norm_groups=4, dtype="float32")
     c.alias.update(vocab_size=128, latent_channels=8, channels=64, num_residual_blocks=1, norm_groups=8)
-    c.adversarial.update(weight=0.05, start=1200)
-    c.discriminator.update(channels=16, num_layers=2, norm_groups=8)
+    c.adversarial.update(weight=0.05, start=2100)
+    c.discriminator.update(channels=8, num_layers=2, norm_groups=2)
     c.tokenizer_batch_size = 8
     c.tokenizer_optimizer.update(learning_rate=2e-3, final=0.01)
     c.discriminator_optimizer.update(learning_rate=5e-4)
-    c.tokenizer_training.update(steps=1800, log_every=20, evaluate_every=600, save_every=200)
+    c.tokenizer_training.update(steps=2400, log_every=20, evaluate_every=800, save_every=200)
     c.generator.update(depth=4, width=128, num_heads=4, drop_path_rate=0.0, remat=False, dtype="float32")
-    c.generator_batch_size = 64
+    c.generator_batch_size = 32
     c.generator_optimizer.update(learning_rate=1e-3)
-    c.generator_training.update(steps=1000, log_every=20, evaluate_every=500, save_every=200)
+    c.generator_training.update(steps=900, log_every=20, evaluate_every=450, save_every=200)
     c.sampling.update(top_k=0, top_p=0.95)
     return common.apply_arguments(c, argument, smoke=smoke)

@@ -206,9 +206,13 @@ def encode_tokens(tokenizer: DualTokenizer, params: Any, batches, mesh) -> token
 
 def _token_set(run: Run, tokenizer: DualTokenizer, frozen: Any) -> token_cache.TokenSet | None:
     """The training tokens of stage 2, made once and kept in the workdir; None if they are made on the fly."""
-    c, path = run.config, os.path.join(run.workdir, "tokens.npz")
+    c = run.config
     if not c.data.token_examples:
         return None
+    # Another tokenizer makes other tokens: one that has trained on since gets a file of its own.
+    with Checkpoints(os.path.join(c.tokenizer_from or run.workdir, "tokenizer", "checkpoints")) as checkpoints:
+        step = checkpoints.latest_step()
+    path = os.path.join(run.workdir, f"tokens_{c.data.token_examples}_of_step_{step}.npz")
     if not os.path.exists(path):
         logging.info("encoding %d crops for stage 2", c.data.token_examples)
         number = -(-c.data.token_examples // c.generator_batch_size)

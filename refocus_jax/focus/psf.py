@@ -78,7 +78,7 @@ def blur(image_bhwc: jax.Array, psf: str, radius: float) -> jax.Array:
     b, h, w, c = image_bhwc.shape
     if half >= min(h, w):
         raise ValueError(f"a {psf} PSF of radius {radius:.3g} px needs an image side above {half} px, not {h}x{w}; "
-                         "lower focus.rho_max")
+                         "lower focus.rho_max, or take focus.schedule 'cosine'")
     # One-channel images in the batch axis: XLA's depthwise convolution is many times slower on CPU.
     planes = jnp.moveaxis(image_bhwc, -1, 1).reshape(b * c, h, w, 1)
     planes = jnp.pad(planes, ((0, 0), (half, half), (half, half), (0, 0)), mode="reflect")

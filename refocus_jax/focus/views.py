@@ -47,8 +47,8 @@ class Pyramid:
     def __post_init__(self):
         grids = tuple(int(p) for p in self.grid_sizes)
         object.__setattr__(self, "grid_sizes", grids)
-        if grids[0] < 1 or any(a >= b for a, b in zip(grids, grids[1:], strict=False)):
-            raise ValueError(f"grid_sizes are {grids}; they must be positive and strictly increasing")
+        if len(grids) < 2 or grids[0] < 1 or any(a >= b for a, b in zip(grids, grids[1:], strict=False)):
+            raise ValueError(f"grid_sizes are {grids}; give at least two sides, positive and strictly increasing")
         if self.psf not in psf_lib.PSFS:
             raise ValueError(f"focus.psf is {self.psf!r}; choose one of {psf_lib.PSFS}")
         if self.downsample not in DOWNSAMPLERS:

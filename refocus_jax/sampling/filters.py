@@ -17,7 +17,8 @@ def guide(conditional: jax.Array, unconditional: jax.Array, strength: float) -> 
 def filter_logits(logits_blv: jax.Array, top_k: int = 0, top_p: float = 0.0) -> jax.Array:
     """Sets logits to -inf outside the top k, then outside the smallest set of what is left with probability >= top_p.
 
-    All logits equal to the k-th are kept; 0 switches a filter off. The most likely token always stays.
+    All logits equal to the k-th, or to the last that top_p keeps, stay, and so does the most likely token; 0 switches
+    a filter off, as top_p = 1 does.
 
     Raises:
       ValueError: top_k outside 0 ... V or top_p outside [0, 1].
@@ -27,12 +28,12 @@ def filter_logits(logits_blv: jax.Array, top_k: int = 0, top_p: float = 0.0) -> 
         raise ValueError(f"sampling.top_k is {top_k}; give 0 (off) to {vocab_size}, the vocabulary size")
     if not 0 <= top_p <= 1:
         raise ValueError(f"sampling.top_p is {top_p}; give 0 (off) to 1")
-    if not top_k and not top_p:
+    if not top_k and top_p in (0, 1):
         return logits_blv
     # Descending: what lies below the k-th logit is gone, so k values are all that top-p needs.
     sorted_logits = jax.lax.top_k(logits_blv, top_k or vocab_size)[0]
     threshold = sorted_logits[..., -1:]
-    if top_p:
+    if 0 < top_p < 1:
         kept = jnp.where(logits_blv < threshold, -jnp.inf, logits_blv)
         probabilities = jnp.exp(sorted_logits - jax.nn.logsumexp(kept, axis=-1, keepdims=True))
         before = jnp.cumsum(probabilities, axis=-1) - probabilities

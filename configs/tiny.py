@@ -2,6 +2,36 @@
 
     python -m refocus_jax.main --config=configs/tiny.py --workdir=runs/tiny
     python -m refocus_jax.main --config=configs/tiny.py:smoke --workdir=runs/smoke    # the same path in two minutes
+
+What the first command printed on two shared cores, in 14 minutes (26 CPU-minutes; 7.4 for stage 1, 6.7 for stage 2),
+2.2 GB; all on the held-out quarter of each photograph, 448 crops:
+
+    tokenizer, step 2400       all   scale 1   scale 2   scale 3   scale 4
+    psnr                     24.04
+    thumbnail_psnr           22.85
+    psnr_gain                1.189
+    view_psnr                          18.58      21.3     22.94
+    alias_explained                  0.06173   0.07308   0.08609
+    alias_perplexity         35.95     34.96     41.43      33.7
+    structure_perplexity     502.9     75.76     288.6     473.6     466.7
+    latent_gap                        0.7037    0.4941    0.3421
+
+    generator, step 900               all   scale 1   scale 2   scale 3   scale 4
+    cross_entropy                   3.691     3.761      4.03      3.86     3.627
+    accuracy                                 0.1429    0.1434    0.1582    0.1965
+    bits_per_image                  452.7
+    unigram_cross_entropy           5.374     3.871     5.192     5.492     5.379
+    unigram_entropy                 5.249     3.124     4.847     5.344     5.284
+    below_unigram_cross_entropy    0.3131
+    below_unigram_entropy          0.2968
+    teacher_minus_student/mean  -0.006545
+    teacher_minus_student/low   -0.008452
+    teacher_minus_student/high  -0.004663
+
+So: 1.2 dB above the thumbnail, half of all codes in use, the student 31 % below a unigram model of scale and class. The
+teacher is ahead of the student by 0.0065 nats per token of the last two scales (95 % interval 0.0047 to 0.0085 over
+crops, which overlap in what they show): real and small, as alias tokens tell 6 to 9 % of the residual's energy
+(docs/alias_tokenizer.md). VARLINE
 """
 
 from configs import common

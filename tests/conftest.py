@@ -23,7 +23,7 @@ def micro():
     def make(argument=None):
         c = tiny.get_config(argument)
         c.update(image_size=8, grid_sizes=(1, 2, 4), tokenizer_batch_size=4, generator_batch_size=4)
-        c.focus.rho_max = 0.75
+        c.focus.rho_max = 1.5
         c.tokenizer.update(channels=4, channel_multipliers=(1, 2), norm_groups=2, vocab_size=32, latent_channels=4)
         c.alias.update(channels=8, norm_groups=2, vocab_size=16, latent_channels=4)
         c.discriminator.update(channels=4, num_layers=1, norm_groups=2)

@@ -43,9 +43,10 @@ def test_a_run_writes_what_the_readme_says(workdir):
         assert {"metrics.jsonl", "evaluation.json", "checkpoints"} <= {p.name for p in (root / stage).iterdir()}
         assert list((root / stage).rglob("events.out.tfevents*"))
         for name in names:
-            picture = Image.open(root / stage / "pictures" / name)
-            assert np.asarray(picture.convert("L")).std() > 1
-    assert Image.open(root / "generator" / "pictures" / "focus_pull.gif").n_frames == 3
+            with Image.open(root / stage / "pictures" / name) as picture:
+                assert np.asarray(picture.convert("L")).std() > 1
+    with Image.open(root / "generator" / "pictures" / "focus_pull.gif") as animation:
+        assert animation.n_frames == 3
     logged = [json.loads(line) for line in (root / "generator" / "metrics.jsonl").read_text().splitlines()]
     assert {"cross_entropy/scale_1", "accuracy/scale_3", "gradient_norm/student", "images_per_second"} <= set(logged[0])
     evaluation = json.loads((root / "generator" / "evaluation.json").read_text())

@@ -19,7 +19,8 @@ def _quadrant_area(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """Area of the disk inside [0, x] x [0, y], odd in x and in y, so that differences give any rectangle."""
     sign = np.sign(x) * np.sign(y)
     x, y = np.minimum(np.abs(x), radius), np.minimum(np.abs(y), radius)
-    corner = np.minimum(x, np.sqrt(radius**2 - y**2))  # up to here the rectangle's top edge is inside the disk
+    # Up to here the rectangle's top edge is inside the disk. (numpy's square and Python's may differ in the last bit.)
+    corner = np.minimum(x, np.sqrt(np.maximum(radius**2 - y**2, 0)))
 
     def under_arc(t):
         return 0.5 * (t * np.sqrt(np.maximum(radius**2 - t**2, 0)) + radius**2 * np.arcsin(t / radius))

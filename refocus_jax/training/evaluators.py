@@ -89,9 +89,9 @@ class TokenizerEvaluator:
             scale = f"scale_{k + 1}"
             if f"view/{scale}" in errors:
                 yield f"validation/view_psnr/{scale}", metrics.psnr(errors[f"view/{scale}"])
-            if f"alias/{scale}" in errors:
-                share = 1 - errors[f"alias/{scale}"].mean() / errors[f"alias_power/{scale}"].mean()
-                yield f"validation/alias_explained/{scale}", share
+            power = errors.get(f"alias_power/{scale}", np.zeros(1)).mean()
+            if power:  # without blur there is no residual to explain
+                yield f"validation/alias_explained/{scale}", 1 - errors[f"alias/{scale}"].mean() / power
         for stream, per_scale in counts.items():
             for k, one in enumerate(per_scale):
                 yield f"validation/{stream}_perplexity/scale_{k + 1}", metrics.perplexity(one)

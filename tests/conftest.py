@@ -1,6 +1,7 @@
 """Every test runs on two simulated CPU devices, compiled fast rather than to run fast, with no silent broadcasting."""
 
 import os
+import tempfile
 
 # Read when jax is first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,6 +15,10 @@ from configs import tiny  # noqa: E402
 
 jax.config.update("jax_disable_most_optimizations", True)  # halves the time of tests, which is mostly compilation
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same program is compiled once for all tests of a session, however many functions it is jitted from.
+_CACHE = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @pytest.fixture(scope="session")

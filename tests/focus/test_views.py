@@ -173,7 +173,7 @@ def test_the_one_call_form_is_the_pyramid():
 @pytest.mark.parametrize(("changes", "message"), [
     (dict(grid_sizes=(4, 4, 8)), r"grid_sizes are \(4, 4, 8\); .* strictly increasing"),
     (dict(grid_sizes=(0, 4)), r"grid_sizes are \(0, 4\); .* positive"),
-    (dict(grid_sizes=(4,)), "at least 2 grid_sizes"),
+    (dict(grid_sizes=(4,)), "at least two sides"),
     (dict(psf="ring"), r"focus\.psf is 'ring'; choose one of .*'disk'"),
     (dict(downsample="bicubic"), r"focus\.downsample is 'bicubic'; choose one of .*'bilinear'"),
     (dict(schedule="linear"), r"focus\.schedule is 'linear'; choose 'cosine' or 'nyquist'"),

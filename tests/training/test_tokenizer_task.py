@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from refocus_jax import experiment
+from refocus_jax.focus import noise_stds
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.training import loop, tokenizer_task
 
@@ -20,6 +21,7 @@ def stepper(micro, images):
     @functools.cache
     def make(argument=None, changes=()):
         c = micro(argument)
+        c.tokenizer_training.steps = 60  # so that the learning rate does not fall at once
         for name, value in changes:
             c.update_from_flattened_dict({name: value})
         task = experiment.tokenizer_task(c)
@@ -67,7 +69,7 @@ def test_it_learns(stepper, images):
     _, update, state = stepper()
     _, values = steps(update, state, np.concatenate([images] * 3), 40)
     first, last = (np.mean([v["loss/reconstruction"] for v in part]) for part in (values[:5], values[-5:]))
-    assert last < 0.8 * first
+    assert last < 0.7 * first
 
 
 def test_first_step_fills_the_codebook_from_data_and_later_ones_revive(stepper, images):
@@ -104,8 +106,10 @@ def test_residual_std_is_the_mean_square_over_all_steps(stepper, images):
     task, update, state = stepper()
     state, _ = steps(update, state, images, 3)
     views = task.tokenizer.optics.views(tokenizer_task.to_unit_range(images[:12]))
-    expected = [float(jnp.sqrt(jnp.square(r).mean())) for r in task.tokenizer.residuals(views)]
-    np.testing.assert_allclose(state.params["residual_std"], expected, rtol=0.05)  # the noise is not in `expected`
+    noise = noise_stds(3)[:2]
+    expected = [float(jnp.sqrt(jnp.square(r).mean() + n**2))
+                for r, n in zip(task.tokenizer.residuals(views), noise, strict=True)]
+    np.testing.assert_allclose(state.params["residual_std"], expected, rtol=0.02)
 
 
 def test_shared_streams_have_one_network(stepper):

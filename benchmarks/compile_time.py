@@ -3,7 +3,7 @@
     python -m benchmarks.compile_time d16 k4
 
 traces and compiles the whole update (both tokenizers, all losses, discriminator, revival) of configs/d16.py, with and
-without the argument, for one image on this machine's first device. What came out stands in docs/quantizers.md.
+without the argument, for one image on this machine's first device.
 """
 
 import importlib

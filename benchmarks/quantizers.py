@@ -4,7 +4,7 @@
 
 trains `tiny`'s tokenizer three times as long as `tiny`, without its adversary, and a small generator on its tokens,
 for every quantizer and seed; prints one table and writes samples.png, the sample grids side by side. Runs that are
-there already are not repeated. What came out stands in docs/quantizers.md.
+there already are not repeated. What is known stands in docs/quantizers.md.
 """
 
 import argparse

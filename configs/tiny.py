@@ -1,7 +1,7 @@
 """Both stages on the photographs of the scikit-image wheel at 64 px, on a laptop's CPU.
 
     python -m refocus_jax.main --config=configs/tiny.py --workdir=runs/tiny
-    python -m refocus_jax.main --config=configs/tiny.py:smoke --workdir=runs/smoke    # the same path in two minutes
+    python -m refocus_jax.main --config=configs/tiny.py:smoke --workdir=runs/smoke    # the same path in three minutes
 
 What the first command printed on two shared cores, on 448 crops of the held-out quarters of the photographs. Stage 1
 took 7.4 minutes and stage 2, resumed in a second process, 6.7; about 27 CPU-minutes and 2.2 GB in all:

@@ -18,14 +18,17 @@ setup(
         "absl-py>=2.1",
         "array-record>=0.8; platform_system != 'Windows'",  # the file format of tfds sources
         "clu>=0.0.12",
+        "flatbuffers>=24.3",  # jax.export
         "flax>=0.12",
         "grain>=0.2.18",
         "jax>=0.10",
+        "ml-dtypes>=0.5",
         "ml-collections>=1.1",
         "numpy>=2",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "pillow>=11",
+        "safetensors>=0.5",
         "scikit-image>=0.26",  # its photographs are the data source 'photos'
         "tensorboardX>=2.6.5",
         "tensorflow-datasets>=4.9.10",

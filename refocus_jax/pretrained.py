@@ -2,15 +2,17 @@
 
     tokenizer = pretrained.load_tokenizer("runs/tiny")
     generator = pretrained.load_generator("runs/tiny")
-    drawn = generator.sample([0, 1, 2], seed=0)
-    images = tokenizer.decode(drawn.tokens)
+    images = generator.images(generator.sample([0, 1, 2], seed=0))
+
+or, with the official VAR's files, `load_generator("var_d16.pth")`, with `vae_ch160v4096z32.pth` beside it.
 """
 
 import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,10 +21,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from refocus_jax import experiment
+from refocus_jax.focus import Pyramid
+from refocus_jax.interop import var_state_dict, weight_files
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.models.transformer import Transformer
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.sampling import decode
+from refocus_jax.sampling import decode, edit
+
+OFFICIAL_TOKENIZER = "vae_ch160v4096z32"  # the one that all official generators were trained on
+
+# A workdir, an official file (.pth, .pt or .safetensors), or arrays by official name.
+Source = str | os.PathLike | Mapping[str, Any]
 
 
 def load_config(workdir: str) -> tuple[ConfigDict, tuple[str, ...]]:
@@ -110,9 +119,15 @@ class Generator:
     def _sample(self):
         quantizer = self.tokenizer.model.structure.quantizer
 
-        def run(params, quantizer_params, labels, keys, settings):
-            return decode.sample(self.network, params, quantizer, quantizer_params, labels, keys, settings)
-        return jax.jit(run, static_argnums=4)
+        def run(params, layers, quantizer_params, labels, keys, settings):
+            return decode.sample(self.network, params, quantizer, quantizer_params, labels, keys, settings,
+                                 layers=layers)
+        return jax.jit(run, static_argnums=5)
+
+    @functools.cached_property
+    def _layers(self):
+        """Only a CPU gains by a second copy of the blocks."""
+        return decode.unstack(self.params) if jax.default_backend() == "cpu" else None
 
     def _labels(self, labels) -> jax.Array:
         labels = np.asarray(labels)
@@ -123,6 +138,21 @@ class Generator:
                              f"{self.network.num_classes - 1}, and {self.network.num_classes} means none")
         return jnp.asarray(labels, jnp.int32)
 
+    @functools.cached_property
+    def _edit(self):
+        structure = self.tokenizer.model.structure
+
+        def run(params, layers, tokenizer_params, image, mask, labels, keys, settings):
+            focused = [view.focused for view in self.tokenizer.model.optics.views(image)]
+            latents = structure.apply({"params": tokenizer_params["structure"]}, focused, method="latents")
+            return edit.edit(self.network, params, structure.quantizer, tokenizer_params["structure"]["quantizer"],
+                             latents, mask, labels, keys, settings, layers=layers)
+        return jax.jit(run, static_argnums=7)
+
+    @functools.cached_property
+    def _images(self):
+        return jax.jit(self.tokenizer.model.decode)
+
     def logits(self, tokens: Sequence[Any], labels) -> jax.Array:
         """Teacher-forced logits of K token maps (b, p_k, p_k): (b, L, V) float32."""
         return self._logits(self.params, self._quantizer_params, _map_lists(tokens), self._labels(labels))
@@ -131,31 +161,129 @@ class Generator:
                smooth: bool = False) -> decode.Sample:
         """Draws one sample per label: an object with `.tokens` (K maps) and `.f_hat` (K cumulative latents).
 
-        Sample i depends on seed + i and its label alone, not on the batch. Images: `tokenizer.decode(s.tokens)`; for
-        smoothed samples, whose f_hat is no longer that of their tokens, `tokenizer.model.decode(params, s.f_hat[-1])`.
+        Sample i depends on seed + i and its label alone, not on the batch; `images` decodes it. A batch that the
+        devices can share is shared among them.
+        """
+        labels = self._shared(self._labels(labels))
+        settings = decode.SamplingSettings(cfg, top_k, top_p, smooth)
+        return self._sample(self.params, self._layers, self._quantizer_params, labels,
+                            decode.sample_keys(seed, labels), settings)
+
+    def edit(self, image_bhwc, mask_bhw, labels, seed: int = 0, cfg: float = 1.5, top_k: int = 0,
+             top_p: float = 0.96) -> jax.Array:
+        """Images with their masked pixels painted anew as the given classes, (b, h, w, 3) in [-1, 1].
+
+        Outside the mask they are exactly the tokenizer's own reconstructions.
+
+        Args:
+          image_bhwc: in [-1, 1]. mask_bhw: of the same size, any shape; non-zero is painted anew. labels: one per
+          image. seed and the others as for `sample`.
+
+        Raises:
+          ValueError: shapes or labels that do not fit.
         """
         labels = self._labels(labels)
-        settings = decode.SamplingSettings(cfg, top_k, top_p, smooth)
-        return self._sample(self.params, self._quantizer_params, labels, decode.sample_keys(seed, labels), settings)
+        image, mask = jnp.asarray(image_bhwc, jnp.float32), jnp.asarray(mask_bhw) != 0
+        size = self.tokenizer.model.optics.image_size
+        if image.shape != (len(labels), size, size, 3) or mask.shape != image.shape[:3]:
+            raise ValueError(f"image and mask have shapes {image.shape} and {mask.shape} with {len(labels)} labels; "
+                             f"give ({len(labels)}, {size}, {size}, 3) and ({len(labels)}, {size}, {size})")
+        drawn = self._edit(self.params, self._layers, self.tokenizer.params, image, mask, labels,
+                           decode.sample_keys(seed, labels), decode.SamplingSettings(cfg, top_k, top_p))
+        own = self.tokenizer.decode(self.tokenizer.encode(image))
+        return jnp.where(mask[..., None], self.images(drawn), own)
+
+    def images(self, drawn: decode.Sample) -> jax.Array:
+        """What was drawn, smoothed or not, as images (b, h, w, 3) in [-1, 1]."""
+        return self._images(self.tokenizer.params, drawn.f_hat[-1])
+
+    def _shared(self, array: jax.Array) -> jax.Array:
+        mesh = mesh_lib.make_mesh()
+        return mesh_lib.put_batch(mesh, np.asarray(array)) if len(array) % mesh.size == 0 else array
 
 
-def load_tokenizer(workdir: str) -> Tokenizer:
-    """The tokenizers of a workdir, from its latest checkpoint.
+def _official_arrays(source: Source) -> Mapping[str, Any] | None:
+    """The arrays of an official source; None for a workdir."""
+    if isinstance(source, Mapping):
+        return source
+    return weight_files.read(source) if weight_files.is_weight_file(source) else None
+
+
+def _replicated(params: Any) -> Any:
+    return jax.device_put(params, mesh_lib.replicated(mesh_lib.make_mesh()))
+
+
+def _refuse(source: Source, **arguments: Any) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} given for {source}, whose config says them already; leave them out")
+
+
+def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
+                   norm_groups: int | None = None) -> Tokenizer:
+    """The tokenizers of a workdir, from its latest checkpoint, or VAR's from an official source.
+
+    Args:
+      source: a workdir, a file (`vae_ch160v4096z32.pth`, or `.safetensors` with the same names), or the arrays.
+      grid_sizes, norm_groups: what no array of an official source reveals; default VAR's ten scales and 32 groups.
 
     Raises:
-      FileNotFoundError: the workdir holds no config or no checkpoint of stage 1.
+      FileNotFoundError: no such file, or a workdir without config or checkpoint of stage 1.
+      ValueError: a damaged file; arrays that are missing, unknown or of a wrong shape, all of them listed.
     """
-    config, _ = load_config(workdir)
-    params = experiment.load_tokenizer_params(config, config.tokenizer_from or workdir, mesh_lib.make_mesh())
-    return Tokenizer(experiment.build_tokenizer(config), params)
+    arrays = _official_arrays(source)
+    if arrays is None:
+        _refuse(source, grid_sizes=grid_sizes, norm_groups=norm_groups)
+        config, _ = load_config(source)
+        params = experiment.load_tokenizer_params(config, config.tokenizer_from or source, mesh_lib.make_mesh())
+        return Tokenizer(experiment.build_tokenizer(config), params)
+    structure, params = var_state_dict.import_tokenizer(arrays, grid_sizes,
+                                                        norm_groups or var_state_dict.OFFICIAL_NORM_GROUPS)
+    # VAR has no focus: all its scales come from the one encoding of the image itself.
+    optics = Pyramid(structure.quantizer.grid_sizes, structure.autoencoder.stride, rho_max=1.0, psf="none")
+    return Tokenizer(DualTokenizer(optics, structure, None, False), _replicated({"structure": params}))
 
 
-def load_generator(workdir: str) -> Generator:
-    """The student of a workdir, from its latest checkpoint.
+def _official_tokenizer(source: Source, tokenizer: Tokenizer | Source | None, grid_sizes) -> Tokenizer:
+    """The tokenizer that an official generator needs: what was given, or the official file beside the generator's."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if tokenizer is None:
+        beside = [] if isinstance(source, Mapping) else [
+            Path(source).with_name(OFFICIAL_TOKENIZER + suffix) for suffix in weight_files.SUFFIXES]
+        tokenizer = next((path for path in beside if path.exists()), None)
+    if tokenizer is None:
+        raise FileNotFoundError(f"an official generator needs its tokenizer: put {OFFICIAL_TOKENIZER}.pth beside it, "
+                                "or give tokenizer=, a file, arrays or what load_tokenizer returns")
+    official = isinstance(tokenizer, Mapping) or weight_files.is_weight_file(tokenizer)
+    return load_tokenizer(tokenizer, grid_sizes=grid_sizes if official else None)
+
+
+def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = None,
+                   grid_sizes: Sequence[int] | None = None, num_heads: int | None = None) -> Generator:
+    """The student of a workdir, from its latest checkpoint, or a VAR from an official source.
+
+    Args:
+      source: a workdir, a file (`var_d16.pth` ... `var_d36.pth`, or `.safetensors` with the same names), or the
+      arrays. tokenizer: of an official generator; default the official file in the same folder.
+      grid_sizes, num_heads: what the arrays of an official source may not reveal; default VAR's.
 
     Raises:
-      FileNotFoundError: the workdir holds no config or no checkpoint of stage 2.
+      FileNotFoundError: no such file, or a workdir without config or checkpoint of stage 2.
+      ValueError: as for `load_tokenizer`; or generator and tokenizer do not fit each other.
     """
-    config, class_names = load_config(workdir)
-    params = experiment.load_generator_params(config, len(class_names), workdir, mesh_lib.make_mesh())
-    return Generator(experiment.build_student(config, len(class_names)), params, load_tokenizer(workdir), class_names)
+    arrays = _official_arrays(source)
+    if arrays is None:
+        _refuse(source, tokenizer=tokenizer, grid_sizes=grid_sizes, num_heads=num_heads)
+        config, class_names = load_config(source)
+        params = experiment.load_student_params(config, len(class_names), source, mesh_lib.make_mesh())
+        return Generator(experiment.build_student(config, len(class_names)), params, load_tokenizer(source),
+                         class_names)
+    network, params = var_state_dict.import_transformer(arrays, grid_sizes, num_heads)
+    tokenizer = _official_tokenizer(source, tokenizer, network.grid_sizes)
+    quantizer = tokenizer.model.structure.quantizer
+    for name in ("grid_sizes", "vocab_size", "latent_channels"):
+        if getattr(network, name) != getattr(quantizer, name):
+            raise ValueError(f"{name} is {getattr(network, name)} in the generator and {getattr(quantizer, name)} in "
+                             "the tokenizer; give the tokenizer that it was trained on")
+    return Generator(network, _replicated(params), tokenizer, tuple(map(str, range(network.num_classes))))

@@ -1,0 +1,294 @@
+"""The official VAR state dicts as our networks with their parameters, and back, under their official names.
+
+One table of entries (official name, path in our tree, layout) describes a network. Import and export read it in
+opposite directions, so each is the other's inverse, bit for bit. An import builds the network that names and shapes
+describe, and then wants every array that such a network has, and no other.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from refocus_jax.focus import GRID_SIZES
+from refocus_jax.models.quantizer import MultiScaleQuantizer
+from refocus_jax.models.tokenizer import Autoencoder, StructureTokenizer
+from refocus_jax.models.transformer import Transformer
+
+# What official files hold beside weights; all of it follows from the grids.
+BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
+OFFICIAL_NORM_GROUPS = 32  # fixed in VAR's code: no array reveals it
+_OFFICIAL_LEVELS, _OFFICIAL_BLOCKS = 5, 2  # what an empty tokenizer file lacks
+
+
+class Layout(NamedTuple):
+    """How one array is laid out on either side."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_official: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Layout(lambda a: a, lambda a: a)
+LINEAR = Layout(lambda a: a.T, lambda a: a.T)
+CONVOLUTION = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+POSITIONS = Layout(lambda a: a[0], lambda a: a[None])  # (1, l, d)
+TEMPERATURE = Layout(lambda a: a.reshape(-1), lambda a: a.reshape(1, -1, 1, 1))  # (1, heads, 1, 1)
+MODULATION = Layout(lambda a: a.reshape(-1), lambda a: a.reshape(1, 1, 6, -1))  # (1, 1, 6, d)
+
+
+class Entry(NamedTuple):
+    """One array under both of its names."""
+
+    name: str
+    path: tuple
+    layout: Layout
+
+
+def _linear(name: str, path: tuple, layout: Layout = LINEAR) -> list[Entry]:
+    return [Entry(f"{name}.weight", (*path, "kernel"), layout), Entry(f"{name}.bias", (*path, "bias"), SAME)]
+
+
+def _convolution(name: str, path: tuple) -> list[Entry]:
+    return _linear(name, path, CONVOLUTION)
+
+
+def _norm(name: str, path: tuple) -> list[Entry]:
+    path = (*path, "norm")
+    return [Entry(f"{name}.weight", (*path, "scale"), SAME), Entry(f"{name}.bias", (*path, "bias"), SAME)]
+
+
+def _attention_block(name: str, path: tuple) -> list[Entry]:
+    return [*_norm(f"{name}.norm", (*path, "norm")), *_convolution(f"{name}.qkv", (*path, "qkv")),
+            *_convolution(f"{name}.proj_out", (*path, "proj_out"))]
+
+
+def _residual_block(name: str, path: tuple, shortcut: bool) -> list[Entry]:
+    entries = []
+    for i in "12":
+        entries += _norm(f"{name}.norm{i}", (*path, f"norm{i}"))
+        entries += _convolution(f"{name}.conv{i}", (*path, f"conv{i}"))
+    return entries + (_convolution(f"{name}.nin_shortcut", (*path, "nin_shortcut")) if shortcut else [])
+
+
+def _coder(name: str, direction: str, num_levels: int, num_blocks: int, paths: Iterable[tuple]) -> list[Entry]:
+    """The encoder (direction 'down') or the decoder ('up')."""
+    path = ("autoencoder", name)
+
+    def residual(block_name, block_path):
+        # Only where channels change.
+        return _residual_block(block_name, block_path, (*block_path, "nin_shortcut", "kernel") in paths)
+
+    entries = _convolution(f"{name}.conv_in", (*path, "conv_in"))
+    for level in range(num_levels):
+        official, ours = f"{name}.{direction}.{level}", f"{direction}_{level}"
+        for i in range(num_blocks):
+            entries += residual(f"{official}.block.{i}", (*path, f"{ours}_block_{i}"))
+            if level == num_levels - 1:
+                entries += _attention_block(f"{official}.attn.{i}", (*path, f"{ours}_attn_{i}"))
+        # Down-sampling follows every level but the last, up-sampling every level but the first.
+        if direction == "down" and level < num_levels - 1:
+            entries += _convolution(f"{official}.downsample.conv", (*path, f"{ours}_downsample"))
+        elif direction == "up" and level > 0:
+            entries += _convolution(f"{official}.upsample.conv", (*path, f"{ours}_upsample"))
+    for i in "12":
+        entries += residual(f"{name}.mid.block_{i}", (*path, f"mid_block_{i}"))
+    entries += _attention_block(f"{name}.mid.attn_1", (*path, "mid_attn_1"))
+    entries += _norm(f"{name}.norm_out", (*path, "norm_out"))
+    return entries + _convolution(f"{name}.conv_out", (*path, "conv_out"))
+
+
+def _tokenizer_entries(module: StructureTokenizer, paths: Iterable[tuple]) -> list[Entry]:
+    """`paths` are those of the module's parameters."""
+    num_levels, num_blocks = len(module.autoencoder.channel_multipliers), module.autoencoder.num_residual_blocks
+    entries = _coder("encoder", "down", num_levels, num_blocks, paths)
+    entries += _coder("decoder", "up", num_levels, num_blocks + 1, paths)
+    for name in ("quant_conv", "post_quant_conv"):
+        entries += _convolution(name, ("autoencoder", name))
+    for i in range(module.quantizer.num_phi):
+        # VAR has another class, and so another name, for a phi that all scales share.
+        name = "quantize.quant_resi.qresi" + (f"_ls.{i}" if module.quantizer.num_phi > 1 else "")
+        entries += _convolution(name, ("quantizer", f"phi_{i}"))
+    return [*entries, Entry("quantize.embedding.weight", ("quantizer", "codebook", "embedding"), SAME)]
+
+
+def _transformer_entries(network: Transformer) -> list[Entry]:
+    """Paths of the blocks are ("blocks", layer, ...): not yet stacked."""
+    entries = [Entry("class_emb.weight", ("class_embedding",), SAME),
+               Entry("lvl_embed.weight", ("level_embedding",), SAME),
+               Entry("pos_start", ("position_start",), POSITIONS), Entry("pos_1LC", ("position",), POSITIONS)]
+    for official, ours in (("word_embed", "word_embed"), ("head_nm.ada_lin.1", "head_nm"), ("head", "head")):
+        entries += _linear(official, (ours,))
+    if network.shared_modulation:
+        entries += _linear("shared_ada_lin.1", ("shared_ada_lin",))
+    for layer in range(network.depth):
+        name, path = f"blocks.{layer}", ("blocks", layer)
+        entries += [Entry(f"{name}.attn.mat_qkv.weight", (*path, "qkv"), LINEAR),
+                    Entry(f"{name}.attn.q_bias", (*path, "q_bias"), SAME),
+                    Entry(f"{name}.attn.v_bias", (*path, "v_bias"), SAME)]
+        for official, ours in (("attn.proj", "proj"), ("ffn.fc1", "fc1"), ("ffn.fc2", "fc2")):
+            entries += _linear(f"{name}.{official}", (*path, ours))
+        if network.qk_norm:
+            entries.append(Entry(f"{name}.attn.scale_mul_1H11", (*path, "scale_mul"), TEMPERATURE))
+        if network.shared_modulation:
+            entries.append(Entry(f"{name}.ada_gss", (*path, "ada_gss"), MODULATION))
+        else:
+            entries += _linear(f"{name}.ada_lin.1", (*path, "ada_lin"))
+    return entries
+
+
+def _count(pattern: str, names: Iterable[str]) -> int:
+    """One more than the largest index that `pattern` finds at the beginning of a name; 0 if there is none."""
+    return max((int(match[1]) + 1 for match in map(re.compile(pattern).match, names) if match), default=0)
+
+
+def _size(arrays: Mapping[str, np.ndarray], default: int, *places: tuple[str, int]) -> int:
+    """The length of the first of these (name, axis) that the arrays have."""
+    for name, axis in places:
+        if name in arrays and np.ndim(arrays[name]) > axis:
+            return np.shape(arrays[name])[axis]
+    return default
+
+
+def _weights(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: array for name, array in arrays.items() if name.rsplit(".", 1)[-1] not in BUFFERS}
+
+
+def _shapes(init: Callable, *shapes: Any) -> dict[tuple, np.ndarray]:
+    """A network's parameters by path, as zeros that take no memory: `init(key, *shapes)` is only traced."""
+    tree = jax.eval_shape(init, jax.random.key(0), *shapes)["params"]
+    return {path: np.broadcast_to(np.float32(0), like.shape) for path, like in flatten_dict(tree).items()}
+
+
+def _fill(what: str, arrays: Mapping[str, np.ndarray], entries: list[Entry],
+          template: Mapping[tuple, np.ndarray]) -> dict:
+    """Our tree of the arrays, which must be those of the entries in the shapes of the template."""
+    names = {entry.name for entry in entries}
+    shapes = {name: layout.to_official(template[path]).shape for name, path, layout in entries}
+    problems = {
+        "missing": sorted(names - set(arrays)), "unknown": sorted(set(arrays) - names),
+        "of another shape": [f"{name} {np.shape(arrays[name])} instead of {shapes[name]}" for name in sorted(names)
+                             if name in arrays and np.shape(arrays[name]) != shapes[name]]}
+    if any(problems.values()):
+        raise ValueError(f"{what} does not fit the network that its names describe; "
+                         + "; ".join(f"{kind}: {', '.join(found) or 'nothing'}" for kind, found in problems.items()))
+    return unflatten_dict({path: _float32(layout.to_ours(np.asarray(arrays[name]))) for name, path, layout in entries})
+
+
+def _float32(array) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _unstack(flat: Mapping[tuple, Any]) -> dict[tuple, Any]:
+    """Stacked blocks as one array per layer."""
+    result = {path: value for path, value in flat.items() if path[0] != "blocks"}
+    for path, stacked in flat.items():
+        if path[0] == "blocks":
+            result |= {("blocks", layer, *path[1:]): value for layer, value in enumerate(np.asarray(stacked))}
+    return result
+
+
+def import_tokenizer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None = None,
+                     norm_groups: int = OFFICIAL_NORM_GROUPS) -> tuple[StructureTokenizer, dict[str, Any]]:
+    """VAR's tokenizer and its parameters, float32, from the arrays of an official VQVAE.
+
+    Args:
+      arrays: by official name; buffers may be there or not. grid_sizes: default VAR's ten; no array reveals them.
+
+    Raises:
+      ValueError: arrays are missing, unknown or of another shape (it lists them all), or arguments do not fit.
+    """
+    hits = _size(arrays, 0, ("quantize.ema_vocab_hit_SV", 0))
+    arrays = _weights(arrays)
+    grid_sizes = tuple(grid_sizes or GRID_SIZES["var10"])
+    if hits and hits != len(grid_sizes):
+        raise ValueError(f"grid_sizes are {grid_sizes}, but the tokenizer counts the codes of {hits} scales; give "
+                         f"grid_sizes of {hits}")
+    channels = _size(arrays, 160, ("encoder.conv_in.weight", 0), ("encoder.conv_in.bias", 0))
+    if channels % norm_groups:
+        raise ValueError(f"norm_groups is {norm_groups}, which does not divide the tokenizer's {channels} channels; "
+                         "give the number it was trained with")
+    num_levels = _count(r"encoder\.down\.(\d+)\.", arrays) or _OFFICIAL_LEVELS
+    multipliers = tuple(max(1, _size(arrays, channels, (f"encoder.down.{i}.block.0.conv1.weight", 0),
+                                     (f"encoder.down.{i}.block.0.conv1.bias", 0)) // channels)
+                        for i in range(num_levels))
+    num_phi = _count(r"quantize\.quant_resi\.qresi_ls\.(\d+)\.", arrays)
+    num_phi = num_phi or int(any(name.startswith("quantize.quant_resi.qresi.") for name in arrays))
+    latent_channels = _size(arrays, 32, ("quant_conv.bias", 0), ("quantize.embedding.weight", 1))
+    module = StructureTokenizer(
+        Autoencoder(channels, multipliers, _count(r"encoder\.down\.\d+\.block\.(\d+)\.", arrays) or _OFFICIAL_BLOCKS,
+                    latent_channels, norm_groups),
+        MultiScaleQuantizer(grid_sizes, _size(arrays, 4096, ("quantize.embedding.weight", 0)), latent_channels,
+                            num_phi, residual=True), "var")
+    side = module.autoencoder.stride * grid_sizes[-1]
+    template = _shapes(module.init, [jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)] * len(grid_sizes))
+    return module, _fill("the tokenizer", arrays, _tokenizer_entries(module, template), template)
+
+
+def export_tokenizer(module: StructureTokenizer, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of VAR's VQVAE, buffers included: the inverse of `import_tokenizer`."""
+    flat = flatten_dict(params)
+    arrays = {name: _float32(layout.to_official(np.asarray(flat[path])))
+              for name, path, layout in _tokenizer_entries(module, flat)}
+    scales, codes = len(module.quantizer.grid_sizes), module.quantizer.vocab_size
+    return arrays | {"quantize.ema_vocab_hit_SV": np.zeros((scales, codes), np.float32)}
+
+
+def _infer_grid_sizes(arrays: Mapping[str, Any]) -> tuple[int, ...]:
+    """From the level of every token where the file tells it, else the usual grids of that many tokens."""
+    if "lvl_1L" in arrays:
+        counts = np.unique(np.asarray(arrays["lvl_1L"]), return_counts=True)[1]
+        return tuple(int(round(n ** 0.5)) for n in counts)
+    length = _size(arrays, 680, ("pos_1LC", 1))
+    for grid_sizes in GRID_SIZES.values():
+        if sum(p * p for p in grid_sizes) == length:
+            return grid_sizes
+    raise ValueError(f"the transformer has positions for {length} tokens, which are none of the usual grids; give "
+                     "grid_sizes")
+
+
+def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None = None,
+                       num_heads: int | None = None) -> tuple[Transformer, dict[str, Any]]:
+    """VAR's transformer and its parameters, float32, blocks stacked, from the arrays of an official VAR.
+
+    Args:
+      arrays: by official name; buffers may be there or not. grid_sizes: default those that the buffers tell, or the
+      usual ones of that many tokens. num_heads: default as QK-norm tells, or as many as blocks, which is VAR's rule.
+
+    Raises:
+      ValueError: arrays are missing, unknown or of another shape (it lists them all), or arguments do not fit.
+    """
+    grid_sizes = tuple(grid_sizes or _infer_grid_sizes(arrays))
+    arrays = _weights(arrays)
+    depth = _count(r"blocks\.(\d+)\.", arrays) or 1
+    width = _size(arrays, 64 * depth, ("pos_1LC", 2), ("pos_start", 2), ("class_emb.weight", 1))
+    temperatures = [name for name in sorted(arrays) if name.endswith(".scale_mul_1H11")]
+    num_heads = num_heads or _size(arrays, depth, *((name, 1) for name in temperatures))
+    if width % num_heads:
+        raise ValueError(f"num_heads is {num_heads}, which does not divide the transformer's width {width}; give the "
+                         "number it was trained with")
+    network = Transformer(
+        grid_sizes, _size(arrays, 4096, ("head.weight", 0), ("head.bias", 0)),
+        _size(arrays, 32, ("word_embed.weight", 1)), _size(arrays, 1001, ("class_emb.weight", 0)) - 1, depth, width,
+        num_heads, qk_norm=bool(temperatures),
+        shared_modulation=any(name.startswith("shared_ada_lin.") for name in arrays))
+    inputs = jax.ShapeDtypeStruct((1, network.offsets[-1] - network.offsets[1], network.latent_channels), jnp.float32)
+    template = _unstack(_shapes(network.init, jax.ShapeDtypeStruct((1,), jnp.int32), inputs))
+    params = _fill("the transformer", arrays, _transformer_entries(network), template)
+    blocks = [params["blocks"][layer] for layer in range(depth)]
+    return network, {**params, "blocks": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}
+
+
+def export_transformer(network: Transformer, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of VAR, buffers included: the inverse of `import_transformer`."""
+    flat = _unstack(flatten_dict(params))
+    arrays = {name: _float32(layout.to_official(np.asarray(flat[path])))
+              for name, path, layout in _transformer_entries(network)}
+    level = np.repeat(np.arange(len(network.grid_sizes)), np.diff(network.offsets))
+    seen = level[:, None] >= level[None]
+    zeros = {f"blocks.{layer}.attn.zero_k_bias": np.zeros(network.width, np.float32) for layer in range(network.depth)}
+    return arrays | zeros | {"lvl_1L": level[None], "attn_bias_for_masking":
+                             np.where(seen, 0, -np.inf).astype(np.float32)[None, None]}

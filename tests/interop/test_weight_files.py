@@ -1,0 +1,168 @@
+"""Foreign files: a real one of PyTorch (fixtures/state_dict.pth, its values in the npz), and hostile ones."""
+
+import collections
+import os
+import pickle
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refocus_jax.interop import weight_files
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "state_dict.pth"
+
+
+def test_a_file_of_pytorch_is_read():
+    """Shared and transposed storage, all kinds of numbers, parameters, metadata."""
+    arrays = weight_files.read(FIXTURE)
+    with np.load(FIXTURE.with_suffix(".npz")) as expected:
+        assert arrays.keys() == set(expected)
+        for name, values in expected.items():
+            assert arrays[name].shape == values.shape
+            np.testing.assert_array_equal(np.asarray(arrays[name], np.float32), values, err_msg=name)
+    assert [arrays[name].dtype.name for name in ("weight", "half", "bfloat16", "levels")] == [
+        "float32", "float16", "bfloat16", "int64"]
+
+
+def test_safetensors_come_back(tmp_path):
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.asarray([[1, 2]], np.int64)}
+    weight_files.write(tmp_path / "deep" / "w.safetensors", arrays, {"made_by": "test"})
+    back = weight_files.read(tmp_path / "deep" / "w.safetensors")
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["w.safetensors"]
+    with pytest.raises(ValueError, match="ends in .safetensors"):
+        weight_files.write(tmp_path / "w.pth", arrays, {})
+
+
+def test_what_is_no_file_of_weights_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.pth does not exist"):
+        weight_files.read(tmp_path / "missing.pth")
+    with pytest.raises(ValueError, match="must end in one of .safetensors, .pth, .pt"):
+        weight_files.read(tmp_path / "weights.bin")
+    assert weight_files.is_weight_file("a/b.pt") and not weight_files.is_weight_file("runs/tiny")
+
+
+def archive(path: Path, content: bytes, storages=(), compression=zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as file:
+        file.writestr("archive/data.pkl", content)
+        for key, data in enumerate(storages):
+            file.writestr(f"archive/data/{key}", data)
+    return path
+
+
+class Call:
+    """Pickles as a call of `function`, as a hostile file would."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = function, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    target = tmp_path / "executed"
+    for number, call in enumerate([Call(os.system, f"touch {target}"), Call(eval, f"open({str(target)!r}, 'w')"),
+                                   Call(collections.namedtuple, "a", "b"), Call(np.zeros, 3)]):
+        path = archive(tmp_path / f"{number}.pth", pickle.dumps({"weight": call}))
+        with pytest.raises(ValueError, match="which no state dict needs"):
+            weight_files.read(path)
+    assert not target.exists()
+
+
+class Names(pickle.Pickler):
+    """Writes a tensor as torch would, with sizes that torch would not write."""
+
+    def persistent_id(self, value):
+        return value.pid if isinstance(value, Storage) else None
+
+
+class Storage:
+    def __init__(self, kind="storage", key="0", count=4):
+        self.pid = (kind, FloatStorage, key, "cpu", count)
+
+
+class FloatStorage:
+    pass
+
+
+def _rebuild_tensor_v2():
+    pass
+
+
+def hostile(path: Path, storage: Storage, offset=0, shape=(4,), strides=(1,)) -> Path:
+    FloatStorage.__module__, _rebuild_tensor_v2.__module__ = "torch", "torch._utils"
+    with open(path, "wb") as file:
+        pickler = Names(file, protocol=2)
+        pickler.dump({"weight": Call(_rebuild_tensor_v2, storage, offset, shape, strides, False, {})})
+    return archive(path, path.read_bytes(), [np.arange(4, dtype=np.float32).tobytes()])
+
+
+@pytest.fixture
+def torch_names(monkeypatch):
+    """Lets the pickler find this file's stand-ins where it looks for torch's."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    torch.FloatStorage, utils._rebuild_tensor_v2, torch._utils = FloatStorage, _rebuild_tensor_v2, utils
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+
+def test_tensors_must_lie_inside_their_storage(tmp_path, torch_names):
+    np.testing.assert_array_equal(weight_files.read(hostile(tmp_path / "good.pth", Storage()))["weight"], range(4))
+    for name, arguments, message in (
+            ("long", dict(shape=(5,)), "reaches outside"), ("offset", dict(offset=1), "reaches outside"),
+            ("negative", dict(strides=(-1,)), "strides"), ("rank", dict(strides=(1, 1)), "strides"),
+            ("expanded", dict(shape=(1 << 40, 4), strides=(0, 1)), "reaches outside")):
+        with pytest.raises(ValueError, match=message):
+            weight_files.read(hostile(tmp_path / f"{name}.pth", Storage(), **arguments))
+    for name, storage, message in (
+            ("count", Storage(count=8), "16 bytes, not 8"), ("kind", Storage("module"), "no storage"),
+            ("key", Storage(key="7"), "no item named")):
+        with pytest.raises(ValueError, match=message):
+            weight_files.read(hostile(tmp_path / f"{name}.pth", storage))
+
+
+def test_what_is_more_or_less_than_a_state_dict_is_refused(tmp_path):
+    for number, (content, message) in enumerate([
+            (pickle.dumps({"epoch": 3}), "more than named arrays: 'epoch'"), (pickle.dumps([1]), "a list instead"),
+            (pickle.dumps({})[:-1], "cannot be read")]):
+        with pytest.raises(ValueError, match=message):
+            weight_files.read(archive(tmp_path / f"{number}.pth", content))
+    with pytest.raises(ValueError, match="compressed"):
+        weight_files.read(archive(tmp_path / "bomb.pth", pickle.dumps({}), [bytes(9)], zipfile.ZIP_DEFLATED))
+    (tmp_path / "legacy.pth").write_bytes(pickle.dumps({}))
+    with pytest.raises(ValueError, match="weights_only=True"):
+        weight_files.read(tmp_path / "legacy.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_files_are_an_error_or_harmless(suffix, tmp_path):
+    """Cut or with one byte changed, anywhere: a ValueError, or arrays of some numbers."""
+    path, random = tmp_path / f"damaged{suffix}", np.random.default_rng(0)
+    if suffix == ".pth":
+        whole = FIXTURE.read_bytes()
+    else:
+        weight_files.write(path, {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.int64)}, {"key": "value"})
+        whole = path.read_bytes()
+    errors = 0
+    for trial in range(300):
+        damaged = bytearray(whole)
+        at = random.integers(len(whole))
+        if trial % 3 == 0:
+            damaged = damaged[:at]
+        else:
+            damaged[at] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        try:
+            arrays = weight_files.read(path)
+            assert all(isinstance(array, np.ndarray) for array in arrays.values())
+        except ValueError:
+            errors += 1
+    assert errors > 100

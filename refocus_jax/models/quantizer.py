@@ -90,6 +90,13 @@ class MultiScaleQuantizer(nn.Module):
         """The cumulative latent at the side of `scale`: what the generator reads, what is subtracted from z_k."""
         return resize(f_hat, self.grid_sizes[scale], "area")
 
+    def choose(self, latent: jax.Array, f_hat: jax.Array | None, scale: int) -> tuple[jax.Array, jax.Array]:
+        """r_k of a latent z_k (b, p_k, p_k, c) after f_hat, and what the nearest code was sought for; both are data."""
+        target = jax.lax.stop_gradient(latent).astype(jnp.float32)
+        if self.residual and f_hat is not None:
+            target = target - jax.lax.stop_gradient(self.view(f_hat, scale))
+        return self.codebook.nearest(target), target
+
     def quantize(self, latents: Sequence[jax.Array]) -> Quantized:
         """Encodes z_1 ... z_K, each (b, p_k, p_k, c), coarse to fine.
 
@@ -97,11 +104,9 @@ class MultiScaleQuantizer(nn.Module):
         """
         tokens, inputs, f_hats, f_hat = [], [], [], None
         for scale, latent in enumerate(latents):
-            target = jax.lax.stop_gradient(latent).astype(jnp.float32)
-            if self.residual and f_hat is not None:
-                target = target - jax.lax.stop_gradient(self.view(f_hat, scale))
+            chosen, target = self.choose(latent, f_hat, scale)
             inputs.append(target)
-            tokens.append(self.codebook.nearest(target))
+            tokens.append(chosen)
             f_hat = self.accumulate(f_hat, self.codebook(tokens[-1]), scale)
             f_hats.append(f_hat)
         return Quantized(tokens, inputs, f_hats)

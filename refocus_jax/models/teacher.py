@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refocus_jax.models.attention import prefix_attention
+from refocus_jax.models.attention import merge_heads, prefix_attention, split_heads
 from refocus_jax.models.transformer import Captured, Transformer, layer_norm
 
 
@@ -35,12 +35,12 @@ class AliasGateCrossAttention(nn.Module):
 
         def project(name, value):
             value = nn.Dense(inner, use_bias=False, dtype=self.dtype, kernel_init=normal, name=name)(value)
-            return value.reshape(*value.shape[:2], self.num_heads, -1)
+            return split_heads(value, self.num_heads)
 
         q = project("query", layer_norm(x_bld).astype(self.dtype)) * (inner // self.num_heads) ** -0.5
         out = prefix_attention(q, project("key", memory_bmd), project("value", memory_bmd), query_offsets, key_ends)
         out = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros,
-                       name="out")(out.reshape(*x_bld.shape[:2], inner))
+                       name="out")(merge_heads(out))
         if self.gate:
             out = nn.sigmoid(nn.Dense(self.width, dtype=self.dtype, kernel_init=normal, name="gate")(x_bld)) * out
         return x_bld + out.astype(x_bld.dtype)
@@ -119,8 +119,8 @@ def teach(network: Transformer, network_params, head: AliasHead, head_params, ca
         params = {"params": jax.tree.map(lambda a, layer=layer: a[layer], network_params["blocks"])}
 
         def attend(q, k, v, layer=layer):
-            k = jnp.concatenate([captured.keys[layer, :, :start], k], axis=1)
-            v = jnp.concatenate([captured.values[layer, :, :start], v], axis=1)
+            k = jnp.concatenate([captured.keys[layer, :, :, :start], k], axis=2)
+            v = jnp.concatenate([captured.values[layer, :, :, :start], v], axis=2)
             return prefix_attention(q, k, v, tail, seen_structure), None
 
         def cross(x, i=i):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refocus_jax.models.attention import prefix_attention, scale_offsets
+from refocus_jax.models.attention import merge_heads, prefix_attention, scale_offsets, split_heads
 
 MAX_LOG_SCALE = float(np.log(100.0))  # VAR's cap on the learned temperature of QK-norm
 NORM_EPSILON = 1e-6
@@ -44,7 +44,7 @@ def _scaled_normal(std: float, *factors: tuple[int, float]) -> Callable:
 class Block(nn.Module):
     """Adaptive-LayerNorm block: attention and feed-forward branch, each with scale, shift and gate.
 
-    `attend(q, k, v) -> (out, aux)` sees (b, l, n, h) arrays with q scaled; aux is handed back to the caller.
+    `attend(q, k, v) -> (out, aux)` sees (b, n, l, h) arrays with q scaled; aux is handed back to the caller.
     """
 
     width: int
@@ -88,10 +88,10 @@ class Block(nn.Module):
     def _queries_keys_values(self, h_bld: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         bias = jnp.concatenate([self.q_bias, jnp.zeros_like(self.q_bias), self.v_bias])
         qkv = h_bld @ self.qkv.astype(self.dtype) + bias.astype(self.dtype)[None, None]
-        q, k, v = jnp.moveaxis(qkv.reshape(*h_bld.shape[:2], 3, self.num_heads, -1), 2, 0)
+        q, k, v = (split_heads(part, self.num_heads) for part in jnp.split(qkv, 3, axis=-1))
         if self.qk_norm:
             temperature = jnp.exp(jnp.minimum(self.scale_mul, MAX_LOG_SCALE))
-            q = (_l2_normalize(q) * temperature[None, None, :, None]).astype(self.dtype)
+            q = (_l2_normalize(q) * temperature[None, :, None, None]).astype(self.dtype)
             k = _l2_normalize(k).astype(self.dtype)
         else:
             q = q * (0.25 * q.shape[-1] ** -0.5)
@@ -108,7 +108,7 @@ class Block(nn.Module):
         keep1, keep2 = (1.0, 1.0) if keep_2b is None else keep_2b[:, :, None, None]
         h = (layer_norm(x_bld) * (1 + scale1) + shift1).astype(self.dtype)
         out, aux = attend(*self._queries_keys_values(h))
-        x_bld = x_bld + (keep1 * gate1 * self.proj(out.reshape(x_bld.shape))).astype(x_bld.dtype)
+        x_bld = x_bld + (keep1 * gate1 * self.proj(merge_heads(out))).astype(x_bld.dtype)
         if between is not None:
             x_bld = between(x_bld)
         h = (layer_norm(x_bld) * (1 + scale2) + shift2).astype(self.dtype)
@@ -122,8 +122,8 @@ class Captured(NamedTuple):
     modulations: jax.Array  # (M, b, 6, d)
     class_embedding: jax.Array  # (b, d), conditions the head
     inputs: jax.Array  # (b, L, d), input of the first of them
-    keys: jax.Array  # (M, b, L, n, h)
-    values: jax.Array  # (M, b, L, n, h)
+    keys: jax.Array  # (M, b, n, L, h)
+    values: jax.Array  # (M, b, n, L, h)
     outputs: jax.Array  # (M, b, L, d)
 
 

@@ -1,6 +1,8 @@
 """Sampling, scale by scale, with cached keys and values: VAR's sampler at VAR's cost."""
 
 import dataclasses
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,15 +41,17 @@ class Sample(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers and scales, preallocated: (N, b, L, n, h) each."""
+    """Keys and values of some layers and all scales, preallocated: (layers, b, n, L, h) each."""
 
     keys: jax.Array
     values: jax.Array
 
 
-def init_cache(network: Transformer, batch: int) -> Cache:
-    shape = (network.depth, batch, network.offsets[-1], network.num_heads, network.width // network.num_heads)
-    return Cache(jnp.zeros(shape, network.dtype), jnp.zeros(shape, network.dtype))
+def init_caches(network: Transformer, batch: int, layers: tuple[Any, ...] | None = None) -> list[Cache]:
+    """One cache for all stacked blocks, or one for each of `layers`."""
+    head_dim = network.width // network.num_heads
+    shape = (network.depth if layers is None else 1, batch, network.num_heads, network.offsets[-1], head_dim)
+    return [Cache(jnp.zeros(shape, network.dtype), jnp.zeros(shape, network.dtype)) for _ in layers or (None,)]
 
 
 def sample_keys(seed: int | jax.Array, labels_b: jax.Array) -> jax.Array:
@@ -61,36 +65,53 @@ def sample_keys(seed: int | jax.Array, labels_b: jax.Array) -> jax.Array:
     return jax.vmap(lambda s, label: jax.random.fold_in(jax.random.key(s), label))(seeds, labels_b)
 
 
-def decode_scale(network: Transformer, params, x_bld: jax.Array, modulations: jax.Array, cache: Cache,
-                 scale: int) -> tuple[jax.Array, Cache]:
-    """Runs the tokens of one scale through all blocks; writes their keys and values into the cache."""
+def unstack(params: Any) -> tuple[Any, ...]:
+    """The blocks of a transformer's parameters, one tree each, for `sample`'s `layers`. Not under jit: it copies."""
+    depth = len(jax.tree.leaves(params["blocks"])[0])
+    return tuple(jax.tree.map(operator.itemgetter(i), params["blocks"]) for i in range(depth))
+
+
+def decode_scale(network: Transformer, params, layers, x_bld: jax.Array, modulations: jax.Array, caches: list[Cache],
+                 scale: int) -> tuple[jax.Array, list[Cache]]:
+    """Runs the tokens of one scale through all blocks; writes their keys and values into the caches (`init_caches`)."""
     start, stop = network.offsets[scale], network.offsets[scale + 1]
 
-    def body(carry, layer):
+    def run_block(carry, layer):
         x, cache = carry
         index, block, block_modulation = layer
 
         def attend(q, k, v):
-            at = (index, 0, start, 0, 0)
+            at = (index, 0, 0, start, 0)
             new = Cache(*(jax.lax.dynamic_update_slice(c, a[None], at) for c, a in zip(cache, (k, v), strict=True)))
-            k, v = (jax.lax.dynamic_index_in_dim(c, index, keepdims=False)[:, :stop] for c in new)
+            k, v = (jax.lax.dynamic_index_in_dim(c, index, keepdims=False)[:, :, :stop] for c in new)
             return dense_attention(q, k, v), new
 
         x, cache = network.block.apply({"params": block}, x, block_modulation, attend)
         return (x, cache), None
 
-    (x_bld, cache), _ = jax.lax.scan(body, (x_bld, cache),
-                                     (jnp.arange(network.depth), params["blocks"], modulations))
-    return x_bld, cache
+    if layers is None:
+        stacked = jnp.arange(network.depth), params["blocks"], modulations
+        (x_bld, cache), _ = jax.lax.scan(run_block, (x_bld, caches[0]), stacked)
+        return x_bld, [cache]
+    run_block, new = jax.jit(run_block), []  # traced once for all layers
+    for block, modulation, cache in zip(layers, modulations, caches, strict=True):
+        (x_bld, cache), _ = run_block((x_bld, cache), (0, block, modulation))
+        new.append(cache)
+    return x_bld, new
 
 
 def sample(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, quantizer_params: Any,
-           labels_b: jax.Array, keys_b: jax.Array, settings: SamplingSettings) -> Sample:
+           labels_b: jax.Array, keys_b: jax.Array, settings: SamplingSettings, *,
+           replace: Callable[[int, jax.Array | None, jax.Array], jax.Array] | None = None,
+           layers: tuple[Any, ...] | None = None) -> Sample:
     """Draws images of the given classes.
 
     Args:
       network, params: the student. quantizer, quantizer_params: of the structure tokenizer.
       labels_b: int32 classes. keys_b: one key per sample, see `sample_keys`. settings: static.
+      replace: replace(scale, f_hat before it, drawn token map (b, p, p)) gives the token map to go on with (editing).
+      layers: the blocks once more, from `unstack`, for CPUs: there a loop over stacked blocks copies the weights of
+      each before it uses them, at every scale. Without, programs are smaller and compile sooner.
     """
     guided = settings.cfg > 0
     num_scales, batch = len(network.grid_sizes), labels_b.shape[0]
@@ -105,25 +126,30 @@ def sample(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, qu
         return quantizer.apply({"params": quantizer_params}, *args, method=method)
 
     modulations, embedding = net("conditions", network_labels)
-    cache = init_cache(network, network_labels.shape[0])
+    caches = init_caches(network, network_labels.shape[0], layers)
     x, f_hat, tokens, f_hats = net("start", network_labels), None, [], []
     for scale, side in enumerate(network.grid_sizes):
-        x, cache = decode_scale(network, params, x, modulations, cache, scale)
-        logits = net("logits", x, embedding)
-        if guided:
-            strength = filters.guidance_scale(settings.cfg, scale, num_scales)
+        x, caches = decode_scale(network, params, layers, x, modulations, caches, scale)
+        strength = filters.guidance_scale(settings.cfg, scale, num_scales)
+        if strength:
+            logits = net("logits", x, embedding)
             logits = filters.guide(logits[:batch], logits[batch:], strength)
+        else:
+            logits = net("logits", x[:batch], embedding[:batch])
         logits = filters.filter_logits(logits, settings.top_k, settings.top_p)
         gumbel = jax.vmap(lambda key, like, s=scale: jax.random.gumbel(jax.random.fold_in(key, s), like.shape))(
             keys_b, logits)
         chosen = jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+        chosen = chosen.reshape(batch, side, side)
+        if replace is not None:
+            chosen = replace(scale, f_hat, chosen)
         if settings.smooth:
             mixture = filters.smoothing(logits, gumbel, scale, num_scales)
             vectors = jnp.einsum("blv,vc->blc", mixture, quantizer_params["codebook"]["embedding"],
                                  precision=jax.lax.Precision.HIGHEST)
         else:
             vectors = quantizer_params["codebook"]["embedding"][chosen]
-        tokens.append(chosen.reshape(batch, side, side))
+        tokens.append(chosen)
         f_hat = quantize("accumulate", f_hat, vectors.reshape(batch, side, side, -1), scale)
         f_hats.append(f_hat)
         if scale + 1 < num_scales:

@@ -28,19 +28,39 @@ def filter_logits(logits_blv: jax.Array, top_k: int = 0, top_p: float = 0.0) -> 
         raise ValueError(f"sampling.top_k is {top_k}; give 0 (off) to {vocab_size}, the vocabulary size")
     if not 0 <= top_p <= 1:
         raise ValueError(f"sampling.top_p is {top_p}; give 0 (off) to 1")
-    if not top_k and top_p in (0, 1):
-        return logits_blv
-    # Descending: what lies below the k-th logit is gone, so k values are all that top-p needs.
-    sorted_logits = jax.lax.top_k(logits_blv, top_k or vocab_size)[0]
-    threshold = sorted_logits[..., -1:]
+    if 0 < top_k < vocab_size:
+        logits_blv = _keep_above(logits_blv, jnp.ones_like(logits_blv), top_k)
     if 0 < top_p < 1:
-        kept = jnp.where(logits_blv < threshold, -jnp.inf, logits_blv)
-        probabilities = jnp.exp(sorted_logits - jax.nn.logsumexp(kept, axis=-1, keepdims=True))
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        # A token stays if what is more likely than it does not yet reach top_p.
-        stays = (before < top_p).at[..., 0].set(True)
-        threshold = jnp.min(jnp.where(stays, sorted_logits, jnp.inf), axis=-1, keepdims=True)
+        logits_blv = _keep_above(logits_blv, jax.nn.softmax(logits_blv, axis=-1), top_p)
+    return logits_blv
+
+
+def _keep_above(logits_blv: jax.Array, weights_blv: jax.Array, limit: float) -> jax.Array:
+    """-inf below the smallest value t for which the logits greater than t weigh less than `limit` together.
+
+    With weights of one that is the k-th logit, with probabilities the last that top-p keeps. t is sought bit by bit
+    among all float32 numbers: 32 passes instead of a sort, which on a CPU takes a quarter of a sample's time (there
+    `lax.top_k` sorts too).
+    """
+    def halve(_, bounds):
+        low, high = bounds  # too small; large enough
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean without overflow
+        above = jnp.sum(jnp.where(logits_blv > _float_of_rank(middle), weights_blv, 0), axis=-1, keepdims=True)
+        enough = above < limit
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    low, high = (jnp.full((*logits_blv.shape[:-1], 1), rank, jnp.int32)
+                 for rank in (-_RANK_OF_INFINITY - 1, _RANK_OF_INFINITY))
+    threshold = _float_of_rank(jax.lax.fori_loop(0, 32, halve, (low, high))[1])
     return jnp.where(logits_blv < threshold, -jnp.inf, logits_blv)
+
+
+_RANK_OF_INFINITY = 0x7F800000
+
+
+def _float_of_rank(rank: jax.Array) -> jax.Array:
+    """The float32 that stands at place `rank` (int32) in the order of all, 0 at rank 0 and -0 at rank -1."""
+    return jax.lax.bitcast_convert_type(rank ^ ((rank >> 31) & 0x7FFFFFFF), jnp.float32)
 
 
 def smoothing(filtered_blv: jax.Array, gumbel_blv: jax.Array, scale: int, num_scales: int) -> jax.Array:

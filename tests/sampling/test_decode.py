@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.sampling import decode
 from refocus_jax.sampling.decode import SamplingSettings
 from tests.fixtures import small
@@ -22,6 +23,7 @@ class Sampler:
         self.logits = jax.jit(self._logits)
         self.f_hats = jax.jit(lambda tokens: self.quantize("f_hats", tokens))
         self._sample = jax.jit(self._draw, static_argnums=3)
+        self.layers = decode.unstack(self.params)
 
     def quantize(self, method, *args):
         return self.quantizer.apply({"params": self.quantizer_params}, *args, method=method)
@@ -31,12 +33,13 @@ class Sampler:
         inputs = self.quantize("generator_inputs", tokens)
         return self.network.apply({"params": self.params}, labels, inputs)[0]
 
-    def _draw(self, params, labels, keys, settings):
-        return decode.sample(self.network, params, self.quantizer, self.quantizer_params, labels, keys, settings)
+    def _draw(self, params, labels, keys, settings, layers=None):
+        return decode.sample(self.network, params, self.quantizer, self.quantizer_params, labels, keys, settings,
+                             layers=layers)
 
-    def sample(self, labels, keys, params=None, **settings):
+    def sample(self, labels, keys, params=None, layers=None, **settings):
         settings = SamplingSettings(**{"cfg": 0.0, "top_k": 0, "top_p": 0.0} | settings)
-        return self._sample(params or self.params, labels, keys, settings)
+        return self._sample(params or self.params, labels, keys, settings, layers)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,11 @@ def test_cached_logits_are_the_teacher_forced_ones(settings, sampler):
         def net(method, *args):
             return network.apply({"params": params}, *args, method=method)
 
-        (modulations, embedding), cache = net("conditions", labels), decode.init_cache(network, 3)
+        (modulations, embedding), cache = net("conditions", labels), decode.init_caches(network, 3)
         logits = []
         for scale, (a, b) in enumerate(zip(network.offsets[:-1], network.offsets[1:], strict=True)):
             x = net("words", inputs[:, a - 1:b - 1], scale, 1) if scale else net("start", labels)
-            x, cache = decode.decode_scale(network, params, x, modulations, cache, scale)
+            x, cache = decode.decode_scale(network, params, None, x, modulations, cache, scale)
             logits.append(net("logits", x, embedding))
         return jnp.concatenate(logits, axis=1)
 
@@ -123,6 +126,25 @@ def test_a_sample_hangs_on_its_own_seed_and_label_alone(sampler, many):
         np.testing.assert_array_equal(a[5:], b[:-5])
         np.testing.assert_array_equal(a[7:8], c)
     assert len(np.unique(np.reshape(many.tokens[-1], (len(MANY), -1)), axis=0)) > 0.9 * len(MANY)
+
+
+def test_unrolled_layers_draw_the_same(sampler):
+    """At batch 16 and with guidance, as the loop over stacked blocks does at batch 1."""
+    labels = np.arange(16, dtype=np.int32) % small.CLASSES
+    settings = dict(cfg=1.5, top_k=20, top_p=0.9)
+    unrolled = sampler.sample(labels, sample_keys(3, labels), layers=sampler.layers, **settings)
+    for i in (0, 7, 15):
+        alone = sampler.sample(labels[i:i + 1], sample_keys(3 + i, labels[i:i + 1]), **settings)
+        for many_tokens, tokens in zip(unrolled.tokens, alone.tokens, strict=True):
+            np.testing.assert_array_equal(many_tokens[i:i + 1], tokens)
+
+
+def test_two_devices_draw_what_one_draws(sampler, many):
+    """The batch shared among the devices of the mesh."""
+    shared = mesh_lib.put_batch(mesh_lib.make_mesh(), MANY)
+    assert len(shared.sharding.device_set) == 2
+    for a, b in zip(sampler.sample(shared, sample_keys(0, shared)).tokens, many.tokens, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_sample_keys():

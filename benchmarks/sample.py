@@ -1,0 +1,175 @@
+"""How close sampling, tokenizing and training come to this machine's own matrix products.
+
+    python -m benchmarks.sample                       # sampling with d16's shapes at batch 1, 4 and 8
+    python -m benchmarks.sample --what tokenize train # tokenizing 256 px images; one training step
+
+All in float32 on random weights, compiled ahead. Every line gives seconds, the FLOPs that the computation needs by our
+own count, and their rate as a fraction of that of a 4096^3 float32 product. Products are timed right before and after
+every run, since a shared machine is not twice the same; seconds and fractions are medians over `--repeat` runs. What
+it printed stands in docs/speed.md.
+"""
+
+import argparse
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import d16
+from refocus_jax import experiment
+from refocus_jax.models.transformer import Transformer
+from refocus_jax.sampling import decode
+
+NUM_CLASSES = 1000
+
+
+SIDE = 4096
+
+
+def seconds(run) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+@functools.cache
+def matrix_product():
+    a = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
+    product = jax.jit(jnp.matmul).lower(a, a).compile()
+    return lambda: product(a, a)
+
+
+def matrix_rate() -> float:
+    """FLOP/s of a float32 product of two square matrices, the median of three."""
+    return 2 * SIDE**3 / statistics.median(seconds(matrix_product()) for _ in range(3))
+
+
+def report(what: str, function, arguments, flops: float | None, repeat: int) -> None:
+    """Compiles, runs and prints one line; XLA counts the FLOPs if we do not."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    compilation = time.perf_counter() - start
+    if flops is None:
+        flops = compiled.cost_analysis()["flops"]
+    seconds(lambda: compiled(*arguments))
+    rates, times = [matrix_rate()], []
+    for _ in range(repeat):
+        times.append(seconds(lambda: compiled(*arguments)))
+        rates.append(matrix_rate())
+    fractions = [flops / t / (0.5 * (a + b)) for t, a, b in zip(times, rates[:-1], rates[1:], strict=True)]
+    print(f"| {what} | {compilation:.0f} | {statistics.median(times):.2f} | {flops / 1e12:.3f} | "
+          f"{statistics.median(rates) / 1e9:.0f} | {statistics.median(fractions):.0%} |", flush=True)
+
+
+def forward_flops(network: Transformer, sequences: int, conditions: int) -> float:
+    """Multiply-adds, as two each, of one pass over all tokens of `sequences`, with keys and values computed once."""
+    lengths = np.square(network.grid_sizes)
+    linear = 12 * network.width**2 * network.depth + network.width * network.vocab_size
+    attention = 2 * network.width * network.depth * np.sum(lengths * np.cumsum(lengths))
+    modulation = (6 * network.depth + 2) * network.width**2
+    return 2.0 * (sequences * (linear * lengths.sum() + attention) + conditions * modulation)
+
+
+def random_like(tree, seed: int = 0):
+    """Small random numbers of a tree's shapes; drawn by numpy, which is quicker than compiling an initializer."""
+    rng = np.random.default_rng(seed)
+    def draw(like):
+        if jnp.issubdtype(like.dtype, jnp.integer):
+            return jnp.zeros(like.shape, like.dtype)
+        return jnp.asarray(0.02 * rng.standard_normal(like.shape, np.float32))
+
+    return jax.tree.map(draw, tree)
+
+
+def sampling(config, batches, repeat: int) -> None:
+    student = experiment.build_student(config, NUM_CLASSES)
+    quantizer = experiment.build_tokenizer(config).structure.quantizer
+    settings = decode.SamplingSettings()
+    inputs = jax.ShapeDtypeStruct((1, student.offsets[-1] - student.offsets[1], student.latent_channels), jnp.float32)
+    labels = jax.ShapeDtypeStruct((1,), jnp.int32)
+    params = random_like(jax.eval_shape(student.init, jax.random.key(0), labels, inputs)["params"])
+    latents = [jax.ShapeDtypeStruct((1, p, p, student.latent_channels), jnp.float32) for p in student.grid_sizes]
+    quantizer_params = random_like(jax.eval_shape(
+        lambda key, latents: quantizer.init(key, latents, method="quantize"), jax.random.key(0), latents)["params"])
+    layers = decode.unstack(params)
+    for batch in batches:
+        labels = jnp.arange(batch, dtype=jnp.int32)
+        report(f"sample, batch {batch}", lambda params, layers, quantizer_params, labels, keys: decode.sample(
+            student, params, quantizer, quantizer_params, labels, keys, settings, layers=layers),
+            (params, layers, quantizer_params, labels, decode.sample_keys(0, labels)),
+            forward_flops(student, 2 * batch, 2 * batch), repeat)
+
+
+def abstract_random(init, *arguments):
+    return random_like(jax.eval_shape(init, *arguments))
+
+
+def tokenizing(repeat: int) -> None:
+    """Both streams of the focus pyramid, as stage 2 needs them; XLA counts, as nothing here is a loop."""
+    image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 256, 256, 3)), jnp.float32)
+    for argument in ("var", None):
+        config = float32(d16.get_config(argument))
+        tokenizer = experiment.build_tokenizer(config)
+        params = abstract_random(tokenizer.init, jax.random.key(0))
+        params["residual_std"] = jnp.ones(len(config.grid_sizes) - 1)
+        report(f"tokenize, {argument or 'focus'}", tokenizer.encode, (params, image), None, repeat)
+
+
+def teacher_flops(task) -> float:
+    """What a teacher on shared weights adds to a step of one sequence: see models/teacher.py.
+
+    Shared weights get no gradient, so that their products are needed forward and once backward; the teacher's own
+    three times.
+    """
+    student, settings = task.student, task.teacher
+    lengths, width = np.square(student.grid_sizes), student.width
+    taught, seen = lengths[-settings.num_alias_scales:], np.cumsum(lengths)[-settings.num_alias_scales:]
+    before, alias = seen - taught, np.sum(lengths[:-1])
+    shared = settings.num_alias_blocks * (12 * width**2 * taught.sum() + 2 * width * np.sum(taught * seen))
+    shared += width * student.vocab_size * taught.sum()
+    own = settings.num_alias_blocks * (2 * width**2 * taught.sum() + width**2 * alias
+                                       + width * np.sum(taught * before))
+    return 2.0 * (2 * shared + 3 * own)
+
+
+def training(repeat: int) -> None:
+    """One update on one sequence of tokens: three times a forward pass; recomputed activations do not count."""
+    for argument in ("noteacher", None):
+        config = float32(d16.get_config(argument))
+        task = experiment.generator_task(config, NUM_CLASSES)
+        state = jax.jit(task.init)(jax.random.key(0))
+        frozen = abstract_random(task.tokenizer.init, jax.random.key(0))
+        length, alias_length = task.student.offsets[-1], task.student.offsets[-2]
+        batch = {"structure": jnp.zeros((1, length), jnp.int32), "alias": jnp.zeros((1, alias_length), jnp.int32),
+                 "label": jnp.zeros((1,), jnp.int32)}
+        flops = 3 * forward_flops(task.student, 1, 1) + (teacher_flops(task) if task.teacher.enabled else 0)
+        report(f"train, {'student and teacher' if task.teacher.enabled else 'student'}", task.update,
+               (state, frozen, batch, jax.random.key(0)), flops, repeat)
+
+
+def float32(config):
+    config.generator.dtype = config.tokenizer.dtype = "float32"
+    return config
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", nargs="+", default=["sample"], choices=["sample", "tokenize", "train"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--repeat", type=int, default=3)
+    given = parser.parse_args()
+    print("| what | compile s | s | TFLOP | product GFLOP/s | of the product's rate |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    if "sample" in given.what:
+        sampling(float32(d16.get_config("var")), given.batches, given.repeat)
+    if "tokenize" in given.what:
+        tokenizing(given.repeat)
+    if "train" in given.what:
+        training(given.repeat)
+
+
+if __name__ == "__main__":
+    main()

@@ -44,7 +44,9 @@ def get_config() -> ConfigDict:
     c.focus.noise_first = 1e-3
     c.focus.noise_last = 1e-2
 
-    c.tokenizer_from = ""  # a workdir whose tokenizers serve this run instead of stage 1
+    # A workdir whose tokenizers serve this run instead of stage 1, or an official vae_ch160v4096z32.pth.
+    c.tokenizer_from = ""
+    c.init_from = ""  # a workdir or an official var_d16.pth ... whose transformer stage 2 starts from
     c.tokenizer = ConfigDict()
     c.tokenizer.pyramid = "focus"
     c.tokenizer.residual = False
@@ -93,7 +95,12 @@ def get_config() -> ConfigDict:
     c.generator_training = _training(400_000)
 
     c.sampling = ConfigDict(dict(cfg=1.5, top_k=900, top_p=0.96, smooth=False))
-    c.samples_per_class = 6
+    c.samples_per_class = 6  # in the pictures of training
+    # --mode=sample; see evaluation/samples.py.
+    c.draw = ConfigDict(dict(classes=(), count=64, seed=0, batch_size=8, format="grid", output=""))
+    # --mode=edit: an image file; a mask file, white where to paint anew, or box:LEFT,TOP,RIGHT,BOTTOM or outside:...;
+    # the class, by number or name.
+    c.edit = ConfigDict(dict(image="", mask="", label="0", count=4, seed=0))
     c.lock()
     return c
 
@@ -105,7 +112,8 @@ def _optimizer(learning_rate: float, **changes) -> ConfigDict:
 
 
 def _training(steps: int) -> ConfigDict:
-    return ConfigDict(dict(steps=steps, log_every=100, evaluate_every=10_000, save_every=2_000, keep=2))
+    return ConfigDict(dict(steps=steps, log_every=100, evaluate_every=10_000, save_every=2_000, keep=2,
+                           skip_nonfinite=0))
 
 
 def resolution(c: ConfigDict, image_size: int, grid_sizes: tuple[int, ...]) -> None:

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.evaluation import report
+from refocus_jax.evaluation.samples import DrawSettings
 from refocus_jax.focus import Pyramid
+from refocus_jax.interop import var_state_dict, weight_files
 from refocus_jax.models.autoencoder import PatchAutoencoder
 from refocus_jax.models.discriminator import PatchDiscriminator
 from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer
@@ -21,7 +23,7 @@ from refocus_jax.models.tokenizer import PYRAMIDS, AliasTokenizer, Autoencoder, 
 from refocus_jax.models.transformer import Transformer
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
-from refocus_jax.runtime.writer import Writer
+from refocus_jax.runtime.writer import write_json
 from refocus_jax.sampling.decode import SamplingSettings
 from refocus_jax.training import loop, optimizer
 from refocus_jax.training.adversarial import AdversarialSettings
@@ -52,7 +54,7 @@ def build_tokenizer(c: ConfigDict) -> DualTokenizer:
         raise ValueError("tokenizer.residual is False with tokenizer.pyramid 'var', which is always residual; set it "
                          "True or take the 'focus' pyramid")
     dtype = _dtype(t.dtype)
-    autoencoder = Autoencoder(t.channels, t.channel_multipliers, t.num_residual_blocks, t.latent_channels,
+    autoencoder = Autoencoder(t.channels, tuple(t.channel_multipliers), t.num_residual_blocks, t.latent_channels,
                               t.norm_groups, dtype)
     if autoencoder.stride * c.grid_sizes[-1] != c.image_size:
         raise ValueError(
@@ -111,6 +113,11 @@ def sampling_settings(c: ConfigDict) -> SamplingSettings:
     return SamplingSettings(**c.sampling)
 
 
+def draw_settings(c: ConfigDict) -> DrawSettings:
+    """Which samples `--mode=sample` draws."""
+    return DrawSettings(**c.draw)
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A config bound to its data, its devices and its directory."""
@@ -158,8 +165,13 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
                          "it out to take the source's")
     run = Run(c, workdir, train, validation, mesh_lib.make_mesh())
     tokenizer_task(c), generator_task(c, found), sampling_settings(c)
-    with Writer(workdir) as writer:
-        writer.json("config", json.loads(c.to_json()) | {"class_names": list(train.class_names)})
+    # Official files that do not fit are refused now rather than after stage 1.
+    if weight_files.is_weight_file(c.tokenizer_from):
+        load_tokenizer_params(c, c.tokenizer_from, run.mesh)
+    if weight_files.is_weight_file(c.init_from):
+        load_student_params(c, found, c.init_from, run.mesh)
+    write_json(os.path.join(workdir, "config.json"),
+               json.loads(c.to_json()) | {"class_names": list(train.class_names)})
     return run
 
 
@@ -172,20 +184,63 @@ def train_tokenizer(run: Run) -> None:
                evaluator=evaluator)
 
 
-def load_tokenizer_params(c: ConfigDict, workdir: str, mesh) -> Any:
-    """The `DualTokenizer` parameters of a workdir's latest checkpoint."""
+def _check_fit(source: str, found: Any, expected: Any, names: dict[str, str]) -> None:
+    """Raises a ValueError if modules differ in these attributes; `names` are those of the settings."""
+    problems = [f"{name} is {getattr(found, attribute)!r}, the config's {getattr(expected, attribute)!r}"
+                for attribute, name in names.items() if getattr(found, attribute) != getattr(expected, attribute)]
+    if problems:
+        raise ValueError(f"{source} does not fit the config: {'; '.join(problems)}. Change the config, or take another "
+                         "file; nothing is initialized anew in silence")
+
+
+def load_tokenizer_params(c: ConfigDict, source: str, mesh) -> Any:
+    """The `DualTokenizer` parameters of a workdir's latest checkpoint, or of an official VQVAE's file.
+
+    Raises:
+      FileNotFoundError: no such file or checkpoint. ValueError: it does not fit the config.
+    """
+    if weight_files.is_weight_file(source):
+        if c.teacher.enabled:
+            raise ValueError(f"tokenizer_from is {source}, which has no alias tokenizer, and teacher.enabled is True; "
+                             "set teacher.enabled=False, or leave tokenizer_from out to train tokenizers")
+        expected = build_tokenizer(c).structure
+        found, params = var_state_dict.import_tokenizer(weight_files.read(source), c.grid_sizes,
+                                                        c.tokenizer.norm_groups)
+        _check_fit(source, found.autoencoder, expected.autoencoder, {
+            name: f"tokenizer.{name}" for name in ("channels", "channel_multipliers", "num_residual_blocks")})
+        _check_fit(source, found.quantizer, expected.quantizer, {
+            name: f"tokenizer.{name}" for name in ("vocab_size", "latent_channels", "num_phi", "residual")})
+        return jax.device_put({"structure": params}, mesh_lib.replicated(mesh))
     task = tokenizer_task(c)
     template = loop.abstract_state(task, jax.random.key(0), mesh)
-    with Checkpoints(os.path.join(workdir, "tokenizer", "checkpoints")) as checkpoints:
+    with Checkpoints(os.path.join(source, "tokenizer", "checkpoints")) as checkpoints:
         return checkpoints.restore({"params": template.params}, partial=True)["params"]
 
 
-def load_generator_params(c: ConfigDict, num_classes: int, workdir: str, mesh) -> Any:
-    """The student's parameters of a workdir's latest checkpoint."""
+def load_student_params(c: ConfigDict, num_classes: int, source: str, mesh) -> Any:
+    """The student's parameters of a workdir's latest checkpoint, or of an official VAR's file.
+
+    Raises:
+      FileNotFoundError: no such file or checkpoint. ValueError: it does not fit the config.
+    """
+    if weight_files.is_weight_file(source):
+        expected = build_student(c, num_classes)
+        found, params = var_state_dict.import_transformer(weight_files.read(source), c.grid_sizes,
+                                                          c.generator.num_heads)
+        _check_fit(source, found, expected, {"vocab_size": "tokenizer.vocab_size", "num_classes": "data.num_classes",
+                                             "latent_channels": "tokenizer.latent_channels"} | {
+            name: f"generator.{name}" for name in ("depth", "width", "num_heads", "qk_norm", "shared_modulation")})
+        return jax.device_put(params, mesh_lib.replicated(mesh))
     template = loop.abstract_state(generator_task(c, num_classes), jax.random.key(0), mesh)
-    with Checkpoints(os.path.join(workdir, "generator", "checkpoints")) as checkpoints:
+    with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
         restored = checkpoints.restore({"params": {"student": template.params["student"]}}, partial=True)
     return restored["params"]["student"]
+
+
+def latest_step(directory: str) -> int | None:
+    """The step of a stage's latest checkpoint."""
+    with Checkpoints(os.path.join(directory, "checkpoints")) as checkpoints:
+        return checkpoints.latest_step()
 
 
 def encode_tokens(tokenizer: DualTokenizer, params: Any, batches, mesh) -> token_cache.TokenSet:
@@ -210,9 +265,12 @@ def _token_set(run: Run, tokenizer: DualTokenizer, frozen: Any) -> token_cache.T
     if not c.data.token_examples:
         return None
     # Another tokenizer makes other tokens: one that has trained on since gets a file of its own.
-    with Checkpoints(os.path.join(c.tokenizer_from or run.workdir, "tokenizer", "checkpoints")) as checkpoints:
-        step = checkpoints.latest_step()
-    path = os.path.join(run.workdir, f"tokens_{c.data.token_examples}_of_step_{step}.npz")
+    source = c.tokenizer_from or run.workdir
+    if weight_files.is_weight_file(source):
+        version = os.path.splitext(os.path.basename(source))[0]
+    else:
+        version = f"step_{latest_step(os.path.join(source, 'tokenizer'))}"
+    path = os.path.join(run.workdir, f"tokens_{c.data.token_examples}_of_{version}.npz")
     if not os.path.exists(path):
         logging.info("encoding %d crops for stage 2", c.data.token_examples)
         number = -(-c.data.token_examples // c.generator_batch_size)
@@ -235,7 +293,15 @@ def train_generator(run: Run) -> None:
                                    c.generator_batch_size, samples_per_class=c.samples_per_class)
     loop.train(task, loop.LoopSettings(**c.generator_training), batches, frozen=frozen,
                key=jax.random.fold_in(run.key, 1), mesh=run.mesh, directory=run.directory("generator"),
-               evaluator=evaluator)
+               evaluator=evaluator, warm_start=_warm_start(run, task))
+
+
+def _warm_start(run: Run, task: GeneratorTask):
+    """What turns the first state of stage 2 into one that starts from `init_from`; None without."""
+    c = run.config
+    if not c.init_from:
+        return None
+    return lambda state: task.warm_start(state, load_student_params(c, run.num_classes, c.init_from, run.mesh))
 
 
 def train(c: ConfigDict, workdir: str) -> None:

@@ -1,29 +1,43 @@
 """Flags and modes, nothing else: python -m refocus_jax.main --config=configs/tiny.py --workdir=runs/tiny"""
 
+import os
+import sys
+
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from refocus_jax import experiment
+from refocus_jax import experiment, generate
+from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 
 MODES = {
     "train": experiment.train,
     "tokenizer": lambda config, workdir: experiment.train_tokenizer(experiment.prepare(config, workdir)),
     "generator": lambda config, workdir: experiment.train_generator(experiment.prepare(config, workdir)),
+    "sample": generate.sample,
+    "edit": generate.edit,
 }
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/tiny.py or "
                                           "configs/d16.py:k4,noteacher; single settings: --config.data.source=photos")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; a run that stopped goes on from it.")
 _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "train: both stages, then samples; tokenizer: stage 1; "
-                          "generator: stage 2.")
+                          "generator: stage 2; sample: images of a trained generator, see --config.draw; edit: paint "
+                          "part of an image anew, see --config.edit.")
 
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR chooses another
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/refocus_jax"))
     config = _CONFIG.value.copy_and_resolve_references()
-    MODES[_MODE.value](config, _WORKDIR.value)
+    try:
+        MODES[_MODE.value](config, _WORKDIR.value)
+    except Preempted as error:
+        logging.warning("%s", error)
+        sys.exit(EXIT_CODE)
 
 
 if __name__ == "__main__":

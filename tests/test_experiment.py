@@ -1,6 +1,8 @@
 """Both stages from a config, on every kind of local source, and what comes out of a workdir."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refocus_jax import experiment, pretrained
+from refocus_jax import experiment, generate, pretrained
+from refocus_jax.interop import export_sampler, var_torch
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +21,8 @@ def small(micro, images, tmp_path_factory):
     np.savez(folder / "images.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0,
              classes=np.array(["even", "odd"]))
 
-    def make():
-        c = micro()
+    def make(argument=None):
+        c = micro(argument)
         c.data.update(source=f"npz:{folder}/images.npz", validation_examples=8, crops_per_image=1, token_examples=32)
         c.samples_per_class = 2
         return c
@@ -101,6 +104,149 @@ def test_one_tokenizer_serves_another_generator(workdir, small, tmp_path):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), pretrained.load_tokenizer(str(tmp_path)).params,
                                      pretrained.load_tokenizer(workdir).params))
     pretrained.load_generator(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, tmp_path_factory):
+    """Student and tokenizer of the run, as files for PyTorch."""
+    out = tmp_path_factory.mktemp("exported") / "student.safetensors"
+    var_torch.main(["export", "--workdir", workdir, "--out", str(out), "--allow-differences"])
+    return str(out), str(out.with_name("student_tokenizer.safetensors"))
+
+
+def assert_same(tree, other):
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), tree, other))
+
+
+def test_an_exported_student_comes_back_bit_for_bit(workdir, exported):
+    ours = pretrained.load_generator(workdir)
+    tokenizer = pretrained.load_tokenizer(exported[1], grid_sizes=(1, 2, 4), norm_groups=2)
+    back = pretrained.load_generator(exported[0], tokenizer=tokenizer)
+    assert_same(back.params, ours.params)
+    assert_same(tokenizer.params["structure"], ours.tokenizer.params["structure"])
+
+
+def test_export_refuses_what_var_would_decode_otherwise(workdir, tmp_path):
+    with pytest.raises(SystemExit, match=r"`f_hat.add_\(h\)` must be `f_hat.copy_\(h\)`(.|\n)*norm_groups is 2"):
+        var_torch.main(["export", "--workdir", workdir, "--out", str(tmp_path / "student.safetensors")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_stage_2_starts_from_an_official_checkpoint(small, exported, tmp_path):
+    """With the official tokenizer too; a learning rate of 0 shows what it started from."""
+    c = small("var")
+    c.update(init_from=exported[0], tokenizer_from=exported[1])
+    c.generator_optimizer.learning_rate = 0.0
+    c.generator_training.steps = 1
+    experiment.train(c, str(tmp_path))
+    ours = pretrained.load_generator(str(tmp_path))
+    assert_same(ours.params, pretrained.load_generator(exported[0], tokenizer=ours.tokenizer).params)
+
+
+def test_official_checkpoints_that_do_not_fit_are_refused_before_anything_is_written(small, exported, tmp_path):
+    for setting, path, message in (("generator.depth", "init_from", "generator.depth is 4, the config's 2"),
+                                   ("tokenizer.vocab_size", "init_from", "tokenizer.vocab_size is 32, the config's 2"),
+                                   ("tokenizer.vocab_size", "tokenizer_from", "vocab_size is 32, the config's 2")):
+        c = small("var")
+        c.update_from_flattened_dict({setting: 2, path: exported[0 if path == "init_from" else 1]})
+        with pytest.raises(ValueError, match=message):
+            experiment.train(c, str(tmp_path / "run"))
+    c = small()
+    c.tokenizer_from = exported[1]
+    with pytest.raises(ValueError, match="no alias tokenizer, and teacher.enabled is True; set teacher.enabled=False"):
+        experiment.train(c, str(tmp_path / "run"))
+    c = small()
+    c.init_from = exported[1]
+    with pytest.raises(ValueError, match="missing: blocks.0"):
+        experiment.train(c, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_a_workdir(workdir, small, capsys):
+    c = small()
+    c.sampling.top_k = 5
+    c.draw.update(count=5, batch_size=4, format="png", classes=("odd",), seed=2)
+    generate.sample(c, workdir)
+    files = sorted(Path(workdir, "samples", "png").iterdir())
+    assert [path.name for path in files] == [f"{i:06d}_0001.png" for i in range(5)]
+    generator = pretrained.load_generator(workdir)
+    expected = generator.images(generator.sample([1], seed=6, cfg=1.5, top_k=5, top_p=0.95))
+    with Image.open(files[4]) as image:
+        assert np.abs(np.asarray(image) - (np.asarray(expected[0]) + 1) * 127.5).max() <= 0.51
+    record = json.loads(Path(workdir, "samples", "samples.png.json").read_text())
+    assert record["step"] == 6 and record["sampling"]["top_k"] == 5 and record["draw"]["classes"] == ["odd"]
+    assert "5 images" in capsys.readouterr().out
+
+
+def test_samples_of_an_official_checkpoint_without_a_run(small, exported, tmp_path):
+    c = small("var")
+    c.update(init_from=exported[0], tokenizer_from=exported[1])
+    c.draw.update(count=2, batch_size=2, output=str(tmp_path / "drawn"))
+    generate.sample(c, str(tmp_path))
+    assert (tmp_path / "drawn" / "samples.png").exists() and not (tmp_path / "samples").exists()
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        generate.sample(small(), str(tmp_path))
+
+
+def test_edited_images_of_a_workdir(workdir, small, images, tmp_path):
+    Image.fromarray(images[0]).save(tmp_path / "image.png")
+    c = small()
+    c.edit.update(image=str(tmp_path / "image.png"), mask="box:4,0,8,8", label="odd", count=2)
+    generate.edit(c, workdir)
+    own = pretrained.load_tokenizer(workdir)
+    expected = own.decode(own.encode(images[:1] / np.float32(127.5) - 1))[0]
+    edited = []
+    for i in range(2):
+        with Image.open(Path(workdir, "edits", f"{i:03d}.png")) as image:
+            edited.append(np.asarray(image))
+        assert np.abs(edited[i][:, :4] - (np.asarray(expected[:, :4]) + 1) * 127.5).max() <= 0.51
+    assert (edited[0][:, 4:] != edited[1][:, 4:]).any()
+    c.sampling.smooth = True
+    with pytest.raises(ValueError, match="sampling.smooth is True"):
+        generate.edit(c, workdir)
+
+
+def test_masks_and_images_are_read_or_refused(tmp_path):
+    assert generate.read_mask("box:1,2,3,4", 8).nonzero()[0].tolist() == [2, 2, 3, 3]
+    np.testing.assert_array_equal(generate.read_mask("outside:1,2,3,4", 8), ~generate.read_mask("box:1,2,3,4", 8))
+    gradient = np.arange(12, dtype=np.uint8)[None].repeat(8, 0) * 20
+    Image.fromarray(gradient).save(tmp_path / "wide.png")
+    np.testing.assert_array_equal(generate.read_mask(str(tmp_path / "wide.png"), 8), gradient[:, 2:10] > 127)
+    image = generate.read_image(str(tmp_path / "wide.png"), 8)
+    np.testing.assert_allclose(image, np.repeat(gradient[:, 2:10, None], 3, 2) / 127.5 - 1, atol=1e-5)
+    for mask in ("box:1,2,3", "box:3,2,1,4", "outside:0,0,9,8", "box:a,b,c,d"):
+        with pytest.raises(ValueError, match=f"edit.mask is '{mask}'; give .*LEFT < RIGHT <= 8"):
+            generate.read_mask(mask, 8)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match="edit.mask is .*cannot be read as an image"):
+        generate.read_mask(str(tmp_path / "text.png"), 8)
+    for path, message in (("", "edit.image is empty"), (str(tmp_path / "text.png"), "cannot be read as an image")):
+        with pytest.raises(ValueError, match=message):
+            generate.read_image(path, 8)
+
+
+RELOAD = """
+import sys, numpy as np
+from refocus_jax.interop import export_sampler
+tokens, images = export_sampler.load(sys.argv[1])([1, 0], 3)
+np.savez(sys.argv[2], *tokens, images=images)
+"""
+
+
+def test_an_exported_sampler_draws_the_same_in_another_process(workdir, tmp_path):
+    path, drawn = str(tmp_path / "sampler.zip"), str(tmp_path / "drawn.npz")
+    export_sampler.main(["--workdir", workdir, "--out", path, "--batch", "2", "--top-k", "7"])
+    subprocess.run([sys.executable, "-c", RELOAD, path, drawn], check=True, cwd=Path(__file__).parents[1])
+    expected = pretrained.load_generator(workdir).sample([1, 0], seed=3, top_k=7)
+    with np.load(drawn) as arrays:
+        for scale, tokens in enumerate(expected.tokens):
+            np.testing.assert_array_equal(arrays[f"arr_{scale}"], tokens)
+        assert arrays["images"].shape == (2, 8, 8, 3)
+    with pytest.raises(ValueError, match="this sampler takes 2 of 0 to 1"):
+        export_sampler.load(path)([0], 0)
+    Path(path).write_bytes(Path(path).read_bytes()[:500])
+    with pytest.raises(ValueError, match="no sampler that export_sampler wrote"):
+        export_sampler.load(path)
 
 
 def test_wrong_number_of_classes_is_named_before_anything_is_written(small, tmp_path):

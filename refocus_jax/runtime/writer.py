@@ -98,10 +98,8 @@ class Writer:
 
     def json(self, name: str, content: dict[str, Any]) -> None:
         """Writes `NAME.json`, indented."""
-        if not self._active:
-            return
-        with _atomically(self._directory / f"{name}.json") as path:
-            path.write_text(json.dumps(_valid(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        if self._active:
+            write_json(self._directory / f"{name}.json", content)
 
     def close(self) -> None:
         if self._active:
@@ -113,6 +111,13 @@ class Writer:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Writes an indented JSON file, complete or not at all; only process 0 does."""
+    if jax.process_index() == 0:
+        with _atomically(Path(path)) as temporary:
+            temporary.write_text(json.dumps(_valid(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -116,6 +116,14 @@ class GeneratorTask:
         opt_state = {name: self.optimizer.init(tree) for name, tree in params.items()}
         return GeneratorState(jnp.zeros((), jnp.int32), params, opt_state)
 
+    def warm_start(self, state: GeneratorState, student: Any) -> GeneratorState:
+        """A first state whose student, and the teacher's own network if there is one, has these parameters."""
+        params = {**state.params, "student": student}
+        if self.teacher.enabled and not self.teacher.share_weights:
+            # A copy: the loop donates the state, and no buffer may be donated twice.
+            params["teacher"] = {**params["teacher"], "network": jax.tree.map(jnp.copy, student)}
+        return state.replace(params=params)
+
     def tokens(self, frozen, batch) -> tuple[jax.Array, jax.Array | None]:
         """Structure tokens (b, L) and alias tokens (b, L') of a batch; the latter None without a teacher."""
         if "image" not in batch:

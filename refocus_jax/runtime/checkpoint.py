@@ -1,6 +1,10 @@
 """Checkpoints of the training state and of the position in the data: the only file that knows orbax."""
 
+import hashlib
+import json
+import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,13 +14,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
+_DIGESTS = "digests.json"  # of every file of a checkpoint, beside them
+
 
 class Checkpoints:
     """The checkpoints of one training stage, one sub-directory per step.
 
     The arrays are stored as nested dictionaries whose keys are the names of fields, keys and positions:
     a checkpoint does not depend on Python classes, and a part of it can be restored alone.
-    All processes must call every method.
+    Its files' digests are written as soon as it is complete: one that has changed since is damaged, is named in
+    a warning, and counts no longer. All processes must call every method.
 
     Args:
       directory: made by the first `save`; merely reading never writes.
@@ -25,6 +32,9 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
         self._directory = Path(directory).absolute()  # orbax refuses relative paths
+        self._saving: int | None = None
+        self._sealing, self._give_up = None, threading.Event()
+        self._sound: dict[int, bool] = {}
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={
@@ -32,7 +42,8 @@ class Checkpoints:
                 "iterator": grain.checkpoint.CheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                create=False, preservation_policy=ocp.checkpoint_managers.LatestN(keep)
+                create=False,
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
             ),
         )
 
@@ -60,12 +71,54 @@ class Checkpoints:
         if iterator is not None:
             items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
         self._directory.mkdir(parents=True, exist_ok=True)
+        self._saving = step
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        if jax.process_index() == 0:
+            self._give_up.clear()
+            self._sealing = threading.Thread(target=self._seal, args=(self._directory / str(step),))
+            self._sealing.start()
 
     def latest_step(self) -> int | None:
-        """The step of the latest complete checkpoint, or None. Waits for a save that is under way."""
+        """The step of the latest complete and undamaged checkpoint, or None. Waits for a save that is under way."""
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        """Of all checkpoints that may be read; damaged ones are named."""
         self.wait()
-        return self._manager.latest_step()
+        return [step for step in self._manager.all_steps() if self._is_sound(step)]
+
+    def _is_sound(self, step: int) -> bool:
+        if step not in self._sound:
+            changed = _changed_files(self._directory / str(step))
+            self._sound[step] = not changed
+            if changed:
+                logging.warning("The checkpoint of step %d in %s is damaged and will not be used: %s changed after it "
+                                "was saved.", step, self._directory, ", ".join(changed))
+        return self._sound[step]
+
+    def set_damaged_aside(self) -> None:
+        """Renames damaged checkpoints to `damaged_STEP`, so that their steps can be saved anew."""
+        self._steps()
+        damaged = [step for step, sound in self._sound.items() if not sound]
+        if damaged and jax.process_index() == 0:
+            for step in damaged:
+                aside = self._directory / f"damaged_{step}"
+                number = 1
+                while aside.exists():
+                    aside, number = self._directory / f"damaged_{step}_{number}", number + 1
+                (self._directory / str(step)).rename(aside)
+        for step in damaged:
+            del self._sound[step]
+        self._manager.reload()
+
+    def _seal(self, directory: Path) -> None:
+        """Writes the digests of a checkpoint as soon as it has its final name."""
+        while not directory.exists():
+            if self._give_up.wait(0.02):
+                return
+        temporary = directory / f"{_DIGESTS}.tmp"
+        temporary.write_text(json.dumps(_digests(directory), indent=2))
+        os.replace(temporary, directory / _DIGESTS)
 
     def restore(
         self,
@@ -106,12 +159,36 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in wanted])
 
     def wait(self) -> None:
-        """Blocks until the save under way is complete, and raises its error if it failed."""
-        self._manager.wait_until_finished()
+        """Blocks until the save under way is complete.
+
+        Raises:
+          RuntimeError: it failed; what was saved before is untouched.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # whatever the writing threads ran into
+            self._give_up.set()
+            raise self._save_failed() from error
+        finally:
+            if self._sealing is not None:
+                self._sealing.join()
+
+    def _save_failed(self) -> RuntimeError:
+        before = [step for step in self._manager.all_steps() if step != self._saving]
+        intact = f"that of step {max(before)} is intact" if before else "there is none before it"
+        return RuntimeError(f"Saving the checkpoint of step {self._saving} in {self._directory} failed; {intact}. Make "
+                            "room or mend the file system, and start again with the same command.")
 
     def close(self) -> None:
-        """Waits, then stops the background threads."""
-        self._manager.close()
+        """Waits, then stops the background threads.
+
+        Raises:
+          RuntimeError: the save under way failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def __enter__(self) -> Self:
         return self
@@ -125,7 +202,7 @@ class Checkpoints:
             raise FileNotFoundError(
                 f"No checkpoint in {self._directory}. Train this stage first, or correct the workdir."
             )
-        steps = self._manager.all_steps()
+        steps = self._steps()
         if step is not None and step not in steps:
             raise FileNotFoundError(
                 f"No checkpoint of step {step} in {self._directory}. Choose one of {sorted(steps)}."
@@ -170,6 +247,29 @@ def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:
     """The leaves by path, in order. Classes and empty nodes (optax.EmptyState, None) leave no trace."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """BLAKE2 of every file below a directory, by relative path."""
+    digests = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and not path.name.startswith(_DIGESTS):
+            with path.open("rb") as file:
+                digests[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "blake2b").hexdigest()
+    return digests
+
+
+def _changed_files(directory: Path) -> list[str]:
+    """Files of a checkpoint that are not what its digests say; none if a kill came before they were written."""
+    path = directory / _DIGESTS
+    if not path.exists():
+        return []
+    try:
+        expected = json.loads(path.read_text())
+    except ValueError:
+        return [_DIGESTS]
+    found = _digests(directory)
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 def _shape_and_type(array: Any) -> str:

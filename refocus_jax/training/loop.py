@@ -1,15 +1,18 @@
 """The one training loop. A task is its only plug; the loop knows no metric and no model."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
+from refocus_jax.runtime.preemption import Preempted, Preemption
 from refocus_jax.runtime.progress import Progress
 from refocus_jax.runtime.writer import Writer
 
@@ -30,18 +33,26 @@ Evaluator = Callable[[Any, Any], Iterable[tuple[str, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """Steps of the run, and every how many of them to log, evaluate and save (evaluate and save also at the end)."""
+    """Steps of the run, and every how many of them to log, evaluate and save (evaluate and save also at the end).
+
+    Attributes:
+      keep: how many of the latest checkpoints remain. skip_nonfinite: how many steps of one call may be skipped
+      because a loss or gradient is not finite; the next one stops the run.
+    """
 
     steps: int
     log_every: int = 50
     evaluate_every: int = 5000
     save_every: int = 1000
     keep: int = 2
+    skip_nonfinite: int = 0
 
     def __post_init__(self):
         for name in ("steps", "log_every", "evaluate_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number of at least 1")
+        if self.skip_nonfinite < 0:
+            raise ValueError(f"skip_nonfinite is {self.skip_nonfinite}; give 0 (stop at once) or more")
 
 
 def init_state(task: Task, key: jax.Array, mesh) -> Any:
@@ -72,78 +83,128 @@ def _evaluate(writer: Writer, step: int, results: Iterable[tuple[str, Any]]) -> 
     writer.json("evaluation", {"step": step, **scalars})
 
 
-class _Metrics:
-    """Scalars on their way to the writer: those of a step are fetched while a later one runs."""
+class NonFinite(ArithmeticError):
+    """A loss or a gradient is not a number; nothing of that step has been saved."""
 
-    def __init__(self, writer: Writer, step: int):
-        self._writer, self._pending = writer, None
+
+def _checked_update(task: Task, skip: bool):
+    """The task's update, and whether all that it reports is finite; if not, `skip` keeps the state but for its step."""
+    def update(state, frozen, batch, key):
+        new, values = task.update(state, frozen, batch, key)
+        finite = jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(v, jnp.float32) for v in values.values()])))
+        if skip:
+            kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+            new = kept.replace(step=new.step)
+        return new, (values, finite)
+    return update
+
+
+class _Metrics:
+    """What a step reports, on its way to the writer: it is fetched while a later step runs."""
+
+    def __init__(self, writer: Writer, settings: LoopSettings, step: int):
+        self._writer, self._settings, self._pending, self._skipped = writer, settings, None, 0
+        self.seconds: dict[str, float] = {}  # written with the next line
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
         self._logged, self._clock = step, time.perf_counter()
 
-    def hold(self, step: int, batch_size: int, metrics) -> None:
-        self._pending = (step, batch_size, metrics)
+    def hold(self, step: int, batch_size: int, reported) -> None:
+        self._pending = (step, batch_size, *reported)
 
     def flush(self) -> dict[str, float]:
-        """Writes what is held, if anything, and returns it."""
+        """Looks at the step that is held, if any; writes and returns its values if they are due.
+
+        Raises:
+          NonFinite: they are not finite, and no more such steps may be skipped.
+        """
         if self._pending is None:
             return {}
-        step, batch_size, metrics = self._pending
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        seconds = time.perf_counter() - self._clock
-        values["images_per_second"] = batch_size * (step - self._logged) / seconds
-        self._writer.scalars(step, values)
+        step, batch_size, values, finite = self._pending
         self._pending = None
+        if not finite:
+            self._skipped += 1
+            bad = [name for name, value in jax.device_get(values).items() if not math.isfinite(value)]
+            if self._skipped > self._settings.skip_nonfinite:
+                raise NonFinite(f"step {step}: not finite: {', '.join(bad)}")
+        if step % self._settings.log_every:
+            return {}
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        elapsed = time.perf_counter() - self._clock
+        values["images_per_second"] = batch_size * (step - self._logged) / elapsed
+        if self._settings.skip_nonfinite:
+            values["skipped_steps"] = self._skipped
+        self._writer.scalars(step, values | {f"seconds/{name}": value for name, value in self.seconds.items()})
+        self.seconds = {}
         self.restart_clock(step)
         return values
 
 
 def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any, key: jax.Array, mesh,
-          directory: str, evaluator: Evaluator) -> Any:
+          directory: str, evaluator: Evaluator, warm_start: Callable[[Any], Any] | None = None) -> Any:
     """Trains until `settings.steps`, going on from the latest checkpoint in `directory` if there is one.
 
     Writes metrics, pictures, evaluation.json and checkpoints into `directory`.
 
     Args:
       batches: a grain dataset of process-local numpy batches, endless. frozen: parameters that `update` reads but does
-      not change. key: of all randomness; every step folds its own number into it.
+      not change. key: of all randomness; every step folds its own number into it. warm_start: applied to the first
+      state of a run, not to one that is resumed.
 
     Returns:
       The last state.
     """
     iterator: Iterator = iter(batches)
     replicated = mesh_lib.replicated(mesh)
-    update = jax.jit(task.update, donate_argnums=0, out_shardings=(replicated, replicated))
+    update = jax.jit(_checked_update(task, skip=settings.skip_nonfinite > 0), donate_argnums=0,
+                     out_shardings=(replicated, replicated))
     key, frozen = jax.device_put((key, frozen), replicated)
-    with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints:
+    began = time.perf_counter()
+    with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints, Preemption() as preemption:
+        checkpoints.set_damaged_aside()
         start = checkpoints.latest_step()
         if start is None:
             state = init_state(task, key, mesh)
+            state = warm_start(state) if warm_start else state
         else:
             state = checkpoints.restore(abstract_state(task, key, mesh), iterator)
         step = start or 0
         with (Writer(directory, resume_step=-1 if start is None else start) as writer,
               Progress(settings.steps, step, task.name) as progress):
-            metrics = _Metrics(writer, step)
-            while True:
-                # The order: evaluate, save, then pull data and step. So a checkpoint's data position is the batch
-                # that its state has not seen, and its step's metrics are on disk before it.
-                last, due = step >= settings.steps, step > (start or 0)
-                if due and (last or step % settings.evaluate_every == 0):
-                    metrics.flush()
-                    _evaluate(writer, step, evaluator(state, frozen))
-                    metrics.restart_clock(step)
-                if due and (last or step % settings.save_every == 0):
-                    metrics.flush()
-                    checkpoints.save(step, state, iterator)
-                if last:
-                    return state
-                batch = mesh_lib.put_batch(mesh, next(iterator))
-                with jax.transfer_guard("disallow"):  # nothing but the lines above and below talks to the device
-                    state, values = update(state, frozen, batch, key)
-                step += 1
-                shown = metrics.flush()
-                if step % settings.log_every == 0:
-                    metrics.hold(step, jax.tree.leaves(batch)[0].shape[0], values)
-                progress.update(step, {"loss": shown["loss/total"]} if shown else {})
+            metrics = _Metrics(writer, settings, step)
+            metrics.seconds["restore"] = time.perf_counter() - began
+            try:
+                while True:
+                    # The order: evaluate, save, then pull data and step. So a checkpoint's data position is the batch
+                    # that its state has not seen, and its step's metrics are on disk before it.
+                    last, due, stop = step >= settings.steps, step > (start or 0), preemption.requested
+                    if due and (last or step % settings.evaluate_every == 0):
+                        metrics.flush()
+                        _evaluate(writer, step, evaluator(state, frozen))
+                        metrics.restart_clock(step)
+                    if due and (last or stop or step % settings.save_every == 0):
+                        metrics.flush()
+                        saving = time.perf_counter()
+                        checkpoints.save(step, state, iterator)
+                        metrics.seconds["save"] = time.perf_counter() - saving
+                    if last:
+                        return state
+                    if stop:
+                        raise Preempted(f"{task.name} was asked to stop, and has saved step {step}; the same command "
+                                        "goes on from there")
+                    batch = mesh_lib.put_batch(mesh, next(iterator))
+                    with jax.transfer_guard("disallow"):  # nothing but the lines above and below talks to the device
+                        state, reported = update(state, frozen, batch, key)
+                    step += 1
+                    shown = metrics.flush()
+                    metrics.hold(step, jax.tree.leaves(batch)[0].shape[0], reported)
+                    if step == (start or 0) + 1:
+                        jax.block_until_ready(state)
+                        metrics.seconds["start_up"] = time.perf_counter() - began
+                    progress.update(step, {"loss": shown["loss/total"]} if shown else {})
+            except NonFinite as error:
+                good = checkpoints.latest_step()
+                saved = "nothing has been saved yet" if good is None else f"the last good checkpoint is of step {good}"
+                raise NonFinite(f"{task.name}, {error}; {saved}. Lower the learning rate, or let up to n such steps be "
+                                f"skipped: {task.name}_training.skip_nonfinite=n") from None

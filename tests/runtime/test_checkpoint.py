@@ -1,4 +1,5 @@
 import dataclasses
+import resource
 import shutil
 from typing import Any
 
@@ -176,3 +177,57 @@ def test_a_checkpoint_without_a_data_position_does_not_resume(tmp_path):
         checkpoints.save(0, state)
         with pytest.raises(ValueError, match="no position in the data"):
             checkpoints.restore(state, make_iterator())
+
+
+def files(directory):
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def test_any_change_of_any_file_is_noticed(tmp_path, caplog):
+    state = make_state()
+    with Checkpoints(tmp_path / "original") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, make_iterator())
+    for number, path in enumerate(files(tmp_path / "original" / "2")):
+        for kind in ("cut", "flipped", "lost"):
+            copy = tmp_path / f"{kind}_{number}"
+            shutil.copytree(tmp_path / "original", copy)
+            damaged, content = copy / path.relative_to(tmp_path / "original"), bytearray(path.read_bytes())
+            if kind == "lost":
+                damaged.unlink()
+            elif kind == "cut":
+                damaged.write_bytes(content[:-1])
+            elif content:
+                content[len(content) // 3] ^= 4
+                damaged.write_bytes(content)
+            harmless = not content or path.name == "digests.json" and kind == "lost"
+            with Checkpoints(copy) as checkpoints:
+                assert checkpoints.latest_step() == (2 if harmless else 1), (kind, path)
+    assert "digests.json changed after it was saved" in caplog.text
+    with Checkpoints(tmp_path / "cut_0") as checkpoints:
+        assert_identical(checkpoints.restore(abstract(state)), state)
+        checkpoints.set_damaged_aside()
+        checkpoints.save(2, state)
+    with Checkpoints(tmp_path / "cut_0") as checkpoints:
+        assert checkpoints.latest_step() == 2
+    assert (tmp_path / "cut_0" / "damaged_2").is_dir()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_intact(tmp_path):
+    """No file may grow beyond 20 kB, as on a full disk."""
+    state, large = make_state(), jax.device_put({"w": np.random.default_rng(0).random((100, 1000))})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(RuntimeError, match="Saving the checkpoint of step 2 .* failed; that of step 1 is intact"):
+            with Checkpoints(tmp_path) as checkpoints:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+                checkpoints.save(2, large)
+                checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        assert_identical(checkpoints.restore(abstract(state)), state)
+        checkpoints.save(2, state)

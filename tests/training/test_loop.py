@@ -1,6 +1,8 @@
 """The loop with a toy task: its order, its files, and resuming bit for bit."""
 
 import json
+import os
+import signal
 
 import flax.struct
 import grain
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 
 from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime.checkpoint import Checkpoints
+from refocus_jax.runtime.preemption import Preempted
 from refocus_jax.training import loop
 
 
@@ -24,21 +28,27 @@ class ToyTask:
 
     name = "toy"
 
+    def __init__(self, nan_from=1000):
+        self.nan_from = nan_from
+
     def init(self, key):
         return ToyState(jnp.zeros((), jnp.int32), jax.random.normal(key, (3,)))
 
     def update(self, state, frozen, batch, key):
         noise = jax.random.normal(jax.random.fold_in(key, state.step), (3,))
         w = 0.9 * state.w + frozen * batch["x"].mean() + 0.1 * noise
-        return ToyState(state.step + 1, w), {"loss/total": jnp.sum(w**2)}
+        # Every step after `nan_from` has a gradient that is no number.
+        w = jnp.where(state.step >= self.nan_from, jnp.nan, w)
+        return ToyState(state.step + 1, w), {"loss/total": jnp.zeros(()), "gradient_norm": jnp.sum(w**2)}
 
 
 class Interrupt(Exception):
     pass
 
 
-def run(directory, steps, interrupt_at=None, **settings):
-    """Trains; with `interrupt_at` the data source dies when it is asked for that batch."""
+def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, **settings):
+    """Trains; at `interrupt_at` the data source dies when it is asked for that batch, at `sigterm_at` the process is
+    asked to stop."""
     seen = []
 
     def evaluator(state, frozen):
@@ -49,20 +59,23 @@ def run(directory, steps, interrupt_at=None, **settings):
     def fail(index, x):
         if interrupt_at is not None and index >= 4 * interrupt_at:
             raise Interrupt
+        if sigterm_at is not None and index == 4 * sigterm_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         return {"x": np.float32(x)}
 
     data = grain.MapDataset.range(100).seed(1).shuffle().repeat().map_with_index(fail).batch(4)
     # No read-ahead: the failure comes at its batch.
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    state = loop.train(ToyTask(), loop.LoopSettings(steps, log_every=2, evaluate_every=4, save_every=3, **settings),
-                       batches, frozen=jnp.ones(()), key=jax.random.key(0), mesh=mesh_lib.make_mesh(),
-                       directory=str(directory), evaluator=evaluator)
+    settings = loop.LoopSettings(steps, log_every=2, evaluate_every=4, save_every=3, **settings)
+    state = loop.train(ToyTask(nan_from), settings, batches, frozen=jnp.ones(()), key=jax.random.key(0),
+                       mesh=mesh_lib.make_mesh(), directory=str(directory), evaluator=evaluator)
     return state, seen
 
 
 def metrics(directory):
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "images_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("time", "images_per_second") and "seconds/" not in k}
+            for line in lines]
 
 
 def test_interrupted_run_resumes_bit_for_bit(tmp_path):
@@ -72,6 +85,60 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path):
     resumed, _ = run(tmp_path / "broken", 10)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), straight, resumed))
     assert metrics(tmp_path / "straight") == metrics(tmp_path / "broken")
+
+
+def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tmp_path):
+    straight, _ = run(tmp_path / "straight", 10)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="asked to stop, and has saved step 8"):
+        run(tmp_path / "stopped", 10, sigterm_at=7)
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed, _ = run(tmp_path / "stopped", 10)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), straight, resumed))
+    assert metrics(tmp_path / "straight") == metrics(tmp_path / "stopped")
+
+
+def test_a_number_that_is_none_stops_the_run_before_it_is_saved(tmp_path):
+    """Steps 0 to 4 are sound, 6 would be saved."""
+    with pytest.raises(loop.NonFinite, match="toy, step 6: not finite: gradient_norm; the last good checkpoint is of "
+                                             "step 3. .*toy_training.skip_nonfinite=n"):
+        run(tmp_path, 10, nan_from=5)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 3
+    with pytest.raises(loop.NonFinite, match="step 1: .*nothing has been saved yet"):
+        run(tmp_path / "first", 10, nan_from=0)
+
+
+def test_steps_that_are_not_finite_can_be_skipped(tmp_path):
+    """Of the last two steps nothing but their number is left."""
+    skipped, _ = run(tmp_path / "skipped", 10, nan_from=8, skip_nonfinite=2)
+    assert int(skipped.step) == 10
+    straight, _ = run(tmp_path / "straight", 8)
+    assert (skipped.w == straight.w).all()
+    assert metrics(tmp_path / "skipped")[-2]["skipped_steps"] == 2
+    with pytest.raises(loop.NonFinite, match="step 10"):
+        run(tmp_path / "once", 10, nan_from=8, skip_nonfinite=1)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog):
+    straight, _ = run(tmp_path, 10)
+    files = [path for path in (tmp_path / "checkpoints" / "10").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    again, seen = run(tmp_path, 10)
+    assert "checkpoint of step 10" in caplog.text and largest.name in caplog.text
+    assert (again.w == straight.w).all() and seen == [10]  # from step 9
+    assert (tmp_path / "checkpoints" / "damaged_10").is_dir()
+    assert len({line["step"] for line in metrics(tmp_path) if "loss/total" in line}) == 5
+
+
+def test_start_up_and_saving_are_timed(tmp_path):
+    run(tmp_path, 10)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {"seconds/start_up", "seconds/restore"} <= lines[0].keys()
+    assert sum("seconds/save" in line for line in lines) == 3
 
 
 def test_evaluates_saves_and_logs_when_it_says(tmp_path):
@@ -111,3 +178,5 @@ def test_one_device_gives_the_result_of_two(tmp_path):
 def test_settings_out_of_range_are_named():
     with pytest.raises(ValueError, match="save_every is 0"):
         loop.LoopSettings(10, save_every=0)
+    with pytest.raises(ValueError, match="skip_nonfinite is -1"):
+        loop.LoopSettings(10, skip_nonfinite=-1)

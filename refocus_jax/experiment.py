@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from refocus_jax import validate
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.evaluation import report
 from refocus_jax.evaluation.samples import DrawSettings
@@ -32,14 +34,6 @@ from refocus_jax.training.evaluators import GeneratorEvaluator, TokenizerEvaluat
 from refocus_jax.training.generator_task import GeneratorTask, TeacherSettings, flatten_tokens
 from refocus_jax.training.tokenizer_task import TokenizerLosses, TokenizerTask, to_unit_range
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def _dtype(name: str):
-    if name not in DTYPES:
-        raise ValueError(f"dtype is {name!r}; choose one of {sorted(DTYPES)}")
-    return DTYPES[name]
-
 
 def build_tokenizer(c: ConfigDict) -> DualTokenizer:
     """Optics and networks of stage 1. The alias stream exists for the teacher alone.
@@ -53,14 +47,14 @@ def build_tokenizer(c: ConfigDict) -> DualTokenizer:
     if t.pyramid == "var" and not t.residual:
         raise ValueError("tokenizer.residual is False with tokenizer.pyramid 'var', which is always residual; set it "
                          "True or take the 'focus' pyramid")
-    dtype = _dtype(t.dtype)
+    dtype = jnp.dtype(t.dtype)
     autoencoder = Autoencoder(t.channels, tuple(t.channel_multipliers), t.num_residual_blocks, t.latent_channels,
                               t.norm_groups, dtype)
     if autoencoder.stride * c.grid_sizes[-1] != c.image_size:
         raise ValueError(
-            f"image_size is {c.image_size}, but tokenizer.channel_multipliers of {len(t.channel_multipliers)} levels "
-            f"reduce by {autoencoder.stride}, so that the last of grid_sizes must be "
-            f"{c.image_size / autoencoder.stride:g}, not {c.grid_sizes[-1]}")
+            f"image_size is {c.image_size}, but grid_sizes {tuple(c.grid_sizes)} end with {c.grid_sizes[-1]} and "
+            f"tokenizer.channel_multipliers of {len(t.channel_multipliers)} levels reduce by {autoencoder.stride}: "
+            f"give image_size {c.grid_sizes[-1] * autoencoder.stride}, or change grid_sizes")
     optics = Pyramid(tuple(c.grid_sizes), autoencoder.stride, **c.focus)
     quantizer = MultiScaleQuantizer(tuple(c.grid_sizes), t.vocab_size, t.latent_channels, t.num_phi, t.residual)
     alias = None
@@ -75,10 +69,8 @@ def build_tokenizer(c: ConfigDict) -> DualTokenizer:
 def build_student(c: ConfigDict, num_classes: int) -> Transformer:
     """The VAR transformer of a config."""
     g = c.generator
-    if g.width % g.num_heads:
-        raise ValueError(f"generator.num_heads {g.num_heads} does not divide generator.width {g.width}")
     return Transformer(tuple(c.grid_sizes), c.tokenizer.vocab_size, c.tokenizer.latent_channels, num_classes,
-                       **{**g.to_dict(), "dtype": _dtype(g.dtype)})
+                       **{**g.to_dict(), "dtype": jnp.dtype(g.dtype)})
 
 
 def _make_optimizer(section: ConfigDict, steps: int):
@@ -91,7 +83,7 @@ def tokenizer_task(c: ConfigDict) -> TokenizerTask:
     return TokenizerTask(
         build_tokenizer(c), TokenizerLosses(**c.losses), Revival(**c.revival),
         _make_optimizer(c.tokenizer_optimizer, steps), steps,
-        PatchDiscriminator(**c.discriminator, dtype=_dtype(c.tokenizer.dtype)), AdversarialSettings(**c.adversarial),
+        PatchDiscriminator(**c.discriminator, dtype=jnp.dtype(c.tokenizer.dtype)), AdversarialSettings(**c.adversarial),
         _make_optimizer(c.discriminator_optimizer, steps))
 
 
@@ -158,21 +150,56 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     Raises:
       ValueError: the config or the data contradict themselves.
     """
+    mesh = mesh_lib.make_mesh()
+    validate.check(c, mesh.size)
+    for stage in ("tokenizer", "generator"):
+        loop.LoopSettings(**c[f"{stage}_training"])
+    tokenizer_task(c), sampling_settings(c), draw_settings(c)
     train, validation = (sources.load(c.data.source, split) for split in ("train", "validation"))
     found = len(train.class_names)
     if c.data.num_classes is not None and c.data.num_classes != found:
         raise ValueError(f"data.num_classes is {c.data.num_classes}, but {c.data.source} has {found} classes; leave "
                          "it out to take the source's")
-    run = Run(c, workdir, train, validation, mesh_lib.make_mesh())
-    tokenizer_task(c), generator_task(c, found), sampling_settings(c)
-    # Official files that do not fit are refused now rather than after stage 1.
-    if weight_files.is_weight_file(c.tokenizer_from):
-        load_tokenizer_params(c, c.tokenizer_from, run.mesh)
-    if weight_files.is_weight_file(c.init_from):
-        load_student_params(c, found, c.init_from, run.mesh)
-    write_json(os.path.join(workdir, "config.json"),
-               json.loads(c.to_json()) | {"class_names": list(train.class_names)})
-    return run
+    generator_task(c, found)
+    # What comes from elsewhere and does not fit is refused now rather than after stage 1.
+    try:
+        name, source = "tokenizer_from", c.tokenizer_from
+        if source:
+            load_tokenizer_params(c, source, mesh)
+        name, source = "init_from", c.init_from
+        if source:
+            load_student_params(c, found, source, mesh)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name} is {source!r}: {error}") from error
+    values = json.loads(c.to_json()) | {"class_names": list(train.class_names)}
+    _check_workdir(values, workdir)
+    write_json(os.path.join(workdir, "config.json"), values)
+    return Run(c, workdir, train, validation, mesh)
+
+
+# The settings that shape what a stage saves. All others (steps, learning rates, logging, ...) may change on resume.
+_SHAPING = {
+    "tokenizer": ("image_size", "grid_sizes", "focus", "tokenizer", "alias", "teacher.enabled", "class_names"),
+    "generator": ("image_size", "grid_sizes", "focus", "tokenizer", "alias", "generator", "teacher", "class_names",
+                  "tokenizer_from"),
+}
+
+
+def _check_workdir(values: dict[str, Any], workdir: str) -> None:
+    """Raises a ValueError if a stage in `workdir` has been trained with other settings than its config's `values`."""
+    path = os.path.join(workdir, "config.json")
+    if not os.path.exists(path):
+        return
+    with open(path) as file:
+        before, now = flatten_dict(json.load(file), sep="."), flatten_dict(values, sep=".")
+    shaping = [name for stage, names in _SHAPING.items() for name in names
+               if os.path.isdir(os.path.join(workdir, stage, "checkpoints"))]
+    now["generator.remat"] = before.get("generator.remat")  # changes the memory, not the state
+    differing = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in sorted(before.keys() | now)
+                 if before.get(name) != now.get(name) and any(f"{name}.".startswith(f"{s}.") for s in shaping)]
+    if differing:
+        raise ValueError(f"--workdir {workdir} holds another experiment: {'; '.join(differing)}. Give its settings, or "
+                         "another --workdir")
 
 
 def train_tokenizer(run: Run) -> None:

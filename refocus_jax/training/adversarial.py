@@ -15,11 +15,6 @@ class AdversarialSettings:
     start: int = 0
     cap: float = 100.0
 
-    def __post_init__(self):
-        if self.weight < 0 or self.cap <= 0 or self.start < 0:
-            raise ValueError(f"adversarial.weight, cap, start are {self.weight}, {self.cap}, {self.start}; "
-                             "give weight >= 0, cap > 0, start >= 0")
-
 
 def discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
     """Hinge loss, mean over patches."""

@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from refocus_jax.training import adversarial
 
@@ -23,8 +22,3 @@ def test_adaptive_weight_is_the_ratio_of_gradients_up_to_the_cap():
 
     np.testing.assert_allclose(weight(6.0, 2.0), 3.0, rtol=1e-5)
     assert weight(6.0, 2.0, cap=1.5) == 1.5
-
-
-def test_settings_out_of_range_are_named():
-    with pytest.raises(ValueError, match="adversarial.weight"):
-        adversarial.AdversarialSettings(weight=-1)

@@ -4,26 +4,29 @@
 |---------------|--------------------------------------------------------------------------------------|
 | `photos`      | the photographs inside the scikit-image wheel, one class each; nothing is downloaded |
 | `npz:PATH`    | arrays `x` and `y`, optionally `classes` and `val`                                   |
-| `folder:PATH` | the ImageFolder layout                                                               |
+| `folder:PATH` | the ImageFolder layout; files that cannot be read are listed and skipped             |
 | `tfds:NAME`   | a prepared TensorFlow Dataset, read without TensorFlow                               |
 """
 
 import dataclasses
 import importlib.resources
 import io
-import zipfile
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
-from PIL import Image
+
+from refocus_jax.data import images, manifest, npz
 
 SPLITS = ("train", "validation")
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 # Where a source does not say which images are for validation, every tenth is held out.
 _HELD_OUT_PERIOD = 10
+
+# Each class of a model has an embedding: a label above this is no class, but a damaged number.
+_MAX_CLASSES = 100_000
 
 
 class Record(TypedDict):
@@ -51,14 +54,15 @@ def load(spec: str, split: str) -> Source:
       split: `train` or `validation`. Both splits of a source have the same `class_names`.
 
     Raises:
-      ValueError: for an unknown kind or split, malformed data, or a split without images.
+      ValueError: for an unknown kind or split, damaged or malformed data, or a split without images.
       FileNotFoundError: where the data does not exist.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     kind, _, argument = spec.partition(":")
     if kind in ("npz", "folder", "tfds") and not argument:
-        raise ValueError(f"data source {spec!r} names no data: write {kind}:PATH (or tfds:NAME)")
+        argument = "NAME" if kind == "tfds" else "PATH"
+        raise ValueError(f"data.source is {spec!r}, which names no data; write {kind}:{argument}")
     if spec == "photos":
         source = _load_photographs(split)
     elif kind == "npz":
@@ -68,10 +72,10 @@ def load(spec: str, split: str) -> Source:
     elif kind == "tfds":
         source = _load_tfds(argument, split)
     else:
-        raise ValueError(f"unknown data source {spec!r}: use photos, npz:PATH, folder:PATH or tfds:NAME")
+        raise ValueError(f"data.source is {spec!r}, which is unknown; use photos, npz:PATH, folder:PATH or tfds:NAME")
     if len(source) == 0:
         raise ValueError(
-            f"data source {spec!r} has no {split} images: give it explicit splits, or {_HELD_OUT_PERIOD} or "
+            f"data.source is {spec!r}, which has no {split} images; give it explicit splits, or {_HELD_OUT_PERIOD} or "
             f"more images (per class, in a folder), of which every {_HELD_OUT_PERIOD}th is held out"
         )
     return source
@@ -105,13 +109,14 @@ class FileSource:
 
     def __getitem__(self, index: int) -> Record:
         with open(self.paths[index], "rb") as file:
-            return {"image": _decode_rgb(file), "label": int(self.labels[index])}
+            return {"image": images.decode_rgb(file, self.paths[index]), "label": int(self.labels[index])}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedSource:
     """Records of a tfds data source whose `image` is the bytes of an image file, decoded when accessed."""
 
+    name: str
     records: Sequence[dict] = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
 
@@ -119,14 +124,11 @@ class EncodedSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
-        record = self.records[index]
-        return {"image": _decode_rgb(io.BytesIO(record["image"])), "label": int(record["label"])}
-
-
-def _decode_rgb(file: BinaryIO) -> np.ndarray:
-    """Decodes an image file to uint8 (h, w, 3); greyscale is repeated, transparency dropped."""
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+        record, where = self.records[index], f"record {index} of {self.name}"
+        label = int(record["label"])
+        if not 0 <= label < len(self.class_names):
+            raise ValueError(f"{where} has label {label}; take a dataset with labels in [0, {len(self.class_names)})")
+        return {"image": images.decode_rgb(io.BytesIO(record["image"]), where), "label": label}
 
 
 def _held_out(count: int) -> np.ndarray:
@@ -168,14 +170,14 @@ def read_photograph(class_name: str) -> np.ndarray:
     if not file.is_file():
         raise FileNotFoundError(f"the installed scikit-image does not ship {file.name}: install version 0.26")
     with file.open("rb") as stream:
-        image_hwc = _decode_rgb(stream)
+        image_hwc = images.decode_rgb(stream, class_name)
     return image_hwc[_RETINA_SQUARE, _RETINA_SQUARE] if class_name == "retina" else image_hwc
 
 
 def _load_photographs(split: str) -> ArraySource:
-    images = (read_photograph(class_name) for class_name in PHOTOGRAPHS)
+    photographs = (read_photograph(class_name) for class_name in PHOTOGRAPHS)
     return ArraySource(
-        images=tuple(image[:, photograph_columns(image.shape[1], split)] for image in images),
+        images=tuple(image_hwc[:, photograph_columns(image_hwc.shape[1], split)] for image_hwc in photographs),
         labels=range(len(PHOTOGRAPHS)),
         class_names=tuple(PHOTOGRAPHS),
     )
@@ -183,28 +185,23 @@ def _load_photographs(split: str) -> ArraySource:
 
 def _load_npz(path: Path, split: str) -> ArraySource:
     if not path.is_file():
-        raise FileNotFoundError(f"npz:{path}: there is no such file")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"npz:{path} is not an .npz archive: write it with numpy.savez")
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {key: archive[key] for key in ("x", "y", "classes", "val") if key in archive.files}
-    _check_npz_arrays(path, arrays)
-    images, labels = arrays["x"], arrays["y"].astype(np.int64)
-    class_names = tuple(str(name) for name in arrays.get("classes", np.arange(labels.max(initial=-1) + 1)))
-    if labels.size and not 0 <= labels.min() <= labels.max() < len(class_names):
-        raise ValueError(
-            f"npz:{path}: labels y run from {labels.min()} to {labels.max()}, "
-            f"they must lie in [0, {len(class_names)}), the number of classes"
-        )
-    held_out = arrays.get("val", _held_out(len(images)))
+        raise FileNotFoundError(f"data.source is npz:{path}, but there is no such file; correct the path")
+    try:
+        arrays = npz.read(path, ("x", "y", "classes", "val"))
+        _check_npz_arrays(arrays)
+    except ValueError as error:
+        raise ValueError(f"data.source is npz:{path}, which is not taken: {error}") from error
+    labels = arrays["y"].astype(np.int64)
+    class_names = tuple(str(name) for name in arrays.get("classes", range(labels.max(initial=-1) + 1)))
+    held_out = arrays.get("val", _held_out(len(labels)))
     chosen = held_out if split == "validation" else ~held_out
-    return ArraySource(images[chosen], labels[chosen], class_names)
+    return ArraySource(arrays["x"][chosen], labels[chosen], class_names)
 
 
-def _check_npz_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _check_npz_arrays(arrays: dict[str, np.ndarray]) -> None:
     missing = sorted({"x", "y"} - arrays.keys())
     if missing:
-        raise ValueError(f"npz:{path} lacks {missing}: it must hold images x (n, h, w, 3) and labels y (n,)")
+        raise ValueError(f"it lacks {missing}; it must hold images x (n, h, w, 3) and labels y (n,)")
     count = arrays["x"].shape[:1]
     rules = {
         "x": ("uint8 (n, h, w, 3)", lambda x: x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] == 3),
@@ -215,50 +212,85 @@ def _check_npz_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     for key, array in arrays.items():
         expected, holds = rules[key]
         if not holds(array):
-            raise ValueError(f"npz:{path}: {key} must be {expected}, got {array.dtype} {array.shape}")
+            raise ValueError(f"{key} must be {expected}, got {array.dtype} {array.shape}")
+    images.check_size(*arrays["x"].shape[1:3])
+    labels = arrays["y"]
+    class_count = len(arrays["classes"]) if "classes" in arrays else _MAX_CLASSES
+    if labels.size and not 0 <= labels.min() <= labels.max() < class_count:
+        raise ValueError(
+            f"labels y run from {labels.min()} to {labels.max()}, they must lie in [0, {class_count}), "
+            f"{'the number of classes' if 'classes' in arrays else 'where no classes are given'}"
+        )
 
 
 def _load_folder(root: Path, split: str) -> FileSource:
-    """PATH/train with PATH/val (or PATH/validation), otherwise PATH/<class>/<images> with some held out."""
+    """PATH/train with PATH/val (or PATH/validation), otherwise PATH/<class>/<images> with some held out.
+
+    Of a class folder, files with a suffix of `images.SUFFIXES` count as images; all others, hidden files and folders
+    are ignored. Which images are held out depends on all their names, not on which of them can be read.
+    """
     if not root.is_dir():
-        raise FileNotFoundError(f"folder:{root}: there is no such folder")
+        raise FileNotFoundError(f"data.source is folder:{root}, but there is no such folder; correct the path")
     validation_roots = [root / name for name in ("val", "validation") if (root / name).is_dir()]
-    if (root / "train").is_dir() and validation_roots:
+    explicit = (root / "train").is_dir() and bool(validation_roots)
+    if explicit:
         class_names = _folder_names(root / "train")
         split_root = root / "train" if split == "train" else validation_roots[0]
         unknown = sorted(set(_folder_names(split_root)) - set(class_names))
         if unknown:
-            raise ValueError(f"{split_root} has classes that {root / 'train'} lacks: {unknown[:5]}")
-        # A class may be absent from the validation images.
-        folders = {name: split_root / name for name in class_names}
-        files = {name: _image_files(path) if path.is_dir() else [] for name, path in folders.items()}
+            raise ValueError(
+                f"data.source is folder:{root}: {split_root} has classes that {root / 'train'} lacks: {unknown[:5]}; "
+                "the classes are those of train"
+            )
     else:
-        class_names = _folder_names(root)
-        files = {name: _split_files(_image_files(root / name), split) for name in class_names}
-    return FileSource(
-        paths=tuple(path for name in class_names for path in files[name]),
-        labels=tuple(label for label, name in enumerate(class_names) for _ in files[name]),
-        class_names=class_names,
-    )
+        class_names, split_root = _folder_names(root), root
+    # A class may be absent from explicit validation images.
+    files = {name: _image_files(split_root, name) for name in class_names if (split_root / name).is_dir()}
+    sound = set(manifest.readable(split_root, [file for class_files in files.values() for file in class_files]))
+    for name, class_files in files.items():
+        if sound.isdisjoint(class_files):
+            raise ValueError(
+                f"data.source is folder:{root}: no image in {split_root / name} can be read; repair or remove the class"
+            )
+    if not explicit:
+        files = {name: _split_files(class_files, split) for name, class_files in files.items()}
+    chosen = [
+        (str(split_root / file), label)
+        for label, name in enumerate(class_names)
+        for file in files.get(name, [])
+        if file in sound
+    ]
+    return FileSource([path for path, _ in chosen], [label for _, label in chosen], class_names)
 
 
 def _folder_names(root: Path) -> tuple[str, ...]:
     names = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
     if not names:
-        raise ValueError(f"{root} has no class folders: the layout is {root}/<class>/<image files>")
+        raise ValueError(
+            f"data.source is a folder: {root} has no class folders; the layout is {root}/<class>/<image files>"
+        )
     return names
 
 
-def _image_files(folder: Path) -> list[str]:
-    paths = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(f"class folder {folder} holds no image files ({', '.join(_IMAGE_SUFFIXES)})")
-    return paths
+def _image_files(root: Path, class_name: str) -> list[str]:
+    """Relative to `root`."""
+    with os.scandir(root / class_name) as entries:
+        names = sorted(
+            f"{class_name}/{entry.name}"
+            for entry in entries
+            if entry.name.lower().endswith(images.SUFFIXES) and not entry.name.startswith(".") and not entry.is_dir()
+        )
+    if not names:
+        raise ValueError(
+            f"data.source is a folder: {root / class_name} holds no image files ({', '.join(images.SUFFIXES)}); "
+            "add some, or remove the folder"
+        )
+    return names
 
 
-def _split_files(paths: list[str], split: str) -> list[str]:
-    held_out = _held_out(len(paths))
-    return [path for path, held in zip(paths, held_out, strict=True) if held == (split == "validation")]
+def _split_files(files: list[str], split: str) -> list[str]:
+    held_out = _held_out(len(files))
+    return [file for file, held in zip(files, held_out, strict=True) if held == (split == "validation")]
 
 
 def _load_tfds(name: str, split: str) -> EncodedSource:
@@ -270,24 +302,31 @@ def _load_tfds(name: str, split: str) -> EncodedSource:
     try:
         splits = tfds.data_source(name, download=False, decoders=decoders)
     except tfds.core.DatasetNotFoundError:
-        raise ValueError(f"tfds:{name}: tensorflow_datasets knows no dataset of this name") from None
+        raise ValueError(f"data.source is tfds:{name}, but tensorflow_datasets knows no dataset of this name") from None
+    except Exception as error:  # a malformed name, an unknown version or configuration, files of another format
+        raise ValueError(
+            f"data.source is tfds:{name}, which cannot be opened: {error}\nWrite tfds:NAME, tfds:NAME/CONFIG or "
+            "tfds:NAME:VERSION of a dataset that is prepared in array_record format"
+        ) from error
     if not splits:
         raise FileNotFoundError(_how_to_prepare(name, tfds.core.constants.DATA_DIR))
     tfds_split = "test" if split == "validation" and "validation" not in splits else split
     if tfds_split not in splits:
-        raise ValueError(f"tfds:{name} has no {tfds_split} split, it has {sorted(splits)}")
+        raise ValueError(f"data.source is tfds:{name}, which has no {tfds_split} split but {sorted(splits)}")
     records = splits[tfds_split]
     features = dict(records.dataset_info.features.items())
     image, label = features.get("image"), features.get("label")
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-        raise ValueError(f"tfds:{name} must have an image and a class label, it has {sorted(features)}")
-    return EncodedSource(records, tuple(label.names))
+        raise ValueError(
+            f"data.source is tfds:{name}, which has {sorted(features)}; take a dataset with an image and a class label"
+        )
+    return EncodedSource(f"tfds:{name}", records, tuple(label.names))
 
 
 def _how_to_prepare(name: str, data_dir: str) -> str:
     imagenet_step = "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into manual_dir, then "
     return (
-        f"tfds:{name} is not prepared in {data_dir} (set TFDS_DATA_DIR if it lies elsewhere): "
+        f"data.source is tfds:{name}, which is not prepared in {data_dir} (set TFDS_DATA_DIR if it lies elsewhere): "
         f"{imagenet_step if name.startswith('imagenet2012') else ''}run "
         f'tfds.builder("{name}", file_format="array_record").download_and_prepare() '
         "on a machine with tensorflow (manual_dir is downloads/manual in the data folder)"

@@ -48,7 +48,7 @@ def as_process(monkeypatch, index, count):
 
 
 @pytest.mark.parametrize("resize_ratio", [0.0, 1.0, 1.125])
-@pytest.mark.parametrize("size", [(12, 16), (5, 7), (30, 8)])
+@pytest.mark.parametrize("size", [(12, 16), (5, 7), (30, 8), (1, 1), (1, 100)])
 def test_training_batches_have_one_shape_for_every_image_size(size, resize_ratio):
     dataset = pipeline.training_batches(
         random_source(3, *size), **ARGUMENTS | {"resize_ratio": resize_ratio, "batch_size": 8}

@@ -97,9 +97,14 @@ def test_npz_uses_its_own_mask_and_class_names(tmp_path):
         ({"x": np.zeros((20, 5, 6, 3), np.float32)}, "x must be uint8.*float32"),
         ({"x": np.zeros((20, 5, 6), np.uint8)}, "x must be uint8"),
         ({"x": np.zeros((20, 5, 6, 4), np.uint8)}, "x must be uint8"),
+        ({"x": np.zeros((20, 0, 6, 3), np.uint8)}, "6 x 0 pixels are not taken"),
+        ({"x": np.zeros((20, 1, 500, 3), np.uint8)}, "500 x 1 pixels are not taken"),
+        ({"x": np.array([{}] * 20)}, "pickled objects, which are never loaded"),
         ({"y": np.zeros(20)}, "y must be integers"),
         ({"y": np.zeros(19, np.int32)}, "y must be integers"),
         ({"y": np.full(20, -1)}, "labels y run from -1"),
+        ({"y": np.arange(20) * 10**12}, r"labels y run from 0 to 19000000000000, .*\[0, 100000\), where no classes"),
+        ({"y": np.full(20, 2**64 - 1, np.uint64)}, "labels y run from 18446744073709551615"),
         ({"y": np.full(20, 2, np.uint8), "classes": np.array(["a", "b"])}, r"labels y run .* to 2.*\[0, 2\)"),
         ({"classes": np.arange(3)}, "classes must be strings"),
         ({"val": np.zeros(20)}, "val must be bool"),
@@ -109,19 +114,13 @@ def test_npz_uses_its_own_mask_and_class_names(tmp_path):
     ],
 )
 def test_npz_refuses_malformed_arrays(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"data.source is .*npz:.*a.npz.*{message}"):
         sources.load(write_npz(tmp_path / "a.npz", **changes), "train")
-
-
-def test_npz_never_unpickles(tmp_path):
-    np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object), y=np.zeros(1, int))
-    with pytest.raises(ValueError, match="allow_pickle"):
-        sources.load(f"npz:{tmp_path}/a.npz", "train")
 
 
 def test_npz_refuses_other_files(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros(3))
-    with pytest.raises(ValueError, match="not an .npz archive"):
+    with pytest.raises(ValueError, match="data.source is npz:.*a.npy.*cannot be read as an .npz archive.*savez"):
         sources.load(f"npz:{tmp_path}/a.npy", "train")
 
 
@@ -158,13 +157,43 @@ def test_folder_uses_explicit_splits(tmp_path, validation_name):
     assert validation.class_names == ("cat", "dog") and validation[0]["label"] == 1
 
 
-def test_folder_converts_every_mode_to_rgb(tmp_path):
-    write_image(tmp_path / "a" / "0.JPEG", np.full((8, 8), 77, np.uint8))
-    write_image(tmp_path / "a" / "1.png", np.full((8, 8, 4), 88, np.uint8))
-    Image.new("CMYK", (8, 8)).save(tmp_path / "a" / "2.jpg")
+def test_folder_skips_unreadable_files_and_moves_no_other_to_another_split(tmp_path, caplog):
+    for i in range(200):
+        write_image(tmp_path / "a" / f"{i:03d}.png", coloured(i))
+    splits = [values(sources.load(f"folder:{tmp_path}", split)) for split in sources.SPLITS]
+    (tmp_path / "a" / "005.png").write_bytes(b"not an image")
+    (tmp_path / "a" / "019.png").write_bytes(b"")
+    train, validation = (sources.load(f"folder:{tmp_path}", split) for split in sources.SPLITS)
+    assert (values(train), values(validation)) == tuple([v for v in split if v not in (5, 19)] for split in splits)
+    assert "005.png" in caplog.text and "019.png" in caplog.text and "018.png" not in caplog.text
+
+
+def test_folder_ignores_what_is_not_named_like_an_image(tmp_path):
+    write_image(tmp_path / "a" / "x.JPEG", coloured(77, 8, 8))
+    write_image(tmp_path / "a" / "y.tif", coloured(88))
+    for name in ("notes.txt", "Thumbs.db", "._x.JPEG", ".hidden.png", "png"):
+        (tmp_path / "a" / name).write_bytes(b"not an image")
+    (tmp_path / "a" / "folder.png").mkdir()
+    assert values(sources.load(f"folder:{tmp_path}", "train")) == [77, 88]
+
+
+def test_folder_refuses_a_class_without_a_readable_image(tmp_path):
+    for i in range(200):
+        write_image(tmp_path / "good" / f"{i}.png", coloured(i))
+    (tmp_path / "bad").mkdir()
+    with pytest.raises(ValueError, match=r"bad holds no image files \(.jpg, .*\); add some, or remove"):
+        sources.load(f"folder:{tmp_path}", "train")
+    (tmp_path / "bad" / "x.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="data.source is folder:.*no image in .*bad can be read; repair or remove"):
+        sources.load(f"folder:{tmp_path}", "train")
+
+
+def test_folder_names_a_file_that_was_damaged_later(tmp_path):
+    write_image(tmp_path / "a" / "x.png", coloured(1))
     source = sources.load(f"folder:{tmp_path}", "train")
-    assert values(source) == [77, 88, 255]
-    assert all(source[i]["image"].shape == (8, 8, 3) for i in range(3))
+    (tmp_path / "a" / "x.png").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="a/x.png cannot be read as an image"):
+        source[0]
 
 
 def test_folder_refuses_what_is_not_the_layout(tmp_path):
@@ -243,7 +272,8 @@ def test_tfds_reads_train_and_test(tfds_data_dir):
 
 
 def test_tfds_explains_how_to_prepare_missing_data(tfds_data_dir):
-    with pytest.raises(FileNotFoundError, match="ILSVRC2012_img_train.tar.*array_record.*tensorflow"):
+    expected = "data.source is tfds:imagenet2012, .*not prepared.*ILSVRC2012_img_train.tar.*array_record.*tensorflow"
+    with pytest.raises(FileNotFoundError, match=expected):
         sources.load("tfds:imagenet2012", "train")
     with pytest.raises(FileNotFoundError, match=r'run tfds.builder\("mnist"'):
         sources.load("tfds:mnist", "train")
@@ -251,12 +281,32 @@ def test_tfds_explains_how_to_prepare_missing_data(tfds_data_dir):
         sources.load("tfds:no_such_dataset", "train")
 
 
+@pytest.mark.parametrize("name", ["imagenet2012:99.0.0", "imagenet2012/no_such_config", "../imagenet2012", "a b"])
+def test_tfds_refuses_malformed_names_and_unknown_versions(tfds_data_dir, name):
+    with pytest.raises(ValueError, match="(?s)data.source is tfds:.* cannot be opened: .*Write tfds:NAME"):
+        sources.load(f"tfds:{name}", "train")
+
+
+def test_tfds_names_a_record_that_cannot_be_used():
+    file = io.BytesIO()
+    Image.fromarray(coloured(7)).save(file, "PNG")
+    records = [{"image": file.getvalue(), "label": 0}, {"image": b"damaged", "label": 0}]
+    records += [{"image": file.getvalue(), "label": label} for label in (-1, 2)]
+    source = sources.EncodedSource("tfds:tiny", records, ("a", "b"))
+    assert source[0]["image"].tolist() == coloured(7).tolist()
+    with pytest.raises(ValueError, match="record 1 of tfds:tiny cannot be read as an image"):
+        source[1]
+    for index, label in ((2, -1), (3, 2)):
+        with pytest.raises(ValueError, match=rf"record {index} of tfds:tiny has label {label}; .*\[0, 2\)"):
+            source[index]
+
+
 def test_tfds_refuses_datasets_without_class_labels(monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     info = types.SimpleNamespace(features={"image": tfds.features.Image(), "text": tfds.features.Text()})
     opened = {"train": types.SimpleNamespace(dataset_info=info)}
     monkeypatch.setattr(tfds, "data_source", lambda *_, **__: opened)
-    with pytest.raises(ValueError, match="image and a class label.*text"):
+    with pytest.raises(ValueError, match="has .*'text'.*; take a dataset with an image and a class label"):
         sources.load("tfds:captions", "train")
     with pytest.raises(ValueError, match="no test split"):
         sources.load("tfds:captions", "validation")
@@ -267,13 +317,13 @@ def test_tfds_refuses_datasets_without_class_labels(monkeypatch):
 
 @pytest.mark.parametrize("spec", ["", "imagenet", "photos:all", "csv:a.csv"])
 def test_unknown_kinds_are_refused(spec):
-    with pytest.raises(ValueError, match="unknown data source.*folder:PATH"):
+    with pytest.raises(ValueError, match="data.source is .*unknown; use .*folder:PATH"):
         sources.load(spec, "train")
 
 
-@pytest.mark.parametrize("spec", ["npz:", "folder", "tfds:"])
-def test_kinds_without_their_argument_are_refused(spec):
-    with pytest.raises(ValueError, match="names no data"):
+@pytest.mark.parametrize(("spec", "remedy"), [("npz:", "npz:PATH"), ("folder", "folder:PATH"), ("tfds:", "tfds:NAME")])
+def test_kinds_without_their_argument_are_refused(spec, remedy):
+    with pytest.raises(ValueError, match=f"data.source is '{spec}', which names no data; write {remedy}"):
         sources.load(spec, "train")
 
 
@@ -284,5 +334,5 @@ def test_unknown_splits_are_refused():
 
 @pytest.mark.parametrize("kind", ["npz", "folder"])
 def test_missing_paths_are_named(tmp_path, kind):
-    with pytest.raises(FileNotFoundError, match=f"{kind}:.*absent"):
+    with pytest.raises(FileNotFoundError, match=f"data.source is {kind}:.*absent, but there is no such"):
         sources.load(f"{kind}:{tmp_path}/absent", "train")

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from refocus_jax import experiment, pretrained
+from refocus_jax.data.images import decode_rgb
 from refocus_jax.evaluation import pictures, samples
 from refocus_jax.interop import weight_files
 from refocus_jax.runtime.progress import Progress
@@ -88,12 +89,7 @@ def read_image(path: str, size: int) -> np.ndarray:
     """
     if not path:
         raise ValueError("edit.image is empty; give the path of an image")
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"edit.image is {path}, which cannot be read as an image: {error}") from error
-    return np.asarray(_square(image, size, Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
+    return np.asarray(_square(_open("edit.image", path), size, Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
 
 
 def read_mask(mask: str, size: int) -> np.ndarray:
@@ -114,13 +110,20 @@ def read_mask(mask: str, size: int) -> np.ndarray:
         inside = np.zeros((size, size), bool)
         inside[edges[1]:edges[3], edges[0]:edges[2]] = True
         return inside if kind == "box" else ~inside
+    if not mask:
+        raise ValueError("edit.mask is empty; give an image file, white where to paint anew, box:LEFT,TOP,RIGHT,BOTTOM "
+                         "or outside:LEFT,TOP,RIGHT,BOTTOM")
+    image = _square(_open("edit.mask", mask), size, Image.Resampling.NEAREST)
+    return np.asarray(image.convert("L")) > 127
+
+
+def _open(setting: str, path: str) -> Image.Image:
     try:
-        with Image.open(mask) as image:
-            image = image.convert("L")
+        with open(path, "rb") as file:
+            return Image.fromarray(decode_rgb(file, f"{setting}={path}"))
     except OSError as error:
-        raise ValueError(f"edit.mask is {mask!r}, which cannot be read as an image ({error}); give an image file, "
-                         "white where to paint anew, or box:LEFT,TOP,RIGHT,BOTTOM, or outside:...") from error
-    return np.asarray(_square(image, size, Image.Resampling.NEAREST)) > 127
+        raise ValueError(f"{setting} is {path}, which cannot be opened ({error.strerror}); give an image "
+                         "file") from error
 
 
 def _square(image: Image.Image, size: int, method: Image.Resampling) -> Image.Image:

@@ -11,7 +11,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from configs import tiny  # noqa: E402
+from tests.fixtures import micro as micro_config  # noqa: E402
 
 jax.config.update("jax_disable_most_optimizations", True)  # halves the time of tests, which is mostly compilation
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -23,23 +23,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 @pytest.fixture(scope="session")
 def micro():
-    """Config of 8 px images, grids (1, 2, 4), depth 4; a function, since configs are mutable."""
-
-    def make(argument=None):
-        c = tiny.get_config(argument)
-        c.update(image_size=8, grid_sizes=(1, 2, 4), tokenizer_batch_size=4, generator_batch_size=4)
-        c.focus.rho_max = 1.5
-        c.tokenizer.update(channels=4, channel_multipliers=(1, 2), norm_groups=2, vocab_size=32, latent_channels=4)
-        c.alias.update(channels=8, norm_groups=2, vocab_size=16, latent_channels=4)
-        c.discriminator.update(channels=4, num_layers=1, norm_groups=2)
-        c.adversarial.start = 2
-        c.revival.every = 2
-        c.generator.update(depth=4, width=16, num_heads=2, drop_path_rate=0.1)
-        for stage in (c.tokenizer_training, c.generator_training):
-            stage.update(steps=6, log_every=1, evaluate_every=3, save_every=2)
-        return c
-
-    return make
+    """The config of fixtures/micro.py; a function, since configs are mutable."""
+    return micro_config.get_config
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,7 @@ def small(micro, images, tmp_path_factory):
 
     def make(argument=None):
         c = micro(argument)
-        c.data.update(source=f"npz:{folder}/images.npz", validation_examples=8, crops_per_image=1, token_examples=32)
-        c.samples_per_class = 2
+        c.data.source = f"npz:{folder}/images.npz"
         return c
 
     return make
@@ -218,8 +217,12 @@ def test_masks_and_images_are_read_or_refused(tmp_path):
         with pytest.raises(ValueError, match=f"edit.mask is '{mask}'; give .*LEFT < RIGHT <= 8"):
             generate.read_mask(mask, 8)
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match="edit.mask is .*cannot be read as an image"):
+    with pytest.raises(ValueError, match="edit.mask=.*cannot be read as an image"):
         generate.read_mask(str(tmp_path / "text.png"), 8)
+    with pytest.raises(ValueError, match="edit.mask is empty"):
+        generate.read_mask("", 8)
+    with pytest.raises(ValueError, match="edit.image is nowhere.png, which cannot be opened"):
+        generate.read_image("nowhere.png", 8)
     for path, message in (("", "edit.image is empty"), (str(tmp_path / "text.png"), "cannot be read as an image")):
         with pytest.raises(ValueError, match=message):
             generate.read_image(path, 8)

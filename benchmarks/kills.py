@@ -1,0 +1,122 @@
+"""Kills a run again and again, and compares what is left at its end with a run that was left alone.
+
+    python -m benchmarks.kills --config=configs/tiny.py:smoke --kills=30 --directory=runs/kills
+
+Every second kill waits for a save to be under way; the others come at any moment after the start, which includes
+imports, compilation, evaluation and the change of stages. Both runs are the same command, `refocus_jax.main`. Compared
+are, bit for bit, all arrays of the last checkpoints, the position in the data, metrics.jsonl (but for clock times), the
+token set, evaluation.json and every picture.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+
+STAGES = ("tokenizer", "generator")
+CLOCKS = ("time", "images_per_second", "seconds/")  # beginnings of the names of what a clock has measured
+
+
+def start(config: str, workdir: Path, cache: Path, log) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "refocus_jax.main", f"--config={config}", f"--workdir={workdir}"],
+                            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}, stdout=log, stderr=log)
+
+
+def saving(workdir: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    return any(workdir.glob("*/checkpoints/*.orbax-checkpoint-tmp*"))
+
+
+def kill_until_done(config: str, workdir: Path, cache: Path, kills: int, seed: int, longest: float) -> list[str]:
+    """Runs the command until it ends by itself, killing it `kills` times; says when each kill came."""
+    rng, killed = random.Random(seed), []
+    with open(workdir.with_suffix(".log"), "w") as log:
+        while True:
+            process, began = start(config, workdir, cache, log), time.monotonic()
+            if len(killed) < kills:
+                wait_for_save, moment = len(killed) % 2 == 0, rng.uniform(0, longest)
+                while process.poll() is None:
+                    seconds, in_save = time.monotonic() - began, saving(workdir)
+                    if in_save if wait_for_save else seconds > moment:
+                        if in_save:
+                            time.sleep(rng.uniform(0, 0.05))
+                        process.send_signal(signal.SIGKILL)
+                        process.wait()
+                        killed.append(f"{seconds:.1f} s" + (" in a save" if in_save else ""))
+                        break
+                    time.sleep(0.002)
+                else:
+                    if process.returncode == 0:
+                        return killed
+                if process.returncode == -signal.SIGKILL:
+                    continue
+            if process.wait() != 0:
+                raise RuntimeError(f"the command failed; see {log.name}")
+            return killed
+
+
+def _arrays(path: Path):
+    """The tree of numpy arrays in a checkpoint, whatever they were."""
+    handler = ocp.PyTreeCheckpointHandler()
+    wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
+    return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
+
+
+def contents(workdir: Path) -> dict[str, object]:
+    """All that must be the same, by name; arrays as bytes."""
+    found: dict[str, object] = {}
+    for stage in STAGES:
+        step = max(int(path.name) for path in (workdir / stage / "checkpoints").iterdir() if path.name.isdecimal())
+        checkpoint = workdir / stage / "checkpoints" / str(step)
+        arrays = _arrays((checkpoint / "state").absolute())
+        for path, array in traverse_util.flatten_dict(arrays).items():
+            found[f"{stage} step {step} {'/'.join(path)}"] = np.asarray(array).tobytes()
+        for path in (checkpoint / "iterator").glob("*.json"):
+            found[f"{stage} iterator"] = path.read_text()
+        lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+        found[f"{stage} metrics"] = [{name: value for name, value in line.items() if not name.startswith(CLOCKS)}
+                                     for line in lines]
+        found[f"{stage} evaluation"] = (workdir / stage / "evaluation.json").read_text()
+        for path in (workdir / stage / "pictures").iterdir():
+            found[f"{stage} {path.name}"] = path.read_bytes()
+    for path in workdir.glob("tokens_*.npz"):
+        with np.load(path) as arrays:
+            found |= {f"{path.name} {name}": array.tobytes() for name, array in arrays.items()}
+    return found
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    a, b = contents(one), contents(other)
+    return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/tiny.py:smoke")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--longest", type=float, default=30.0, help="seconds after the start at which a kill may come")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    given.directory.mkdir(parents=True, exist_ok=True)
+    whole, killed, cache = (given.directory / name for name in ("whole", "killed", "cache"))
+    kill_until_done(given.config, whole, cache, 0, 0, 0.0)
+    moments = kill_until_done(given.config, killed, cache, given.kills, given.seed, given.longest)
+    print(f"{len(moments)} kills: {', '.join(moments)}")
+    differing = differences(whole, killed)
+    print(f"{len(contents(whole))} things compared, {len(differing)} differ: {differing}")
+    sys.exit(bool(differing))
+
+
+if __name__ == "__main__":
+    main()

@@ -97,7 +97,7 @@ def test_tokens_before_the_tail_are_the_students(teacher):
     before, tail = slice(None, teacher.start), slice(teacher.start, None)
     assert not hangs_on("inputs", 1, before) and hangs_on("inputs", 1, tail)
     for field in ("keys", "values"):
-        assert hangs_on(field, 2, before) and not hangs_on(field, 2, tail)
+        assert hangs_on(field, 3, before) and not hangs_on(field, 3, tail)
 
 
 def test_gate_lies_between_zero_and_one():

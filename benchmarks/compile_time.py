@@ -18,6 +18,7 @@ from refocus_jax import experiment
 
 def measure(name: str, argument: str | None) -> None:
     c = importlib.import_module(f"configs.{name}").get_config(argument)
+    c.tokenizer.dtype = "float32"  # a CPU's compiler takes several times as long over bfloat16
     task = experiment.tokenizer_task(c)
     state = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"image": jax.ShapeDtypeStruct((1, c.image_size, c.image_size, 3), jnp.uint8)}

@@ -7,7 +7,7 @@ def test_killed_runs_lose_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compilation is most of the time
     config = "tests/fixtures/micro.py"
     kills.kill_until_done(config, tmp_path / "whole", tmp_path / "cache", 0, 0, 0.0)
-    killed = kills.kill_until_done(config, tmp_path / "killed", tmp_path / "cache", 3, 1, 20.0)
+    killed = kills.kill_until_done(config, tmp_path / "killed", tmp_path / "cache", 3, 1, 5.0)
     assert len(killed) == 3 and sum("in a save" in moment for moment in killed) >= 2
     assert kills.differences(tmp_path / "whole", tmp_path / "killed") == []
     assert len(kills.contents(tmp_path / "whole")) > 100

@@ -152,8 +152,6 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     """
     mesh = mesh_lib.make_mesh()
     validate.check(c, mesh.size)
-    for stage in ("tokenizer", "generator"):
-        loop.LoopSettings(**c[f"{stage}_training"])
     tokenizer_task(c), sampling_settings(c), draw_settings(c)
     train, validation = (sources.load(c.data.source, split) for split in ("train", "validation"))
     found = len(train.class_names)

@@ -1,7 +1,7 @@
 """What a config may say: every setting with its range, and which settings must fit each other.
 
-It is asked before anything is compiled or written. What a module's own dataclass already refuses (`Pyramid`,
-`TeacherSettings`, ...) is not repeated here.
+It is asked before anything is compiled or written. Choices among names, and what only a module knows, are left to the
+dataclasses that have them (`Pyramid`, `TeacherSettings`, `DrawSettings`).
 """
 
 import math

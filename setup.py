@@ -35,7 +35,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=9", "ruff>=0.12"],
+        "test": ["pytest>=9", "ruff>=0.12", "tensorboard>=2.19"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },

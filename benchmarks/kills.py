@@ -4,8 +4,8 @@
 
 Every second kill waits for a save to be under way; the others come at any moment after the start, which includes
 imports, compilation, evaluation and the change of stages. Both runs are the same command, `refocus_jax.main`. Compared
-are, bit for bit, all arrays of the last checkpoints, the position in the data, metrics.jsonl (but for clock times), the
-token set, evaluation.json and every picture.
+are, bit for bit, all arrays of the last checkpoints, the position in the data, metrics.jsonl and TensorBoard's scalars
+(but for clock times), the token set, evaluation.json and every picture.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STAGES = ("tokenizer", "generator")
 CLOCKS = ("time", "images_per_second", "seconds/")  # beginnings of the names of what a clock has measured
@@ -32,9 +33,9 @@ def start(config: str, workdir: Path, cache: Path, log) -> subprocess.Popen:
                             env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}, stdout=log, stderr=log)
 
 
-def saving(workdir: Path) -> bool:
-    """Whether a checkpoint is being written."""
-    return any(workdir.glob("*/checkpoints/*.orbax-checkpoint-tmp*"))
+def unfinished(workdir: Path) -> set[Path]:
+    """Checkpoints that are being written, or that a kill has left unfinished."""
+    return set(workdir.glob("*/checkpoints/*.orbax-checkpoint-tmp*"))
 
 
 def kill_until_done(config: str, workdir: Path, cache: Path, kills: int, seed: int, longest: float) -> list[str]:
@@ -42,11 +43,12 @@ def kill_until_done(config: str, workdir: Path, cache: Path, kills: int, seed: i
     rng, killed = random.Random(seed), []
     with open(workdir.with_suffix(".log"), "w") as log:
         while True:
+            left = unfinished(workdir)
             process, began = start(config, workdir, cache, log), time.monotonic()
             if len(killed) < kills:
                 wait_for_save, moment = len(killed) % 2 == 0, rng.uniform(0, longest)
                 while process.poll() is None:
-                    seconds, in_save = time.monotonic() - began, saving(workdir)
+                    seconds, in_save = time.monotonic() - began, unfinished(workdir) - left
                     if in_save if wait_for_save else seconds > moment:
                         if in_save:
                             time.sleep(rng.uniform(0, 0.05))
@@ -86,6 +88,10 @@ def contents(workdir: Path) -> dict[str, object]:
         lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
         found[f"{stage} metrics"] = [{name: value for name, value in line.items() if not name.startswith(CLOCKS)}
                                      for line in lines]
+        shown = EventAccumulator(str(workdir / stage), {"scalars": 0}).Reload()
+        for name in shown.Tags()["scalars"]:
+            if not name.startswith(CLOCKS):
+                found[f"{stage} TensorBoard {name}"] = [(e.step, repr(e.value)) for e in shown.Scalars(name)]
         found[f"{stage} evaluation"] = (workdir / stage / "evaluation.json").read_text()
         for path in (workdir / stage / "pictures").iterdir():
             found[f"{stage} {path.name}"] = path.read_bytes()

@@ -26,6 +26,9 @@ def get_config() -> ConfigDict:
     c.image_size = 256
     c.grid_sizes = GRID_SIZES["var10"]  # sides of the token maps, coarse to fine; the last is image_size / stride
 
+    # Devices as data x fsdp, -1 for the rest. Examples are divided among all, parameters and optimizer state along fsdp.
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1))
+
     c.data = ConfigDict()
     c.data.source = "tfds:imagenet2012"  # photos, npz:PATH, folder:PATH or tfds:NAME
     c.data.num_classes = placeholder(int)  # None: as many as the source has

@@ -150,7 +150,7 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     Raises:
       ValueError: the config or the data contradict themselves.
     """
-    mesh = mesh_lib.make_mesh()
+    mesh = mesh_lib.make_mesh(**c.mesh)
     validate.check(c, mesh.size)
     tokenizer_task(c), sampling_settings(c), draw_settings(c)
     train, validation = (sources.load(c.data.source, split) for split in ("train", "validation"))
@@ -237,9 +237,10 @@ def load_tokenizer_params(c: ConfigDict, source: str, mesh) -> Any:
             name: f"tokenizer.{name}" for name in ("vocab_size", "latent_channels", "num_phi", "residual")})
         return jax.device_put({"structure": params}, mesh_lib.replicated(mesh))
     task = tokenizer_task(c)
-    template = loop.abstract_state(task, jax.random.key(0), mesh)
+    params = jax.eval_shape(task.init, jax.random.key(0)).params
+    template = mesh_lib.abstract(params, mesh_lib.replicated(mesh))
     with Checkpoints(os.path.join(source, "tokenizer", "checkpoints")) as checkpoints:
-        return checkpoints.restore({"params": template.params}, partial=True)["params"]
+        return checkpoints.restore({"params": template}, partial=True)["params"]
 
 
 def load_student_params(c: ConfigDict, num_classes: int, source: str, mesh) -> Any:
@@ -255,8 +256,8 @@ def load_student_params(c: ConfigDict, num_classes: int, source: str, mesh) -> A
         _check_fit(source, found, expected, {"vocab_size": "tokenizer.vocab_size", "num_classes": "data.num_classes",
                                              "latent_channels": "tokenizer.latent_channels"} | {
             name: f"generator.{name}" for name in ("depth", "width", "num_heads", "qk_norm", "shared_modulation")})
-        return jax.device_put(params, mesh_lib.replicated(mesh))
-    template = loop.abstract_state(generator_task(c, num_classes), jax.random.key(0), mesh)
+        return jax.device_put(params, mesh_lib.parameter_shardings(mesh, params))
+    template = loop.abstract_state(generator_task(c, num_classes), mesh)
     with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
         restored = checkpoints.restore({"params": {"student": template.params["student"]}}, partial=True)
     return restored["params"]["student"]

@@ -8,6 +8,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from refocus_jax import experiment, generate
+from refocus_jax.runtime import processes
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 
 MODES = {
@@ -24,6 +25,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; a run th
 _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "train: both stages, then samples; tokenizer: stage 1; "
                           "generator: stage 2; sample: images of a trained generator, see --config.draw; edit: paint "
                           "part of an image anew, see --config.edit.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes train "
+                                   "together; under Slurm and on TPU pods they find each other without these flags.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, with --coordinator.")
 
 
 def main(argv):
@@ -32,6 +37,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR chooses another
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/refocus_jax"))
+    processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     config = _CONFIG.value.copy_and_resolve_references()
     try:
         MODES[_MODE.value](config, _WORKDIR.value)

@@ -1,7 +1,7 @@
 """Batches of square crops, cut from a source by grain.
 
-Every process of a multi-process run builds the same stream of examples and takes every n-th of them, so the
-global batch k holds the same examples however many processes share it.
+Every process of a multi-process run builds the same stream of examples and takes its part of each batch of them, so
+the global batch k holds the same examples in the same order however many processes share it.
 """
 
 import functools
@@ -59,11 +59,11 @@ def training_batches(
     Raises:
       ValueError: for sizes or ratios out of range, or a `batch_size` the processes cannot share.
     """
-    _check_arguments(image_size, batch_size, resize_ratio)
+    _check_arguments(image_size, resize_ratio)
     crop = functools.partial(_random_crop, image_size=image_size, resize_ratio=resize_ratio, flip=flip)
     epoch = grain.MapDataset.source(source).repeat(math.ceil(_SHUFFLED_LENGTH / len(source)))
     examples = epoch.seed(seed).shuffle().repeat().random_map(crop)
-    batches = _process_batches(examples, batch_size).to_iter_dataset(_READ_OPTIONS)
+    batches = process_batches(examples, batch_size).to_iter_dataset(_READ_OPTIONS)
     return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
 
 
@@ -93,7 +93,7 @@ def validation_batches(
     Raises:
       ValueError: as `training_batches`, and where there are fewer examples than one batch.
     """
-    _check_arguments(image_size, batch_size, resize_ratio)
+    _check_arguments(image_size, resize_ratio)
     if crops_per_image < 1:
         raise ValueError(f"crops_per_image must be at least 1, got {crops_per_image}")
     available = len(source) * crops_per_image
@@ -108,11 +108,10 @@ def validation_batches(
     )
     images = grain.MapDataset.source(source).shuffle(seed=_VALIDATION_SEED)
     examples = images.repeat(crops_per_image, reseed_each_epoch=False).map_with_index(crop)
-    whole_batches = examples[: wanted - wanted % batch_size]
-    return _process_batches(whole_batches, batch_size).to_iter_dataset(_READ_OPTIONS)
+    return process_batches(examples[:wanted], batch_size).to_iter_dataset(_READ_OPTIONS)
 
 
-def _check_arguments(image_size: int, batch_size: int, resize_ratio: float) -> None:
+def _check_arguments(image_size: int, resize_ratio: float) -> None:
     if image_size < 1:
         raise ValueError(f"image_size must be positive, got {image_size}")
     if resize_ratio != 0 and resize_ratio < 1:
@@ -120,17 +119,38 @@ def _check_arguments(image_size: int, batch_size: int, resize_ratio: float) -> N
             f"resize_ratio must be 0 (crop at native resolution) or at least 1, got {resize_ratio}: "
             "a smaller image could not hold the crop"
         )
+
+
+class _Share(grain.MapDataset):
+    """This process's examples of a stream that is dealt in global batches: of each, one part in a row."""
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int):
+        super().__init__(examples)
+        self._batch_size, self._size = batch_size, batch_size // jax.process_count()
+        self._start = jax.process_index() * self._size
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._size
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, self._size)
+        return self._parent[batch * self._batch_size + self._start + place]
+
+
+def process_batches(examples: grain.MapDataset, batch_size: int) -> grain.MapDataset:
+    """This process's part of every whole global batch of a stream of examples; a rest at its end is left out.
+
+    Raises:
+      ValueError: a `batch_size` the processes cannot share.
+    """
     if batch_size < 1 or batch_size % jax.process_count():
         raise ValueError(
             f"batch_size {batch_size} must be a positive multiple of the process count, {jax.process_count()}"
         )
-
-
-def _process_batches(examples: grain.MapDataset, batch_size: int) -> grain.MapDataset:
-    """This process's share of every global batch."""
-    process_count = jax.process_count()
-    shard = examples[jax.process_index() :: process_count]
-    return shard.batch(batch_size // process_count, drop_remainder=True)
+    share = _Share(examples, batch_size)
+    return share.batch(batch_size // jax.process_count(), drop_remainder=True)
 
 
 def _random_crop(

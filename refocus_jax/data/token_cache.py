@@ -5,8 +5,9 @@ import io
 import os
 
 import grain
-import jax
 import numpy as np
+
+from refocus_jax.data import pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +46,5 @@ def batches(tokens: TokenSet, *, batch_size: int, seed: int) -> grain.IterDatase
     Raises:
       ValueError: a batch that the processes cannot share.
     """
-    processes = jax.process_count()
-    if batch_size < 1 or batch_size % processes:
-        raise ValueError(f"batch_size is {batch_size}; give a positive multiple of the {processes} processes")
     examples = grain.MapDataset.source(tokens).seed(seed).shuffle().repeat()
-    mine = examples[jax.process_index()::processes]
-    return mine.batch(batch_size // processes, drop_remainder=True).to_iter_dataset()
+    return pipeline.process_batches(examples, batch_size).to_iter_dataset()

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from refocus_jax.models.examples import keep_divided
+
 
 class Norm(nn.Module):
     """GroupNorm in float32, epsilon 1e-6; the caller's activations keep their dtype."""
@@ -43,6 +45,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        x_bhwc = keep_divided(x_bhwc)
         h = _conv(self.features, 3, self.dtype, "conv1")(nn.silu(Norm(self.groups, name="norm1")(x_bhwc)))
         h = _conv(self.features, 3, self.dtype, "conv2")(nn.silu(Norm(self.groups, name="norm2")(h)))
         if x_bhwc.shape[-1] != self.features:

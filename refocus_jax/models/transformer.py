@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.models.attention import merge_heads, prefix_attention, scale_offsets, split_heads
+from refocus_jax.models.examples import keep_divided
 
 MAX_LOG_SCALE = float(np.log(100.0))  # VAR's cap on the learned temperature of QK-norm
 NORM_EPSILON = 1e-6
@@ -232,7 +233,7 @@ class Transformer(nn.Module):
             def attend(q, k, v):
                 return prefix_attention(q, k, v, self.offsets, self.offsets[1:]), (k, v)
 
-            x, (k, v) = self.block.apply({"params": params}, x, modulation, attend, keep_2b)
+            x, (k, v) = self.block.apply({"params": params}, keep_divided(x), modulation, attend, keep_2b)
             return x, (k, v, x) if capture else None
 
         return jax.lax.scan(jax.checkpoint(body) if self.remat else body, x_bld, layers)

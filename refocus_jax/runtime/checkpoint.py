@@ -1,5 +1,6 @@
 """Checkpoints of the training state and of the position in the data: the only file that knows orbax."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -39,7 +40,7 @@ class Checkpoints:
             self._directory,
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(),
-                "iterator": grain.checkpoint.CheckpointHandler(),
+                "iterator": ocp.JsonCheckpointHandler("position.json"),
             },
             options=ocp.CheckpointManagerOptions(
                 create=False,
@@ -69,7 +70,9 @@ class Checkpoints:
             )
         items = {"state": ocp.args.PyTreeSave(traverse_util.unflatten_dict(_flatten(state)))}
         if iterator is not None:
-            items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
+            # Of process 0, for all: every process reads its part of the same batches, so all stand at the same one.
+            # A copy: the iterator may change its state in place before it is written.
+            items["iterator"] = ocp.args.JsonSave(copy.deepcopy(iterator.get_state()))
         self._directory.mkdir(parents=True, exist_ok=True)
         self._saving = step
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -232,14 +235,12 @@ class Checkpoints:
 
     def _restore_iterator(self, step: int, iterator: grain.DatasetIterator) -> None:
         try:
-            self._manager.restore(
-                step, args=ocp.args.Composite(iterator=grain.checkpoint.CheckpointRestore(iterator))
-            )
+            state = self._manager.restore(step, args=ocp.args.Composite(iterator=ocp.args.JsonRestore())).iterator
+            iterator.set_state(state)
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"The checkpoint of step {step} in {self._directory} holds no position in the data for "
-                f"process {jax.process_index()} of {jax.process_count()}. "
-                "Resume with the data source and the number of processes that saved it."
+                f"The checkpoint of step {step} in {self._directory} holds no position in this data. Resume with the "
+                "data source and the number of workers (data.num_workers) that saved it."
             ) from error
 
 

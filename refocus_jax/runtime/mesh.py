@@ -1,20 +1,53 @@
-"""The device mesh and every sharding rule: nothing else in the package makes a mesh or a sharding."""
+"""The device mesh and every sharding rule: nothing else in the package makes a mesh or a sharding.
 
-from collections.abc import Sequence
+Two axes: examples are divided among all devices, parameters and optimizer state among those of the axis "fsdp" and
+repeated along "data". The models know nothing of it: `jax.jit` gathers each weight where it is used.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA_AXIS = "data"
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
+
+# Arrays of fewer numbers (16 kB) are whole on every device: gathering them would cost more time than they cost memory.
+_MIN_SHARDED_SIZE = 4096
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges `devices` (default: all devices of all processes) along the single axis "data"."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1) -> Mesh:
+    """Arranges devices as (data, fsdp), devices of one host beside each other along "fsdp".
+
+    Args:
+      devices: default: all devices of all processes.
+      data, fsdp: sizes of the axes; -1 for one of them takes the rest.
+
+    Raises:
+      ValueError: the sizes do not make the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
-    # jax would make the axis Explicit, which puts shardings into the types of all arrays.
-    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    sizes = mesh_sizes(data, fsdp, len(devices))
+    # jax would make the axes Explicit, which puts shardings into the types of all arrays.
+    return jax.make_mesh(sizes, (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def mesh_sizes(data: int, fsdp: int, num_devices: int) -> tuple[int, int]:
+    """The sizes of both axes, with -1 resolved.
+
+    Raises:
+      ValueError: they do not make the number of devices.
+    """
+    if data == fsdp == -1 or min(data, fsdp) < -1 or 0 in (data, fsdp):
+        raise ValueError(f"mesh.data is {data} and mesh.fsdp is {fsdp}; give sizes of 1 or more, and -1 (the rest) for "
+                         "at most one of them")
+    known = max(data, 1) * max(fsdp, 1)
+    if num_devices % known or -1 not in (data, fsdp) and known != num_devices:
+        raise ValueError(f"mesh.data is {data} and mesh.fsdp is {fsdp}, which {num_devices} devices cannot fill; give "
+                         f"sizes whose product is {num_devices}, or -1 (the rest) for one of them")
+    rest = num_devices // known
+    return (rest if data == -1 else data), (rest if fsdp == -1 else fsdp)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -23,8 +56,43 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 is divided among the devices, the other axes are whole."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    """Axis 0 is divided among all devices, the other axes are whole."""
+    return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
+
+
+def parameter_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """The one rule for parameters and optimizer state: the largest axis that "fsdp" divides is divided by it.
+
+    Of equal axes the last; arrays without such an axis, and small ones, are whole on every device.
+    """
+    size = mesh.shape[FSDP_AXIS]
+    axes = [axis for axis, length in enumerate(shape) if length % size == 0]
+    if size == 1 or not axes or np.prod(shape) < _MIN_SHARDED_SIZE:
+        return replicated(mesh)
+    largest = max(axes, key=lambda axis: (shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*(FSDP_AXIS if axis == largest else None for axis in range(len(shape)))))
+
+
+def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
+    """`parameter_sharding` of every array or shape in a tree."""
+    return jax.tree.map(lambda a: parameter_sharding(mesh, a.shape), tree)
+
+
+def abstract(tree: Any, sharding: Any) -> Any:
+    """The shapes and dtypes of a tree as `jax.ShapeDtypeStruct`s with one sharding, or with a tree of them."""
+    if isinstance(sharding, NamedSharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, sharding)
+
+
+def on_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """`function`, which is to be jitted, told which mesh it runs on: `models.examples.keep_divided` asks for it."""
+
+    def run(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return run
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
@@ -32,7 +100,8 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
 
     Args:
       mesh: from `make_mesh`.
-      batch: pytree of numpy arrays; axis 0 of each holds this process's share of the examples.
+      batch: pytree of numpy arrays; axis 0 of each holds this process's share of the examples, the first process's
+        first.
 
     Returns:
       The same pytree of jax arrays with the examples of all processes, sharded over axis 0.

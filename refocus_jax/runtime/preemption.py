@@ -5,6 +5,9 @@ import signal
 import threading
 from typing import Self
 
+import jax
+from jax.experimental import multihost_utils
+
 EXIT_CODE = os.EX_TEMPFAIL  # 75, "try again": what a preempted run exits with
 
 
@@ -13,20 +16,28 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """While it is entered, SIGTERM sets `requested` instead of ending the process.
+    """While it is entered, SIGTERM makes `requested` True instead of ending the process.
 
-    Outside the main thread, where Python allows no signal handlers, nothing is changed.
+    Where several processes train together the signal may reach any of them, at any step of its own: jax's service for
+    that finds the step after which all of them stop. Outside the main thread, where Python allows no signal handlers,
+    nothing is changed.
     """
 
-    requested = False
+    _asked = False
 
-    def _request(self, *_) -> None:
-        self.requested = True
+    def requested(self, step: int) -> bool:
+        """Whether to save and stop now. Must be asked once per step, by all processes."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+    def _ask(self, *_) -> None:
+        self._asked = True
 
     def __enter__(self) -> Self:
         self._before = None
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._request)
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -11,8 +11,11 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-import tensorboardX
 from PIL import Image
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 
 class Writer:
@@ -38,9 +41,12 @@ class Writer:
         if metrics.exists():
             _drop_lines(metrics, math.inf if resume_step is None else resume_step)
         self._metrics = metrics.open("a", encoding="utf-8")
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(self._directory), purge_step=None if resume_step is None else resume_step + 1, flush_secs=10
-        )
+        # The synchronous part of tensorboardX: its SummaryWriter's thread may hold back, and lose in a kill, scalars of
+        # steps that a checkpoint has, and that are never written again.
+        self._events = EventsWriter(str(self._directory / "events"))
+        if resume_step is not None:
+            start = SessionLog(status=SessionLog.START)  # makes TensorBoard forget the steps that come again
+            self._add_event(resume_step + 1, session_log=start)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Appends one line `{"step": ..., "time": seconds since 1970, name: value, ...}`, readable at once.
@@ -56,8 +62,8 @@ class Writer:
         line = json.dumps(_valid({"step": int(step), "time": time.time(), **values}), allow_nan=False)
         self._metrics.write(line + "\n")
         self._metrics.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        parts = [part for name, value in values.items() for part in summary.scalar(name, value).value]
+        self._add_event(step, summary=Summary(value=parts))
 
     def image(self, step: int, name: str, image_hwc: np.ndarray) -> None:
         """Writes `pictures/NAME.png` over that of an earlier step; TensorBoard keeps all steps.
@@ -75,7 +81,7 @@ class Writer:
         picture = _picture(image_hwc)
         with _atomically(self._directory / "pictures" / f"{name}.png") as path:
             picture.save(path, format="PNG")
-        self._tensorboard.add_image(name, image_hwc, step, dataformats="HWC")
+        self._add_event(step, summary=summary.image(name, image_hwc, dataformats="HWC"))
 
     def animation(self, name: str, frames: Sequence[np.ndarray], milliseconds: int) -> None:
         """Writes `pictures/NAME.gif`, which repeats for ever.
@@ -101,10 +107,14 @@ class Writer:
         if self._active:
             write_json(self._directory / f"{name}.json", content)
 
+    def _add_event(self, step: int, **content) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._events.flush()
+
     def close(self) -> None:
         if self._active:
             self._metrics.close()
-            self._tensorboard.close()
+            self._events.close()
 
     def __enter__(self) -> Self:
         return self

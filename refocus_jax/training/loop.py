@@ -55,18 +55,26 @@ class LoopSettings:
             raise ValueError(f"skip_nonfinite is {self.skip_nonfinite}; give 0 (stop at once) or more")
 
 
+def abstract_state(task: Task, mesh) -> Any:
+    """Shapes, dtypes and shardings of the state: what it is made in, and what a checkpoint is restored into."""
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return mesh_lib.abstract(shapes, mesh_lib.parameter_shardings(mesh, shapes))
+
+
 def init_state(task: Task, key: jax.Array, mesh) -> Any:
-    """The task's first state, made in place on the devices of the mesh."""
-    abstract = jax.eval_shape(task.init, key)
-    shardings = jax.tree.map(lambda _: mesh_lib.replicated(mesh), abstract)
-    return jax.jit(task.init, out_shardings=shardings)(key)
+    """The task's first state, born on the devices of the mesh as it will lie there."""
+    return jax.jit(task.init, out_shardings=_shardings(abstract_state(task, mesh)))(key)
 
 
-def abstract_state(task: Task, key: jax.Array, mesh) -> Any:
-    """Shapes, dtypes and shardings of the state: what a checkpoint is restored into."""
-    sharding = mesh_lib.replicated(mesh)
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-                        jax.eval_shape(task.init, key))
+def jit_update(task: Task, settings: LoopSettings, mesh) -> Any:
+    """The step that the loop runs: (state, frozen, batch, key) to (state, (metrics, whether they are finite))."""
+    update = mesh_lib.on_mesh(mesh, _checked_update(task, skip=settings.skip_nonfinite > 0))
+    return jax.jit(update, donate_argnums=0, out_shardings=(
+        _shardings(abstract_state(task, mesh)), mesh_lib.replicated(mesh)))
+
+
+def _shardings(abstract: Any) -> Any:
+    return jax.tree.map(lambda a: a.sharding, abstract)
 
 
 def _evaluate(writer: Writer, step: int, results: Iterable[tuple[str, Any]]) -> None:
@@ -156,10 +164,8 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
       The last state.
     """
     iterator: Iterator = iter(batches)
-    replicated = mesh_lib.replicated(mesh)
-    update = jax.jit(_checked_update(task, skip=settings.skip_nonfinite > 0), donate_argnums=0,
-                     out_shardings=(replicated, replicated))
-    key, frozen = jax.device_put((key, frozen), replicated)
+    update = jit_update(task, settings, mesh)
+    key, frozen = jax.device_put((key, frozen), mesh_lib.replicated(mesh))
     began = time.perf_counter()
     with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints, Preemption() as preemption:
         checkpoints.set_damaged_aside()
@@ -168,7 +174,7 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
             state = init_state(task, key, mesh)
             state = warm_start(state) if warm_start else state
         else:
-            state = checkpoints.restore(abstract_state(task, key, mesh), iterator)
+            state = checkpoints.restore(abstract_state(task, mesh), iterator)
         step = start or 0
         with (Writer(directory, resume_step=-1 if start is None else start) as writer,
               Progress(settings.steps, step, task.name) as progress):
@@ -178,7 +184,7 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
                 while True:
                     # The order: evaluate, save, then pull data and step. So a checkpoint's data position is the batch
                     # that its state has not seen, and its step's metrics are on disk before it.
-                    last, due, stop = step >= settings.steps, step > (start or 0), preemption.requested
+                    last, due, stop = step >= settings.steps, step > (start or 0), preemption.requested(step)
                     if due and (last or step % settings.evaluate_every == 0):
                         metrics.flush()
                         _evaluate(writer, step, evaluator(state, frozen))

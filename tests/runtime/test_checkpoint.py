@@ -175,7 +175,7 @@ def test_a_checkpoint_without_a_data_position_does_not_resume(tmp_path):
     state = {"x": jnp.zeros(2)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(0, state)
-        with pytest.raises(ValueError, match="no position in the data"):
+        with pytest.raises(ValueError, match="no position in this data"):
             checkpoints.restore(state, make_iterator())
 
 

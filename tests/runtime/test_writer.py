@@ -1,12 +1,15 @@
 import json
 import math
 import os
+import time
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from refocus_jax.runtime.writer import Writer
 
@@ -108,6 +111,21 @@ def test_animation_keeps_its_frames_and_their_duration(tmp_path):
         for index, frame_hwc in enumerate(frames):
             gif.seek(index)
             np.testing.assert_array_equal(np.asarray(gif.convert("RGB")), frame_hwc)
+
+
+def test_tensorboard_shows_every_step_once_after_a_kill(tmp_path):
+    """The first writer is not closed: what it has not written at once would be lost."""
+    killed = Writer(tmp_path)
+    for step in range(1, 7):
+        killed.scalars(step, {"loss": step})
+    time.sleep(1.1)  # the name of an event file tells its second
+    with Writer(tmp_path, resume_step=4) as resumed:
+        for step in range(5, 9):
+            resumed.scalars(step, {"loss": 10 * step})
+    shown = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in shown] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50), (6, 60), (7, 70),
+                                                              (8, 80)]
+    killed.close()
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8)])

@@ -122,7 +122,7 @@ def test_steps_that_are_not_finite_can_be_skipped(tmp_path):
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog):
     straight, _ = run(tmp_path, 10)
-    files = [path for path in (tmp_path / "checkpoints" / "10").rglob("*") if path.is_file()]
+    files = [path for path in (tmp_path / "checkpoints" / "10" / "state").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1

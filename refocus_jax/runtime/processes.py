@@ -1,0 +1,68 @@
+"""Several processes that train one model: how they find each other, agree, and notice that one is gone."""
+
+import glob
+import hashlib
+import importlib.util
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# How long a process may be silent until the others give up and exit. Collectives on the way to a process that is gone
+# may fail earlier.
+HEARTBEAT_SECONDS = 60
+
+
+def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
+               heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
+    """Joins the other processes, if there are any. Must come before anything else asks jax for a device.
+
+    Args:
+      coordinator: "HOST:PORT" of process 0; with it num_processes and process_id. Without, processes are found under
+        Slurm (a step of several tasks) and on TPU pods; anywhere else this is the only one.
+      heartbeat_seconds: one that is silent for so long is taken for dead, and the others exit with an error.
+
+    Raises:
+      ValueError: the three do not fit each other.
+    """
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    if any(value is not None for value in given.values()):
+        if missing := [f"--{name}" for name, value in given.items() if value is None]:
+            raise ValueError(f"{', '.join(missing)} not given; several processes need --coordinator=HOST:PORT of process "
+                             "0, --num_processes and --process_id (from 0), or none of them under Slurm and on TPU pods")
+        if not 0 <= process_id < num_processes:
+            raise ValueError(f"--process_id is {process_id} of --num_processes {num_processes}; give 0 to "
+                             f"{num_processes - 1}")
+        if ":" not in coordinator:
+            raise ValueError(f"--coordinator is {coordinator!r}; give HOST:PORT, a free port of process 0's machine")
+    elif not _found_by_jax():
+        return
+    jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds)
+
+
+def _found_by_jax() -> bool:
+    """Whether this is one of several processes in an environment that jax knows."""
+    if "SLURM_STEP_ID" in os.environ:
+        return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    if hosts := os.environ.get("TPU_WORKER_HOSTNAMES"):
+        return "," in hosts
+    # A TPU machine of Google Cloud tells jax about its pod; Colab's TPU has no one to ask.
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(chips and importlib.util.find_spec("libtpu")) and "COLAB_RELEASE_TAG" not in os.environ
+
+
+def check_same(name: str, value: str) -> None:
+    """Raises a ValueError on all processes unless they all have the same value."""
+    digest = np.frombuffer(hashlib.blake2b(value.encode(), digest_size=8).digest(), np.uint32)
+    digests = multihost_utils.process_allgather(digest)
+    if (digests.reshape(-1, 2) != digests.reshape(-1, 2)[:1]).any():
+        differing = [i for i, one in enumerate(digests.reshape(-1, 2)) if (one != digests.reshape(-1, 2)[0]).any()]
+        raise ValueError(f"{name} of process {', '.join(map(str, differing))} differs from that of process 0: here it is "
+                         f"{value[:500]}. All processes must see the same files; look at the machine that cannot read "
+                         "some of them")
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes have come here."""
+    multihost_utils.sync_global_devices(name)

@@ -24,6 +24,7 @@ from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer
 from refocus_jax.models.tokenizer import PYRAMIDS, AliasTokenizer, Autoencoder, DualTokenizer, StructureTokenizer
 from refocus_jax.models.transformer import Transformer
 from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime import processes
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.runtime.writer import write_json
 from refocus_jax.sampling.decode import SamplingSettings
@@ -154,6 +155,8 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     validate.check(c, mesh.size)
     tokenizer_task(c), sampling_settings(c), draw_settings(c)
     train, validation = (sources.load(c.data.source, split) for split in ("train", "validation"))
+    processes.check_same(f"data.source {c.data.source}", f"{len(train)} images to train on, {len(validation)} held out, "
+                         f"classes {', '.join(train.class_names)}")
     found = len(train.class_names)
     if c.data.num_classes is not None and c.data.num_classes != found:
         raise ValueError(f"data.num_classes is {c.data.num_classes}, but {c.data.source} has {found} classes; leave "
@@ -235,7 +238,7 @@ def load_tokenizer_params(c: ConfigDict, source: str, mesh) -> Any:
             name: f"tokenizer.{name}" for name in ("channels", "channel_multipliers", "num_residual_blocks")})
         _check_fit(source, found.quantizer, expected.quantizer, {
             name: f"tokenizer.{name}" for name in ("vocab_size", "latent_channels", "num_phi", "residual")})
-        return jax.device_put({"structure": params}, mesh_lib.replicated(mesh))
+        return mesh_lib.put_whole({"structure": params}, mesh_lib.replicated(mesh))
     task = tokenizer_task(c)
     params = jax.eval_shape(task.init, jax.random.key(0)).params
     template = mesh_lib.abstract(params, mesh_lib.replicated(mesh))
@@ -256,7 +259,7 @@ def load_student_params(c: ConfigDict, num_classes: int, source: str, mesh) -> A
         _check_fit(source, found, expected, {"vocab_size": "tokenizer.vocab_size", "num_classes": "data.num_classes",
                                              "latent_channels": "tokenizer.latent_channels"} | {
             name: f"generator.{name}" for name in ("depth", "width", "num_heads", "qk_norm", "shared_modulation")})
-        return jax.device_put(params, mesh_lib.parameter_shardings(mesh, params))
+        return mesh_lib.put_whole(params, mesh_lib.parameter_shardings(mesh, params))
     template = loop.abstract_state(generator_task(c, num_classes), mesh)
     with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
         restored = checkpoints.restore({"params": {"student": template.params["student"]}}, partial=True)
@@ -270,19 +273,16 @@ def latest_step(directory: str) -> int | None:
 
 
 def encode_tokens(tokenizer: DualTokenizer, params: Any, batches, mesh) -> token_cache.TokenSet:
-    """Token maps of all images of finite batches."""
+    """Token maps of all images of finite batches; every process gets those of all."""
 
-    def encode(params, image):
-        structure, alias = tokenizer.encode(params, to_unit_range(image))
-        empty = jnp.zeros((image.shape[0], 0), jnp.int32)
-        return flatten_tokens(structure), flatten_tokens(alias) if alias else empty
+    def encode(params, batch):
+        structure, alias = tokenizer.encode(params, to_unit_range(batch["image"]))
+        empty = jnp.zeros((batch["image"].shape[0], 0), jnp.int32)
+        return token_cache.TokenSet(flatten_tokens(structure), flatten_tokens(alias) if alias else empty, batch["label"])
 
-    encode, parts = jax.jit(encode), []
-    for batch in batches:
-        structure, alias = jax.device_get(encode(params, mesh_lib.put_batch(mesh, batch["image"])))
-        parts.append(token_cache.TokenSet(structure, alias, batch["label"]))
-    return token_cache.TokenSet(*(np.concatenate([getattr(p, f.name) for p in parts])
-                                  for f in dataclasses.fields(token_cache.TokenSet)))
+    encode = jax.jit(mesh_lib.on_mesh(mesh, encode), out_shardings=mesh_lib.replicated(mesh))
+    parts = [jax.device_get(encode(params, mesh_lib.put_batch(mesh, batch))) for batch in batches]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def _token_set(run: Run, tokenizer: DualTokenizer, frozen: Any) -> token_cache.TokenSet | None:
@@ -301,7 +301,10 @@ def _token_set(run: Run, tokenizer: DualTokenizer, frozen: Any) -> token_cache.T
         logging.info("encoding %d crops for stage 2", c.data.token_examples)
         number = -(-c.data.token_examples // c.generator_batch_size)
         batches = iter(run.batches(c.generator_batch_size, c.seed + 1))
-        token_cache.save(path, encode_tokens(tokenizer, frozen, (next(batches) for _ in range(number)), run.mesh))
+        tokens = encode_tokens(tokenizer, frozen, (next(batches) for _ in range(number)), run.mesh)
+        if jax.process_index() == 0:
+            token_cache.save(path, tokens)
+        processes.barrier("the tokens of stage 2 are saved")
     return token_cache.load(path)
 
 
@@ -336,7 +339,8 @@ def train(c: ConfigDict, workdir: str) -> None:
     if not c.tokenizer_from:
         train_tokenizer(run)
     train_generator(run)
-    print(summary(workdir))  # the one thing a run says on standard output
+    if jax.process_index() == 0:
+        print(summary(workdir))  # the one thing a run says on standard output
 
 
 def summary(workdir: str) -> str:

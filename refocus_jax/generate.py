@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -21,7 +22,11 @@ def load_generator(c: ConfigDict, workdir: str) -> tuple[pretrained.Generator, d
 
     Raises:
       FileNotFoundError: neither is there.
+      ValueError: there are several processes.
     """
+    if jax.process_count() > 1:
+        raise ValueError(f"--mode=sample and --mode=edit run in one process, and this is one of {jax.process_count()}; "
+                         "start it on one machine alone")
     if os.path.exists(os.path.join(workdir, "config.json")) or not weight_files.is_weight_file(c.init_from):
         step = experiment.latest_step(os.path.join(workdir, "generator"))
         return pretrained.load_generator(workdir), {"generator": str(workdir), "step": step}

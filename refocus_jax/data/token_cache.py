@@ -5,11 +5,13 @@ import io
 import os
 
 import grain
+import jax
 import numpy as np
 
 from refocus_jax.data import pipeline
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenSet:
     """Flat token maps of n crops: structure (n, L), alias (n, L'; L' = 0 without a teacher) and label (n,), int32."""

@@ -121,3 +121,25 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
         return jax.make_array_from_process_local_data(sharding, array)
 
     return jax.tree.map(put, batch)
+
+
+def put_whole(tree: Any, sharding: Any) -> Any:
+    """Places arrays that every process holds, equal and whole.
+
+    Args:
+      tree: pytree of numpy or jax arrays, typed keys too; what already lies as it shall is left there.
+      sharding: one for all, or a tree of them.
+    """
+
+    def put(array, sharding):
+        if isinstance(array, jax.Array):
+            if array.sharding == sharding:
+                return array
+            if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(put(jax.random.key_data(array), sharding))
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    if isinstance(sharding, NamedSharding):
+        return jax.tree.map(lambda array: put(array, sharding), tree)
+    return jax.tree.map(put, tree, sharding)

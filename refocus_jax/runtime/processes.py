@@ -55,11 +55,11 @@ def _found_by_jax() -> bool:
 def check_same(name: str, value: str) -> None:
     """Raises a ValueError on all processes unless they all have the same value."""
     digest = np.frombuffer(hashlib.blake2b(value.encode(), digest_size=8).digest(), np.uint32)
-    digests = multihost_utils.process_allgather(digest)
-    if (digests.reshape(-1, 2) != digests.reshape(-1, 2)[:1]).any():
-        differing = [i for i, one in enumerate(digests.reshape(-1, 2)) if (one != digests.reshape(-1, 2)[0]).any()]
-        raise ValueError(f"{name} of process {', '.join(map(str, differing))} differs from that of process 0: here it is "
-                         f"{value[:500]}. All processes must see the same files; look at the machine that cannot read "
+    digests = np.asarray(multihost_utils.process_allgather(digest)).reshape(-1, 2)
+    differing = np.flatnonzero((digests != digests[0]).any(axis=1))
+    if len(differing):
+        raise ValueError(f"{name} is not the same in process 0 and in {', '.join(map(str, differing))}. Here it is "
+                         f"{value[:500]}. All processes must see the same files: look at the machine that cannot read "
                          "some of them")
 
 

@@ -20,6 +20,11 @@ from refocus_jax.training.generator_task import GeneratorTask, token_losses
 from refocus_jax.training.tokenizer_task import to_unit_range
 
 
+def _jit(mesh, function):
+    """A measurement of a batch that is divided among the devices; every process gets all of its results."""
+    return jax.jit(mesh_lib.on_mesh(mesh, function), out_shardings=mesh_lib.replicated(mesh))
+
+
 def _squared_error(a_bhwc: jax.Array, b_bhwc: jax.Array) -> jax.Array:
     return jnp.square(a_bhwc - b_bhwc).mean(axis=(1, 2, 3))
 
@@ -74,7 +79,7 @@ class TokenizerEvaluator:
                     errors[f"alias_power/scale_{k + 1}"] = jnp.square(residual).mean(axis=(1, 2, 3))
             return errors, counts, gaps, shown
 
-        return jax.jit(measure)
+        return _jit(self.mesh, measure)
 
     def __call__(self, state, frozen) -> Iterator[tuple[str, Any]]:
         del frozen
@@ -116,7 +121,8 @@ class GeneratorEvaluator:
     """Cross-entropy per scale of student and teacher, the unigram floor, samples and the focus pull.
 
     Attributes:
-      validation: held-out tokens. train: those of stage 2, from which the unigram floor is made, or None.
+      validation: held-out tokens, all of them in every process. train: those of stage 2, from which the unigram floor is
+      made, or None.
       samples_per_class: in the grid. max_classes: shown at most. seed: of the samples, the same at every evaluation.
     """
 
@@ -145,18 +151,18 @@ class GeneratorEvaluator:
             output, _ = task.teach(params, frozen, captured, batch["label"], inputs, batch["alias"])
             return losses, hits, token_losses(output.logits, batch["structure"][:, task.first_alias_token:])
 
-        return jax.jit(measure)
+        return _jit(self.mesh, measure)
 
     @functools.cached_property
     def _sample(self):
         tokenizer = self.task.tokenizer
 
-        def run(params, frozen, labels, keys):
+        def run(params, frozen, labels, seed):
             drawn = sample(self.task.student, params["student"], tokenizer.structure.quantizer,
-                           frozen["structure"]["quantizer"], labels, keys, self.sampling)
+                           frozen["structure"]["quantizer"], labels, sample_keys(seed, labels), self.sampling)
             return [tokenizer.decode_view(frozen, f_hat, k) for k, f_hat in enumerate(drawn.f_hat)]
 
-        return jax.jit(run)
+        return jax.jit(run, out_shardings=mesh_lib.replicated(self.mesh))
 
     def __call__(self, state, frozen) -> Iterator[tuple[str, Any]]:
         yield from self._numbers(state.params, frozen)
@@ -165,8 +171,9 @@ class GeneratorEvaluator:
     def _numbers(self, params, frozen) -> Iterator[tuple[str, float]]:
         offsets, tokens = self.task.student.offsets, self.validation
         starts = range(0, len(tokens) - self.batch_size + 1, self.batch_size)
-        results = [jax.device_get(self._measure(params, frozen, mesh_lib.put_batch(
-            self.mesh, tokens[slice(i, i + self.batch_size)]))) for i in starts]
+        sharding = mesh_lib.batch_sharding(self.mesh)
+        results = [jax.device_get(self._measure(params, frozen, mesh_lib.put_whole(
+            tokens[slice(i, i + self.batch_size)], sharding))) for i in starts]
         losses, hits = (np.concatenate([r[i] for r in results]) for i in (0, 1))
         spans = list(zip(offsets[:-1], offsets[1:], strict=True))
         for k, (a, b) in enumerate(spans):
@@ -202,9 +209,8 @@ class GeneratorEvaluator:
         names = [self.class_names[c] for c in classes]
         stages = []
         for i in range(self.samples_per_class):
-            labels = jnp.asarray(classes, jnp.int32)
-            keys = sample_keys(self.seed + i * len(self.class_names), labels)
-            stages.append(jax.device_get(self._sample(params, frozen, labels, keys)))
+            seed = np.uint32(self.seed + i * len(self.class_names))
+            stages.append(jax.device_get(self._sample(params, frozen, classes.astype(np.int32), seed)))
         images = np.stack([stage[-1] for stage in stages], axis=1)
         yield "samples", pictures.sample_grid(images, names)
         strip, frames = pictures.focus_pull(stages[0], names, self.task.student.grid_sizes)

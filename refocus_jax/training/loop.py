@@ -165,7 +165,7 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
     """
     iterator: Iterator = iter(batches)
     update = jit_update(task, settings, mesh)
-    key, frozen = jax.device_put((key, frozen), mesh_lib.replicated(mesh))
+    key, frozen = mesh_lib.put_whole((key, frozen), mesh_lib.replicated(mesh))
     began = time.perf_counter()
     with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints, Preemption() as preemption:
         checkpoints.set_damaged_aside()

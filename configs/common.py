@@ -26,7 +26,8 @@ def get_config() -> ConfigDict:
     c.image_size = 256
     c.grid_sizes = GRID_SIZES["var10"]  # sides of the token maps, coarse to fine; the last is image_size / stride
 
-    # Devices as data x fsdp, -1 for the rest. Examples are divided among all, parameters and optimizer state along fsdp.
+    # Devices as data x fsdp, -1 for the rest: examples are divided among all of them, parameters and optimizer state
+    # among those along fsdp.
     c.mesh = ConfigDict(dict(data=-1, fsdp=1))
 
     c.data = ConfigDict()
@@ -75,6 +76,7 @@ def get_config() -> ConfigDict:
     c.adversarial = ConfigDict(dict(weight=0.5, start=20_000, cap=100.0))
     c.discriminator = ConfigDict(dict(channels=64, num_layers=3, norm_groups=32))
     c.tokenizer_batch_size = 256
+    c.tokenizer_batch_parts = 1  # gradients are summed over so many parts of a batch, to save memory
     c.tokenizer_optimizer = _optimizer(1e-4, b1=0.9, b2=0.99, weight_decay=0.0, weight_decay_end=0.0)
     c.discriminator_optimizer = _optimizer(1e-4, b1=0.5, b2=0.9, weight_decay=0.0, weight_decay_end=0.0)
     c.tokenizer_training = _training(100_000)
@@ -87,13 +89,15 @@ def get_config() -> ConfigDict:
     c.generator.shared_modulation = False
     c.generator.gamma_init = 1e-3
     c.generator.drop_path_rate = 0.1 * 16 / 24
-    c.generator.remat = True
+    c.generator.remat = "blocks"  # what the backward pass computes again: none, blocks, or all but matrix products
     c.generator.dtype = "bfloat16"
     c.label_drop = 0.1
+    c.average_decay = 0.0  # of the student's running mean, which is then what images are drawn with; 0 is none
 
     c.teacher = ConfigDict(dict(enabled=True, share_weights=True, train_shared=False, num_alias_blocks=2,
                                 num_alias_scales=2, gate="learned", logit_weight=0.5, feature_weight=1.0))
     c.generator_batch_size = 256
+    c.generator_batch_parts = 1
     c.generator_optimizer = _optimizer(1e-4)
     c.generator_training = _training(400_000)
 

@@ -66,7 +66,7 @@ def get_config(argument=None):
     c.tokenizer_optimizer.update(learning_rate=2e-3, final=0.01)
     c.discriminator_optimizer.update(learning_rate=5e-4)
     c.tokenizer_training.update(steps=2400, log_every=20, evaluate_every=800, save_every=200)
-    c.generator.update(depth=4, width=128, num_heads=4, drop_path_rate=0.0, remat=False, dtype="float32")
+    c.generator.update(depth=4, width=128, num_heads=4, drop_path_rate=0.0, remat="none", dtype="float32")
     c.generator_batch_size = 32
     c.generator_optimizer.update(learning_rate=1e-3)
     c.generator_training.update(steps=900, log_every=20, evaluate_every=450, save_every=200)

@@ -85,13 +85,14 @@ def tokenizer_task(c: ConfigDict) -> TokenizerTask:
         build_tokenizer(c), TokenizerLosses(**c.losses), Revival(**c.revival),
         _make_optimizer(c.tokenizer_optimizer, steps), steps,
         PatchDiscriminator(**c.discriminator, dtype=jnp.dtype(c.tokenizer.dtype)), AdversarialSettings(**c.adversarial),
-        _make_optimizer(c.discriminator_optimizer, steps))
+        _make_optimizer(c.discriminator_optimizer, steps), c.tokenizer_batch_parts)
 
 
 def generator_task(c: ConfigDict, num_classes: int) -> GeneratorTask:
     """Stage 2."""
     return GeneratorTask(build_tokenizer(c), build_student(c, num_classes), TeacherSettings(**c.teacher),
-                         _make_optimizer(c.generator_optimizer, c.generator_training.steps), c.label_drop)
+                         _make_optimizer(c.generator_optimizer, c.generator_training.steps), c.label_drop,
+                         c.generator_batch_parts, c.average_decay)
 
 
 def sampling_settings(c: ConfigDict) -> SamplingSettings:
@@ -155,8 +156,8 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     validate.check(c, mesh.size)
     tokenizer_task(c), sampling_settings(c), draw_settings(c)
     train, validation = (sources.load(c.data.source, split) for split in ("train", "validation"))
-    processes.check_same(f"data.source {c.data.source}", f"{len(train)} images to train on, {len(validation)} held out, "
-                         f"classes {', '.join(train.class_names)}")
+    seen = f"{len(train)} images to train on, {len(validation)} held out, classes {', '.join(train.class_names)}"
+    processes.check_same(f"data.source {c.data.source}", seen)
     found = len(train.class_names)
     if c.data.num_classes is not None and c.data.num_classes != found:
         raise ValueError(f"data.num_classes is {c.data.num_classes}, but {c.data.source} has {found} classes; leave "
@@ -182,7 +183,7 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
 _SHAPING = {
     "tokenizer": ("image_size", "grid_sizes", "focus", "tokenizer", "alias", "teacher.enabled", "class_names"),
     "generator": ("image_size", "grid_sizes", "focus", "tokenizer", "alias", "generator", "teacher", "class_names",
-                  "tokenizer_from"),
+                  "tokenizer_from", "average_decay"),
 }
 
 
@@ -247,7 +248,7 @@ def load_tokenizer_params(c: ConfigDict, source: str, mesh) -> Any:
 
 
 def load_student_params(c: ConfigDict, num_classes: int, source: str, mesh) -> Any:
-    """The student's parameters of a workdir's latest checkpoint, or of an official VAR's file.
+    """The student's parameters of a workdir's latest checkpoint (their average if it has one), or of a VAR's file.
 
     Raises:
       FileNotFoundError: no such file or checkpoint. ValueError: it does not fit the config.
@@ -262,6 +263,8 @@ def load_student_params(c: ConfigDict, num_classes: int, source: str, mesh) -> A
         return mesh_lib.put_whole(params, mesh_lib.parameter_shardings(mesh, params))
     template = loop.abstract_state(generator_task(c, num_classes), mesh)
     with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
+        if c.average_decay:
+            return checkpoints.restore({"average": template.average}, partial=True)["average"]
         restored = checkpoints.restore({"params": {"student": template.params["student"]}}, partial=True)
     return restored["params"]["student"]
 
@@ -278,7 +281,8 @@ def encode_tokens(tokenizer: DualTokenizer, params: Any, batches, mesh) -> token
     def encode(params, batch):
         structure, alias = tokenizer.encode(params, to_unit_range(batch["image"]))
         empty = jnp.zeros((batch["image"].shape[0], 0), jnp.int32)
-        return token_cache.TokenSet(flatten_tokens(structure), flatten_tokens(alias) if alias else empty, batch["label"])
+        alias = flatten_tokens(alias) if alias else empty
+        return token_cache.TokenSet(flatten_tokens(structure), alias, batch["label"])
 
     encode = jax.jit(mesh_lib.on_mesh(mesh, encode), out_shardings=mesh_lib.replicated(mesh))
     parts = [jax.device_get(encode(params, mesh_lib.put_batch(mesh, batch))) for batch in batches]

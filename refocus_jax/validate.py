@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from refocus_jax.models.transformer import REMAT
+
 
 class Range(NamedTuple):
     fits: Callable[[Any], bool]
@@ -31,7 +33,8 @@ RANGES: dict[str, Range] = {
     "seed": Range(lambda v: 0 <= v < 2**32, "0 to 2^32 - 1"),
     "image_size": POSITIVE,
     "tokenizer_batch_size": POSITIVE, "generator_batch_size": POSITIVE,
-    "label_drop": FRACTION, "samples_per_class": POSITIVE,
+    "tokenizer_batch_parts": POSITIVE, "generator_batch_parts": POSITIVE,
+    "label_drop": FRACTION, "average_decay": BELOW_ONE, "samples_per_class": POSITIVE,
     "data.resize_ratio": Range(lambda v: v == 0 or 1 <= v < math.inf, "0 (native resolution), or 1 or more"),
     "data.num_workers": NOT_NEGATIVE, "data.validation_examples": POSITIVE, "data.crops_per_image": POSITIVE,
     "data.token_examples": NOT_NEGATIVE,
@@ -52,6 +55,7 @@ RANGES: dict[str, Range] = {
        for name, limits in _TRAINING.items()},
     "generator.depth": POSITIVE, "generator.width": POSITIVE, "generator.num_heads": POSITIVE,
     "generator.gamma_init": NOT_NEGATIVE, "generator.drop_path_rate": BELOW_ONE, "generator.dtype": DTYPE,
+    "generator.remat": Range(lambda v: v in REMAT, f"one of {', '.join(REMAT)}"),
     "teacher.logit_weight": NOT_NEGATIVE, "teacher.feature_weight": NOT_NEGATIVE,
     "sampling.cfg": NOT_NEGATIVE, "sampling.top_k": NOT_NEGATIVE, "sampling.top_p": FRACTION,
     "edit.count": POSITIVE, "edit.seed": Range(lambda v: 0 <= v < 2**32, "0 to 2^32 - 1"),
@@ -70,10 +74,12 @@ def check(c: Any, num_devices: int) -> None:
             value = value[part]
         if not limits.fits(value):
             raise ValueError(f"{name} is {value!r}; give {limits.says}")
-    for name in ("tokenizer_batch_size", "generator_batch_size"):
-        if c[name] % num_devices:
-            raise ValueError(f"{name} is {c[name]}, which {num_devices} devices cannot share evenly; give a multiple "
-                             f"of {num_devices}")
+    for stage in ("tokenizer", "generator"):
+        size, parts = c[f"{stage}_batch_size"], c[f"{stage}_batch_parts"]
+        if size % (num_devices * parts):
+            shared = f"{num_devices} devices" + (f" and {stage}_batch_parts {parts}" if parts > 1 else "")
+            raise ValueError(f"{stage}_batch_size is {size}, which {shared} cannot share evenly; give a multiple of "
+                             f"{num_devices * parts}")
     channels = [c.tokenizer.channels * m for m in c.tokenizer.channel_multipliers]
     _divides("tokenizer.norm_groups", c.tokenizer.norm_groups, "tokenizer.channels times its multipliers", channels)
     if not c.alias.shared:

@@ -46,6 +46,9 @@ BAD = [
     {"data.resize_ratio": 0.5}, {"data.validation_examples": 0}, {"data.token_examples": -1},
     {"data.token_examples": 8}, {"data.crops_per_image": 0}, {"data.num_classes": 10}, {"data.num_workers": -1},
     {"seed": -1},
+    # scale
+    {"mesh.data": 3}, {"mesh.fsdp": 5}, {"mesh.fsdp": -1}, {"mesh.data": 0}, {"tokenizer_batch_parts": 0},
+    {"tokenizer_batch_parts": 3}, {"generator_batch_parts": 5}, {"average_decay": 1.0}, {"generator.remat": "all"},
     # from elsewhere
     {"tokenizer_from": "/nowhere"}, {"init_from": "/nowhere"}, {"tokenizer_from": "/nowhere.pth"},
     {"init_from": "/nowhere.safetensors"},
@@ -107,9 +110,9 @@ def test_a_workdir_of_another_experiment_is_refused(config, tmp_path):
                                          "tokenizer.vocab_size was 512 and is 1024. Give its settings, or another"):
         experiment.prepare(config(**{"focus.psf": "gaussian", "generator.depth": 8}), workdir)
     allowed = {"tokenizer.vocab_size": 512, "generator.depth": 8, "tokenizer_training.steps": 9,
-               "tokenizer_optimizer.learning_rate": 1e-5, "data.validation_examples": 64, "generator.remat": True}
+               "tokenizer_optimizer.learning_rate": 1e-5, "data.validation_examples": 64, "generator.remat": "blocks"}
     experiment.prepare(config(**allowed), workdir)
     (tmp_path / "generator" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ValueError, match="generator.depth was 8 and is 4; .*tokenizer.vocab_size"):
         experiment.prepare(config(), workdir)
-    experiment.prepare(config(**allowed | {"generator.remat": False, "seed": 3}), workdir)
+    experiment.prepare(config(**allowed | {"generator.remat": "none", "seed": 3}), workdir)

@@ -117,6 +117,11 @@ class Block(nn.Module):
         return x_bld + (keep2 * gate2 * h).astype(x_bld.dtype), aux
 
 
+# By name, what a block keeps of its forward pass.
+REMAT = {"none": jax.checkpoint_policies.everything_saveable, "blocks": jax.checkpoint_policies.nothing_saveable,
+         "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
 class Captured(NamedTuple):
     """What the teacher needs of the network it stands on: its last M blocks, seen from inside."""
 
@@ -134,7 +139,8 @@ class Transformer(nn.Module):
     Attributes:
       grid_sizes: sides of the token maps. latent_channels: of the tokenizer's codes. num_classes: without the null
       class, which has the index num_classes. gamma_init: factor on the rows of the modulation that make the gates.
-      drop_path_rate: of the last block, growing linearly from 0. remat: recompute blocks in the backward pass.
+      drop_path_rate: of the last block, growing linearly from 0. remat: what the backward pass computes again, one of
+      `REMAT`: nothing, whole blocks, or all but their matrix products.
     """
 
     grid_sizes: Sequence[int]
@@ -148,7 +154,7 @@ class Transformer(nn.Module):
     shared_modulation: bool = False
     gamma_init: float = 1e-3
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -236,7 +242,9 @@ class Transformer(nn.Module):
             x, (k, v) = self.block.apply({"params": params}, keep_divided(x), modulation, attend, keep_2b)
             return x, (k, v, x) if capture else None
 
-        return jax.lax.scan(jax.checkpoint(body) if self.remat else body, x_bld, layers)
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT[self.remat])
+        return jax.lax.scan(body, x_bld, layers)
 
     def __call__(self, labels_b: jax.Array, inputs_blc: jax.Array, keep_n2b: jax.Array | None = None,
                  num_captured: int = 0) -> tuple[jax.Array, Captured | None]:

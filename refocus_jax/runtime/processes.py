@@ -29,8 +29,9 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if any(value is not None for value in given.values()):
         if missing := [f"--{name}" for name, value in given.items() if value is None]:
-            raise ValueError(f"{', '.join(missing)} not given; several processes need --coordinator=HOST:PORT of process "
-                             "0, --num_processes and --process_id (from 0), or none of them under Slurm and on TPU pods")
+            raise ValueError(f"{', '.join(missing)} not given; several processes need --coordinator=HOST:PORT of "
+                             "process 0, --num_processes and --process_id (from 0), or none of them under Slurm and on "
+                             "TPU pods")
         if not 0 <= process_id < num_processes:
             raise ValueError(f"--process_id is {process_id} of --num_processes {num_processes}; give 0 to "
                              f"{num_processes - 1}")

@@ -121,8 +121,8 @@ class GeneratorEvaluator:
     """Cross-entropy per scale of student and teacher, the unigram floor, samples and the focus pull.
 
     Attributes:
-      validation: held-out tokens, all of them in every process. train: those of stage 2, from which the unigram floor is
-      made, or None.
+      validation: held-out tokens, all of them in every process. train: those of stage 2, from which the unigram floor
+      is made, or None.
       samples_per_class: in the grid. max_classes: shown at most. seed: of the samples, the same at every evaluation.
     """
 
@@ -165,8 +165,9 @@ class GeneratorEvaluator:
         return jax.jit(run, out_shardings=mesh_lib.replicated(self.mesh))
 
     def __call__(self, state, frozen) -> Iterator[tuple[str, Any]]:
-        yield from self._numbers(state.params, frozen)
-        yield from self._pictures(state.params, frozen)
+        params = {**state.params, "student": state.sampled}
+        yield from self._numbers(params, frozen)
+        yield from self._pictures(params, frozen)
 
     def _numbers(self, params, frozen) -> Iterator[tuple[str, float]]:
         offsets, tokens = self.task.student.offsets, self.validation

@@ -11,6 +11,7 @@ import optax
 from refocus_jax.models.teacher import AliasHead, teach
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.models.transformer import Captured, Transformer, layer_norm
+from refocus_jax.training.accumulation import mean_over_parts
 from refocus_jax.training.tokenizer_task import to_unit_range
 
 # Blocks of the student that the teacher sees from inside, the most that num_alias_blocks may be. Always two: XLA
@@ -50,11 +51,20 @@ class TeacherSettings:
 
 @flax.struct.dataclass
 class GeneratorState:
-    """params and opt_state are {"student": ..., "teacher": ...}; the teacher's hold nothing of the student's."""
+    """params and opt_state are {"student": ..., "teacher": ...}; the teacher's hold nothing of the student's.
+
+    `average` is the running mean of the student's parameters, or None.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    average: Any = None
+
+    @property
+    def sampled(self) -> Any:
+        """The student's parameters that images are drawn with."""
+        return self.params["student"] if self.average is None else self.average
 
 
 def flatten_tokens(tokens) -> jax.Array:
@@ -73,6 +83,10 @@ class GeneratorTask:
 
     Batches hold `label` (b,) and either uint8 `image`, tokenized on the fly by the frozen tokenizers, or `structure`
     (b, L) and `alias` (b, L') from a token set. `frozen` is the parameter tree of the `DualTokenizer`.
+
+    Attributes:
+      label_drop: how many labels become the null class. parts: gradients of a batch are summed over so many parts.
+      average_decay: of the student's running mean, its weight growing as (1 + step) / (10 + step) at first; 0 is none.
     """
 
     tokenizer: DualTokenizer
@@ -80,6 +94,8 @@ class GeneratorTask:
     teacher: TeacherSettings
     optimizer: optax.GradientTransformation
     label_drop: float = 0.1
+    parts: int = 1
+    average_decay: float = 0.0
     name: str = "generator"
 
     def __post_init__(self):
@@ -114,7 +130,8 @@ class GeneratorTask:
                 params["teacher"]["network"] = self.student.init(jax.random.fold_in(key, 2), labels, inputs)["params"]
         # One optimizer state each: gradients of the two are clipped separately.
         opt_state = {name: self.optimizer.init(tree) for name, tree in params.items()}
-        return GeneratorState(jnp.zeros((), jnp.int32), params, opt_state)
+        average = params["student"] if self.average_decay else None
+        return GeneratorState(jnp.zeros((), jnp.int32), params, opt_state, average)
 
     def warm_start(self, state: GeneratorState, student: Any) -> GeneratorState:
         """A first state whose student, and the teacher's own network if there is one, has these parameters."""
@@ -122,7 +139,8 @@ class GeneratorTask:
         if self.teacher.enabled and not self.teacher.share_weights:
             # A copy: the loop donates the state, and no buffer may be donated twice.
             params["teacher"] = {**params["teacher"], "network": jax.tree.map(jnp.copy, student)}
-        return state.replace(params=params)
+        average = jax.tree.map(jnp.copy, student) if self.average_decay else None
+        return state.replace(params=params, average=average)
 
     def tokens(self, frozen, batch) -> tuple[jax.Array, jax.Array | None]:
         """Structure tokens (b, L) and alias tokens (b, L') of a batch; the latter None without a teacher."""
@@ -192,16 +210,27 @@ class GeneratorTask:
     def update(self, state: GeneratorState, frozen, batch, key: jax.Array):
         """One step; returns the new state and scalars."""
         key = jax.random.fold_in(key, state.step)
-        structure, alias = self.tokens(frozen, batch)
         dropped = jax.random.bernoulli(jax.random.fold_in(key, 0), self.label_drop, batch["label"].shape)
         labels = jnp.where(dropped, self.student.num_classes, batch["label"])
         keep = self.student.drop_path_factors(jax.random.fold_in(key, 1), labels.shape[0])
-        (total, values), gradient = jax.value_and_grad(self.loss, has_aux=True)(
-            state.params, frozen, structure, alias, labels, keep)
+        batch = {**batch, "label": labels, "keep": None if keep is None else jnp.moveaxis(keep, 2, 0)}
+
+        def gradient(part, number):
+            del number
+            structure, alias = self.tokens(frozen, part)
+            keep = None if part["keep"] is None else jnp.moveaxis(part["keep"], 0, 2)
+            (total, values), gradient = jax.value_and_grad(self.loss, has_aux=True)(
+                state.params, frozen, structure, alias, part["label"], keep)
+            return (values | {"loss/total": total}, gradient), None
+
+        (values, gradient), _ = mean_over_parts(gradient, self.parts, batch)
         params, opt_state = {}, {}
         for name in state.params:
             updates, opt_state[name] = self.optimizer.update(gradient[name], state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], updates)
             values[f"gradient_norm/{name}"] = optax.tree.norm(gradient[name])
-        values["loss/total"] = total
-        return GeneratorState(state.step + 1, params, opt_state), values
+        average = None
+        if self.average_decay:
+            decay = jnp.minimum(self.average_decay, (1 + state.step) / (10 + state.step))
+            average = jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.average, params["student"])
+        return GeneratorState(state.step + 1, params, opt_state, average), values

@@ -12,6 +12,7 @@ from refocus_jax.focus.resample import resize
 from refocus_jax.models.discriminator import PatchDiscriminator
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.training import adversarial, codebook
+from refocus_jax.training.accumulation import mean_over_parts
 
 STRUCTURE_CODES = ("structure", "quantizer", "codebook", "embedding")
 ALIAS_CODES = ("alias", "codebook", "embedding")
@@ -68,6 +69,7 @@ class TokenizerTask:
     discriminator: PatchDiscriminator
     adversarial: adversarial.AdversarialSettings
     discriminator_optimizer: optax.GradientTransformation
+    parts: int = 1  # gradients of a batch are summed over so many
     name: str = "tokenizer"
 
     @property
@@ -160,49 +162,52 @@ class TokenizerTask:
         return self.adversarial.weight * weight * fool(to_image(head_params, features)), weight
 
     def loss(self, params, state: TokenizerState, image: jax.Array, key: jax.Array):
-        """Total loss of one batch of images in [-1, 1], with everything `update` needs besides."""
+        """Total loss of images in [-1, 1]; with it its terms, other means, and what `update` needs of each example."""
         views = self.tokenizer.optics.views(image, key)
         terms, quantized, features, reconstruction = self._structure_losses(params, image, views)
-        aux = {"tokens": {"structure": quantized.tokens}, "inputs": {"structure": quantized.inputs},
-               "reconstruction": jax.lax.stop_gradient(reconstruction)}
+        means, examples = {}, {"tokens": {"structure": quantized.tokens}, "inputs": {"structure": quantized.inputs},
+                               "reconstruction": jax.lax.stop_gradient(reconstruction)}
         if self._has_alias:
             residuals = self.tokenizer.residuals(views)
-            batch_moment = jnp.stack([jnp.square(r).mean() for r in residuals])
-            aux["moment"] = state.residual_moment + (batch_moment - state.residual_moment) / (state.step + 1)
-            aux["std"] = jnp.sqrt(aux["moment"]) + 1e-8
-            alias_terms, tokens, inputs = self._alias_losses(params, residuals, aux["std"])
+            moment = jnp.stack([jnp.square(r).mean() for r in residuals])
+            means["moment"] = state.residual_moment + (moment - state.residual_moment) / (state.step + 1)
+            alias_terms, tokens, inputs = self._alias_losses(params, residuals, _deviation(means["moment"]))
             terms |= alias_terms
-            aux["tokens"]["alias"], aux["inputs"]["alias"] = tokens, inputs
+            examples["tokens"]["alias"], examples["inputs"]["alias"] = tokens, inputs
         if self.adversarial.weight:
-            terms["adversarial"], aux["adversarial_weight"] = jax.lax.cond(
+            terms["adversarial"], means["adversarial_weight"] = jax.lax.cond(
                 state.step >= self.adversarial.start,
                 lambda: self._adversarial_loss(params, state.discriminator, image, features),
                 lambda: (jnp.zeros(()), jnp.zeros(())))
-        return sum(terms.values()), (terms, aux)
+        return sum(terms.values()), (terms, means, examples)
 
     def _update_discriminator(self, state: TokenizerState, image, reconstruction):
         """One step of the discriminator once it has started."""
 
-        def loss(params):
+        def loss(params, real, drawn):
             def logits(x):
                 return self.discriminator.apply({"params": params}, x)
-            return adversarial.discriminator_loss(logits(image), logits(reconstruction))
+            return adversarial.discriminator_loss(logits(real), logits(drawn))
+
+        def gradient(part, number):
+            del number
+            return jax.value_and_grad(loss)(state.discriminator, *part), None
 
         def step():
-            value, gradient = jax.value_and_grad(loss)(state.discriminator)
-            updates, opt_state = self.discriminator_optimizer.update(gradient, state.discriminator_opt_state,
+            (value, gradient_), _ = mean_over_parts(gradient, self.parts, (image, reconstruction))
+            updates, opt_state = self.discriminator_optimizer.update(gradient_, state.discriminator_opt_state,
                                                                      state.discriminator)
             return value, optax.apply_updates(state.discriminator, updates), opt_state
 
         return jax.lax.cond(state.step >= self.adversarial.start, step,
                             lambda: (jnp.zeros(()), state.discriminator, state.discriminator_opt_state))
 
-    def _revive(self, params, opt_state, usage, stream: str, path: tuple[str, ...], aux, step, key):
+    def _revive(self, params, opt_state, usage, stream: str, path: tuple[str, ...], examples, step, key):
         """Revives one codebook if it is time; returns what has changed and the number of dead codes."""
-        tokens = aux["tokens"][stream]
-        inputs = aux["inputs"][stream]
+        tokens = examples["tokens"][stream]
+        inputs = examples["inputs"][stream]
         if stream == "structure" and self.tokenizer.shared and self._has_alias:
-            tokens, inputs = tokens + aux["tokens"]["alias"], inputs + aux["inputs"]["alias"]
+            tokens, inputs = tokens + examples["tokens"]["alias"], inputs + examples["inputs"]["alias"]
         usage = usage + codebook.count(tokens, usage.shape[0])
         due = (step % self.revival.every == 0) & (step < self.revival.stop_fraction * self.steps)
         dead = due & ((usage == 0) | (step == 0))
@@ -219,26 +224,39 @@ class TokenizerTask:
         key = jax.random.fold_in(key, state.step)
         image = to_unit_range(batch["image"])
         trained = {name: value for name, value in state.params.items() if name != "residual_std"}
-        (total, (terms, aux)), gradient = jax.value_and_grad(self.loss, has_aux=True)(
-            trained, state, image, jax.random.fold_in(key, 0))
+        # Of the keys, 0 makes the noise of the first part, 1 and 2 the revivals, 3 ... the noise of the other parts.
+        noise = jnp.array([0, *range(3, self.parts + 2)])
+
+        def gradient(part, number):
+            (total, (terms, means, examples)), gradient = jax.value_and_grad(self.loss, has_aux=True)(
+                trained, state, part, jax.random.fold_in(key, noise[number]))
+            return (terms | {"total": total}, means, gradient), examples
+
+        (terms, means, gradient), examples = mean_over_parts(gradient, self.parts, image)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, trained)
         params, usage = optax.apply_updates(trained, updates), dict(state.usage)
         values = {f"loss/{name}": value for name, value in terms.items()}
-        values |= {"loss/total": total, "gradient_norm": optax.tree.norm(gradient),
-                   "latent_rms": jnp.sqrt(jnp.mean(jnp.square(aux["inputs"]["structure"][-1])))}
+        values |= {"gradient_norm": optax.tree.norm(gradient),
+                   "latent_rms": jnp.sqrt(jnp.mean(jnp.square(examples["inputs"]["structure"][-1])))}
         for number, (stream, path) in enumerate((("structure", STRUCTURE_CODES), ("alias", ALIAS_CODES))):
             if stream in usage:
                 params, opt_state, usage[stream], values[f"dead_codes/{stream}"] = self._revive(
-                    params, opt_state, usage[stream], stream, path, aux, state.step,
+                    params, opt_state, usage[stream], stream, path, examples, state.step,
                     jax.random.fold_in(key, 1 + number))
         changes = {"step": state.step + 1, "params": params, "opt_state": opt_state, "usage": usage}
         if self._has_alias:
-            changes |= {"params": {**params, "residual_std": aux["std"]}, "residual_moment": aux["moment"]}
+            changes |= {"params": {**params, "residual_std": _deviation(means["moment"])},
+                        "residual_moment": means["moment"]}
         if self.adversarial.weight:
-            values["adversarial_weight"] = aux["adversarial_weight"]
+            values["adversarial_weight"] = means["adversarial_weight"]
             values["loss/discriminator"], changes["discriminator"], changes["discriminator_opt_state"] = (
-                self._update_discriminator(state, image, aux["reconstruction"]))
+                self._update_discriminator(state, image, examples["reconstruction"]))
         return state.replace(**changes), values
+
+
+def _deviation(moment: jax.Array) -> jax.Array:
+    """The scale of the residuals, never 0."""
+    return jnp.sqrt(moment) + 1e-8
 
 
 def _replace(tree, path: tuple[str, ...], value):

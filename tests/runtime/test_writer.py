@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboardX.proto import event_pb2
-
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboardX.proto import event_pb2
 
 from refocus_jax.runtime.writer import Writer
 

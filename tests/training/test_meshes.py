@@ -1,0 +1,20 @@
+"""Eight simulated devices give the losses of one, however they are arranged."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "generator"])
+def test_eight_devices_give_the_losses_of_one(stage, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    printed = subprocess.run([sys.executable, "-m", "tests.fixtures.meshes", stage], check=True, capture_output=True)
+    losses = json.loads(printed.stdout.splitlines()[-1])
+    one = losses.pop("1x1")
+    assert set(losses) == {"8x1", "2x4", "1x8"} and one[-1] != one[0]
+    for found in losses.values():
+        np.testing.assert_allclose(found[0], one[0], rtol=1e-6)
+        np.testing.assert_allclose(found, one, rtol=1e-3)

@@ -90,6 +90,7 @@ def get_config() -> ConfigDict:
     c.generator.gamma_init = 1e-3
     c.generator.drop_path_rate = 0.1 * 16 / 24
     c.generator.remat = "blocks"  # what the backward pass computes again: none, blocks, or all but matrix products
+    c.generator.attention = "auto"  # splash on TPUs, cudnn on GPUs, prefix elsewhere; see models/attention.py
     c.generator.dtype = "bfloat16"
     c.label_drop = 0.1
     c.average_decay = 0.0  # of the student's running mean, which is then what images are drawn with; 0 is none

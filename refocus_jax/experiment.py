@@ -18,6 +18,7 @@ from refocus_jax.evaluation import report
 from refocus_jax.evaluation.samples import DrawSettings
 from refocus_jax.focus import Pyramid
 from refocus_jax.interop import var_state_dict, weight_files
+from refocus_jax.models.attention import CUDNN_MAX_HEAD_DIM, IMPLEMENTATIONS, cudnn_fits
 from refocus_jax.models.autoencoder import PatchAutoencoder
 from refocus_jax.models.discriminator import PatchDiscriminator
 from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer
@@ -67,11 +68,35 @@ def build_tokenizer(c: ConfigDict) -> DualTokenizer:
     return DualTokenizer(optics, StructureTokenizer(autoencoder, quantizer, t.pyramid), alias, a.shared)
 
 
-def build_student(c: ConfigDict, num_classes: int) -> Transformer:
-    """The VAR transformer of a config."""
+def choose_attention(c: ConfigDict, platform: str) -> str:
+    """The implementation of attention for devices of a platform ('cpu', 'gpu' or 'tpu').
+
+    Raises:
+      ValueError: the config names one that does not work there.
+    """
+    name, head_dim = c.generator.attention, c.generator.width // c.generator.num_heads
+    fits = cudnn_fits(head_dim, jnp.dtype(c.generator.dtype))
+    if name == "auto":
+        return {"tpu": "splash", "gpu": "cudnn" if fits else "prefix"}.get(platform, "prefix")
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"generator.attention is {name!r}; choose auto or one of {IMPLEMENTATIONS}")
+    needed = {"splash": "tpu", "cudnn": "gpu"}.get(name, platform)
+    if needed != platform:
+        raise ValueError(f"generator.attention is {name!r}, which runs on {needed.upper()}s, and the devices are "
+                         f"{platform.upper()}s; choose auto or prefix")
+    if name == "cudnn" and not fits:
+        raise ValueError(f"generator.attention is 'cudnn', which takes bfloat16 and head dimensions of at most "
+                         f"{CUDNN_MAX_HEAD_DIM} that 8 divides, not generator.dtype {c.generator.dtype!r} and width / "
+                         f"num_heads = {head_dim}; choose auto or prefix")
+    return name
+
+
+def build_student(c: ConfigDict, num_classes: int, platform: str | None = None) -> Transformer:
+    """The VAR transformer of a config, for devices of a platform; default: those that are here."""
     g = c.generator
+    attention = choose_attention(c, platform or jax.default_backend())
     return Transformer(tuple(c.grid_sizes), c.tokenizer.vocab_size, c.tokenizer.latent_channels, num_classes,
-                       **{**g.to_dict(), "dtype": jnp.dtype(g.dtype)})
+                       **{**g.to_dict(), "attention": attention, "dtype": jnp.dtype(g.dtype)})
 
 
 def _make_optimizer(section: ConfigDict, steps: int):
@@ -88,9 +113,9 @@ def tokenizer_task(c: ConfigDict) -> TokenizerTask:
         _make_optimizer(c.discriminator_optimizer, steps), c.tokenizer_batch_parts)
 
 
-def generator_task(c: ConfigDict, num_classes: int) -> GeneratorTask:
-    """Stage 2."""
-    return GeneratorTask(build_tokenizer(c), build_student(c, num_classes), TeacherSettings(**c.teacher),
+def generator_task(c: ConfigDict, num_classes: int, platform: str | None = None) -> GeneratorTask:
+    """Stage 2, for devices of a platform; default: those that are here."""
+    return GeneratorTask(build_tokenizer(c), build_student(c, num_classes, platform), TeacherSettings(**c.teacher),
                          _make_optimizer(c.generator_optimizer, c.generator_training.steps), c.label_drop,
                          c.generator_batch_parts, c.average_decay)
 
@@ -196,7 +221,8 @@ def _check_workdir(values: dict[str, Any], workdir: str) -> None:
         before, now = flatten_dict(json.load(file), sep="."), flatten_dict(values, sep=".")
     shaping = [name for stage, names in _SHAPING.items() for name in names
                if os.path.isdir(os.path.join(workdir, stage, "checkpoints"))]
-    now["generator.remat"] = before.get("generator.remat")  # changes the memory, not the state
+    for name in ("generator.remat", "generator.attention"):  # they change how, not what is computed
+        now[name] = before.get(name)
     differing = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in sorted(before.keys() | now)
                  if before.get(name) != now.get(name) and any(f"{name}.".startswith(f"{s}.") for s in shaping)]
     if differing:

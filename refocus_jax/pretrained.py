@@ -45,7 +45,9 @@ def load_config(workdir: str) -> tuple[ConfigDict, tuple[str, ...]]:
         raise FileNotFoundError(f"{workdir} has no config.json: give the --workdir of a run that has started")
     with open(path) as file:
         values = json.load(file)
-    return ConfigDict(values), tuple(values.pop("class_names"))
+    class_names = tuple(values.pop("class_names"))
+    values["generator"]["attention"] = "prefix"  # runs everywhere; the devices need not be those of the training
+    return ConfigDict(values), class_names
 
 
 def _map_lists(value: Sequence[Any]) -> list[jax.Array]:

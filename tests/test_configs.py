@@ -91,6 +91,32 @@ def test_arguments_combine_and_a_wrong_one_is_named():
         config("d16", "k4,k5")
 
 
+@pytest.mark.parametrize("changes, chosen", [
+    ({}, {"tpu": "splash", "gpu": "cudnn", "cpu": "prefix"}),
+    ({"dtype": "float32"}, {"tpu": "splash", "gpu": "prefix", "cpu": "prefix"}),
+    ({"num_heads": 4}, {"tpu": "splash", "gpu": "prefix", "cpu": "prefix"}),  # heads too wide for cuDNN
+    ({"attention": "prefix"}, {"tpu": "prefix", "gpu": "prefix", "cpu": "prefix"})], ids=str)
+def test_attention_suits_the_devices(changes, chosen):
+    c = config("d16")
+    c.generator.update(changes)
+    assert {platform: experiment.build_student(c, 2, platform).attention for platform in chosen} == chosen
+    assert experiment.generator_task(c, 2, "tpu").alias_head.attention == chosen["tpu"]
+    assert experiment.build_student(c, 2).attention == "prefix"  # here is a CPU
+
+
+@pytest.mark.parametrize("changes, platform, message", [
+    ({"attention": "flash"}, "tpu", "generator.attention is 'flash'; choose auto or one of"),
+    ({"attention": "splash"}, "gpu", "'splash', which runs on TPUs, and the devices are GPUs; choose auto"),
+    ({"attention": "cudnn"}, "cpu", "'cudnn', which runs on GPUs, and the devices are CPUs; choose auto"),
+    ({"attention": "cudnn", "dtype": "float32"}, "gpu", "takes bfloat16 .* not generator.dtype 'float32' and width"),
+    ({"attention": "cudnn", "num_heads": 4}, "gpu", "head dimensions of at most 128 .* num_heads = 256")], ids=str)
+def test_attention_that_does_not_suit_is_named(changes, platform, message):
+    c = config("d16")
+    c.generator.update(changes)
+    with pytest.raises(ValueError, match=message):
+        experiment.build_student(c, 2, platform)
+
+
 def test_blur_of_the_paper():
     """K = 4 at 256 px: 12, 9, 3, 0 pixels; in proportion at 512."""
     assert experiment.build_tokenizer(config("d16", "k4")).optics.radii().round(6).tolist() == [12, 9, 3, 0]

@@ -110,7 +110,8 @@ def test_a_workdir_of_another_experiment_is_refused(config, tmp_path):
                                          "tokenizer.vocab_size was 512 and is 1024. Give its settings, or another"):
         experiment.prepare(config(**{"focus.psf": "gaussian", "generator.depth": 8}), workdir)
     allowed = {"tokenizer.vocab_size": 512, "generator.depth": 8, "tokenizer_training.steps": 9,
-               "tokenizer_optimizer.learning_rate": 1e-5, "data.validation_examples": 64, "generator.remat": "blocks"}
+               "tokenizer_optimizer.learning_rate": 1e-5, "data.validation_examples": 64, "generator.remat": "blocks",
+               "generator.attention": "prefix"}
     experiment.prepare(config(**allowed), workdir)
     (tmp_path / "generator" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ValueError, match="generator.depth was 8 and is 4; .*tokenizer.vocab_size"):

@@ -1,10 +1,23 @@
-"""Attention of the generator: dense, over the prefix of scales that a query may see. Queries arrive scaled."""
+"""Attention of the generator: over the prefix of scales that a query may see. Queries arrive scaled.
 
-from collections.abc import Sequence
+One function, `attention`, in three implementations that agree:
+  prefix   dense products over static slices: every platform
+  splash   one Pallas kernel for TPUs, which keeps no logits in memory
+  cudnn    cuDNN's flash attention for GPUs, likewise, slice by slice; bfloat16 alone
+"""
+
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from refocus_jax.models.examples import on_own_examples
+
+IMPLEMENTATIONS = ("prefix", "splash", "cudnn")
+CUDNN_MAX_HEAD_DIM = 128
 
 
 def scale_offsets(grid_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -36,16 +49,92 @@ def _attention(q_bnlh, k_bnmh, v_bnmh):
     return (out / weights.sum(axis=-1, keepdims=True)).astype(v_bnmh.dtype)
 
 
-def prefix_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_offsets: Sequence[int],
-                     key_ends: Sequence[int]) -> jax.Array:
-    """Scale-causal attention without a mask.
+def attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_offsets: Sequence[int],
+              key_ends: Sequence[int], implementation: str = "prefix") -> jax.Array:
+    """Scale-causal attention: queries query_offsets[i] ... query_offsets[i + 1] see the keys before key_ends[i].
 
-    Queries query_offsets[i] ... query_offsets[i + 1] see the keys before key_ends[i]: static slices, so that no
-    masked product is ever computed.
+    Returns:
+      (b, n, l, h). The softmax is in float32.
+
+    Raises:
+      ValueError: an unknown implementation, or not one end per group of queries.
     """
-    parts = [dense_attention(q_bnlh[:, :, start:stop], k_bnmh[:, :, :end], v_bnmh[:, :, :end])
+    attend = {"prefix": prefix_attention, "splash": splash_attention,
+              "cudnn": functools.partial(prefix_attention, dense=cudnn_attention)}
+    if implementation not in attend:
+        raise ValueError(f"attention is {implementation!r}; choose one of {IMPLEMENTATIONS}")
+    return attend[implementation](q_bnlh, k_bnmh, v_bnmh, query_offsets, key_ends)
+
+
+def prefix_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_offsets: Sequence[int],
+                     key_ends: Sequence[int], dense: Callable = dense_attention) -> jax.Array:
+    """`attention` without a mask: static slices, so that no masked product is ever computed."""
+    parts = [dense(q_bnlh[:, :, start:stop], k_bnmh[:, :, :end], v_bnmh[:, :, :end])
              for start, stop, end in zip(query_offsets[:-1], query_offsets[1:], key_ends, strict=True)]
     return jnp.concatenate(parts, axis=2)
+
+
+# With fewer queries there is little to gain, and kernels have been known to refuse them.
+_CUDNN_MIN_QUERIES = 64
+
+
+def cudnn_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array,
+                    implementation: str = "cudnn") -> jax.Array:
+    """`dense_attention` by cuDNN, where there are queries enough; for heads that `cudnn_fits`.
+
+    Args:
+      implementation: of `jax.nn.dot_product_attention`.
+    """
+    queries, keys = q_bnlh.shape[2], k_bnmh.shape[2]
+    if queries < _CUDNN_MIN_QUERIES:
+        return dense_attention(q_bnlh, k_bnmh, v_bnmh)
+    # jax refuses to differentiate odd lengths: one token more is there, and is not looked at.
+    q, k, v = (jnp.swapaxes(_pad_tokens(x, 2), 1, 2) for x in (q_bnlh, k_bnmh, v_bnmh))
+    seen = {} if keys % 2 == 0 else {"key_value_seq_lengths": jnp.full((q.shape[0],), keys, jnp.int32)}
+    out = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation=implementation, **seen)
+    return jnp.swapaxes(out, 1, 2)[:, :, :queries]
+
+
+def cudnn_fits(head_dim: int, dtype: jnp.dtype) -> bool:
+    """Whether cuDNN's attention takes such heads, on all GPUs that have it."""
+    return head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM and dtype in (jnp.bfloat16, jnp.float16)
+
+
+_SPLASH_TILE = 128  # lengths and blocks are multiples of it
+_SPLASH_MAX_BLOCK = 512
+
+
+def splash_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_offsets: Sequence[int],
+                     key_ends: Sequence[int], interpret: bool = False) -> jax.Array:
+    """`attention` by the Splash kernel, which skips the blocks that no query sees.
+
+    On several devices it must run under their mesh (`runtime.mesh.on_mesh`).
+
+    Args:
+      interpret: run the kernel's Python on any platform, for tests.
+    """
+    queries = q_bnlh.shape[2]
+    q, k, v = (_pad_tokens(x, _SPLASH_TILE) for x in (q_bnlh, k_bnmh, v_bnmh))
+    # The block-causal mask, computed inside the kernel: a query stands where the last key that it sees does. The
+    # queries of the padding see what the last one sees, and the keys of the padding stand behind all of them.
+    mask = splash.CausalMask((q.shape[2], k.shape[2]))
+    sizes = np.diff(query_offsets)
+    last_seen = np.concatenate([np.full(n, end - 1) for n, end in zip(sizes, key_ends, strict=True)])
+    mask.q_sequence = np.pad(last_seen, (0, q.shape[2] - queries), mode="edge").astype(np.int32)
+    block_q, block_kv = _splash_block(q.shape[2]), _splash_block(k.shape[2])
+    blocks = splash.BlockSizes(block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv,
+                               block_q_dq=block_q, block_kv_dq=block_kv)
+    kernel = splash.make_splash_mha(splash.MultiHeadMask([mask] * q.shape[1]), block_sizes=blocks, head_shards=1,
+                                    q_seq_shards=1, interpret=interpret)
+    return on_own_examples(jax.vmap(kernel), q, k, v)[:, :, :queries]
+
+
+def _splash_block(length: int) -> int:
+    return max(block for block in range(_SPLASH_TILE, _SPLASH_MAX_BLOCK + 1, _SPLASH_TILE) if length % block == 0)
+
+
+def _pad_tokens(x_bnlh: jax.Array, multiple: int) -> jax.Array:
+    return jnp.pad(x_bnlh, ((0, 0), (0, 0), (0, -x_bnlh.shape[2] % multiple), (0, 0)))
 
 
 def split_heads(x_bld: jax.Array, num_heads: int) -> jax.Array:

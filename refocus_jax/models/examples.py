@@ -1,4 +1,6 @@
-"""The one line that a model has for training on several devices."""
+"""What a model has to say about several devices: how the examples of a batch stay divided among them."""
+
+from collections.abc import Callable
 
 import jax
 from jax.sharding import PartitionSpec
@@ -12,3 +14,17 @@ def keep_divided(x_b: jax.Array) -> jax.Array:
     """
     mesh = jax.sharding.get_abstract_mesh()
     return x_b if mesh.empty else jax.lax.with_sharding_constraint(x_b, PartitionSpec(mesh.axis_names))
+
+
+def on_own_examples(kernel: Callable[..., jax.Array], *arrays_b: jax.Array) -> jax.Array:
+    """Runs a kernel that XLA cannot divide, as those of Pallas, on each device's own examples of all arrays (axis 0).
+
+    Without a mesh it just runs. Examples that the devices cannot share evenly, as the single one of an
+    initialization, go through all of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel(*arrays_b)
+    spec = PartitionSpec(mesh.axis_names if arrays_b[0].shape[0] % mesh.size == 0 else None)
+    # A kernel does not tell along which axes its results vary, so that this cannot be checked.
+    return jax.shard_map(kernel, in_specs=spec, out_specs=spec, check_vma=False)(*arrays_b)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refocus_jax.models.attention import merge_heads, prefix_attention, split_heads
+from refocus_jax.models.attention import attention, merge_heads, split_heads
 from refocus_jax.models.transformer import Captured, Transformer, layer_norm
 
 
@@ -25,6 +25,7 @@ class AliasGateCrossAttention(nn.Module):
     width: int
     num_heads: int
     gate: bool
+    attention: str = "prefix"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -38,7 +39,8 @@ class AliasGateCrossAttention(nn.Module):
             return split_heads(value, self.num_heads)
 
         q = project("query", layer_norm(x_bld).astype(self.dtype)) * (inner // self.num_heads) ** -0.5
-        out = prefix_attention(q, project("key", memory_bmd), project("value", memory_bmd), query_offsets, key_ends)
+        k, v = project("key", memory_bmd), project("value", memory_bmd)
+        out = attention(q, k, v, query_offsets, key_ends, self.attention)
         out = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros,
                        name="out")(merge_heads(out))
         if self.gate:
@@ -54,6 +56,7 @@ class AliasHead(nn.Module):
     num_heads: int
     num_blocks: int
     gate: bool
+    attention: str = "prefix"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -62,7 +65,7 @@ class AliasHead(nn.Module):
         self.alias_embed = nn.Dense(self.width, dtype=self.dtype, kernel_init=normal)
         self.position = self.param("position", normal, (sum(p * p for p in self.grid_sizes[:-1]), self.width))
         self.level_embedding = self.param("level_embedding", normal, (scales, self.width))
-        self.cross = [AliasGateCrossAttention(self.width, self.num_heads, self.gate, self.dtype)
+        self.cross = [AliasGateCrossAttention(self.width, self.num_heads, self.gate, self.attention, self.dtype)
                       for _ in range(self.num_blocks)]
 
     def embed(self, vectors_bmc: jax.Array) -> jax.Array:
@@ -121,7 +124,7 @@ def teach(network: Transformer, network_params, head: AliasHead, head_params, ca
         def attend(q, k, v, layer=layer):
             k = jnp.concatenate([captured.keys[layer, :, :, :start], k], axis=2)
             v = jnp.concatenate([captured.values[layer, :, :, :start], v], axis=2)
-            return prefix_attention(q, k, v, tail, seen_structure), None
+            return attention(q, k, v, tail, seen_structure, network.attention), None
 
         def cross(x, i=i):
             return apply("attend", i, x, memory, tail, seen_alias)

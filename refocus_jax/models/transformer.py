@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refocus_jax.models.attention import merge_heads, prefix_attention, scale_offsets, split_heads
+from refocus_jax.models.attention import attention, merge_heads, scale_offsets, split_heads
 from refocus_jax.models.examples import keep_divided
 
 MAX_LOG_SCALE = float(np.log(100.0))  # VAR's cap on the learned temperature of QK-norm
@@ -141,6 +141,7 @@ class Transformer(nn.Module):
       class, which has the index num_classes. gamma_init: factor on the rows of the modulation that make the gates.
       drop_path_rate: of the last block, growing linearly from 0. remat: what the backward pass computes again, one of
       `REMAT`: nothing, whole blocks, or all but their matrix products.
+      attention: one of `attention.IMPLEMENTATIONS`, for all scales at once; cached sampling has its own.
     """
 
     grid_sizes: Sequence[int]
@@ -155,6 +156,7 @@ class Transformer(nn.Module):
     gamma_init: float = 1e-3
     drop_path_rate: float = 0.0
     remat: str = "none"
+    attention: str = "prefix"
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -237,7 +239,7 @@ class Transformer(nn.Module):
             params, modulation, keep_2b = layer
 
             def attend(q, k, v):
-                return prefix_attention(q, k, v, self.offsets, self.offsets[1:]), (k, v)
+                return attention(q, k, v, self.offsets, self.offsets[1:], self.attention), (k, v)
 
             x, (k, v) = self.block.apply({"params": params}, keep_divided(x), modulation, attend, keep_2b)
             return x, (k, v, x) if capture else None

@@ -111,7 +111,7 @@ class GeneratorTask:
     def alias_head(self) -> AliasHead:
         student, teacher = self.student, self.teacher
         return AliasHead(student.grid_sizes, student.width, max(1, student.num_heads // 2), teacher.num_alias_blocks,
-                         teacher.gate == "learned", student.dtype, parent=None)
+                         teacher.gate == "learned", student.attention, student.dtype, parent=None)
 
     @property
     def first_alias_token(self) -> int:

@@ -27,18 +27,32 @@ def scale_offsets(grid_sizes: Sequence[int]) -> tuple[int, ...]:
 
 # A CPU goes through its attention logits several times: beyond its caches it does better one sequence at a time.
 _CPU_LOGITS_BYTES = 1 << 24
+# Accelerators have memory for one head's logits where those of all heads of a sequence take more than this.
+_HEADS_LOGITS_BYTES = 1 << 28
 
 
 def dense_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array) -> jax.Array:
     """softmax(q k) v, with the softmax in float32: (b, n, l, h). Every query sees every key."""
     batch, heads, queries, _ = q_bnlh.shape
-    if 4 * batch * heads * queries * k_bnmh.shape[2] <= _CPU_LOGITS_BYTES:
+    logits_bytes = 4 * heads * queries * k_bnmh.shape[2]  # of one sequence
+    if batch * logits_bytes <= _CPU_LOGITS_BYTES:
         return _attention(q_bnlh, k_bnmh, v_bnmh)
 
     def one_by_one(*sequences):
         return jax.lax.map(lambda sequence: _attention(*(a[None] for a in sequence))[0], sequences)
 
-    return jax.lax.platform_dependent(q_bnlh, k_bnmh, v_bnmh, cpu=one_by_one, default=_attention)
+    default = _head_by_head if logits_bytes > _HEADS_LOGITS_BYTES else _attention
+    return jax.lax.platform_dependent(q_bnlh, k_bnmh, v_bnmh, cpu=one_by_one, default=default)
+
+
+def _head_by_head(q_bnlh, k_bnmh, v_bnmh):
+    """Only one head's logits are ever in memory, computed once more for the gradient.
+
+    Over heads, since the examples of a batch may lie on several devices.
+    """
+    heads_first = tuple(jnp.moveaxis(x, 1, 0)[:, :, None] for x in (q_bnlh, k_bnmh, v_bnmh))
+    out_nb1lh = jax.lax.map(jax.checkpoint(lambda head: _attention(*head)), heads_first)
+    return jnp.moveaxis(out_nb1lh[:, :, 0], 0, 1)
 
 
 def _attention(q_bnlh, k_bnmh, v_bnmh):

@@ -1,4 +1,6 @@
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -138,18 +140,32 @@ def test_which_heads_cudnn_takes():
         (64, jnp.dtype("float32")), (136, jnp.dtype("bfloat16")), (60, jnp.dtype("bfloat16"))))
 
 
-def test_attention_one_sequence_at_a_time_is_the_same(monkeypatch):
-    """What a CPU does with logits beyond its caches, and its gradient."""
+def test_attention_in_pieces_is_the_same(monkeypatch):
+    """What a CPU does with logits beyond its caches, what others do with those of long sequences; and the gradient."""
     q, k, v = (small.random(seed, 3, 2, n, 4) for seed, n in enumerate((5, 7, 7)))
 
-    def loss(q, k, v):
-        return jnp.sum(jnp.square(attention.dense_attention(q, k, v)))
+    def value_and_gradient(attend):
+        def loss(q, k, v):
+            out = attend(q, k, v)
+            return jnp.sum(jnp.square(out)), out
 
-    expected = jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+    def logits_shape(platform):
+        """Of all products of queries and keys in the program for a platform, the largest."""
+        attend = jax.jit(lambda *qkv: attention.dense_attention(*qkv))  # traced anew
+        program = attend.trace(q, k, v).lower(lowering_platforms=(platform,)).as_text()
+        return max(math.prod(map(int, shape.split("x"))) for shape in re.findall(r"tensor<([0-9x]+x5x7)xf32>", program))
+
+    expected = value_and_gradient(attention.dense_attention)
+    assert logits_shape("cpu") == logits_shape("cuda") == 3 * 2 * 5 * 7
     monkeypatch.setattr(attention, "_CPU_LOGITS_BYTES", 0)
-    got = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
-    assert "scan" in str(jax.make_jaxpr(attention.dense_attention)(q, k, v))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
+    assert (logits_shape("cpu"), logits_shape("cuda")) == (2 * 5 * 7, 3 * 2 * 5 * 7)
+    monkeypatch.setattr(attention, "_HEADS_LOGITS_BYTES", 0)
+    assert (logits_shape("cpu"), logits_shape("cuda")) == (2 * 5 * 7, 3 * 5 * 7)
+    for attend in (attention.dense_attention, attention._head_by_head):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+                     value_and_gradient(attend), expected)
 
 
 def test_heads_are_split_and_merged():

@@ -38,5 +38,8 @@ setup(
         "test": ["pytest>=9", "ruff>=0.12", "tensorboard>=2.19"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        # Compilers for --mode=plan; they need no accelerator.
+        "plan-tpu": ["libtpu>=0.0.42"],
+        "plan-gpu": ["jax-cuda13-plugin>=0.10", "jax-cuda13-pjrt>=0.10"],
     },
 )

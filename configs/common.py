@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     c.data.num_workers = 8
     c.data.validation_examples = 2048
     c.data.crops_per_image = 1  # of every held-out image
+    c.data.tokens = ""
     c.data.token_examples = 0  # crops whose tokens are kept for stage 2; 0 tokenizes every batch on the fly
 
     c.focus = ConfigDict()
@@ -106,6 +107,10 @@ def get_config() -> ConfigDict:
     c.samples_per_class = 6  # in the pictures of training
     # --mode=sample; see evaluation/samples.py.
     c.draw = ConfigDict(dict(classes=(), count=64, seed=0, batch_size=8, format="grid", output=""))
+    # --mode=plan: which of tokenizer, generator and sample; the share of the chips' peak that days are reckoned with;
+    # whether to look for the largest batch; and XLA's optimization level: O1 compiles sooner, and may need more memory.
+    c.plan = ConfigDict(dict(programs=("tokenizer", "generator", "sample"), utilization=0.4, search_batch=False,
+                             optimization="O1"))
     # --mode=edit: an image file; a mask file, white where to paint anew, or box:LEFT,TOP,RIGHT,BOTTOM or outside:...;
     # the class, by number or name.
     c.edit = ConfigDict(dict(image="", mask="", label="0", count=4, seed=0))

@@ -7,7 +7,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from refocus_jax import experiment, generate
+from refocus_jax import experiment, generate, plan
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 
@@ -17,6 +17,7 @@ MODES = {
     "generator": lambda config, workdir: experiment.train_generator(experiment.prepare(config, workdir)),
     "sample": generate.sample,
     "edit": generate.edit,
+    "plan": lambda config, workdir: plan.plan(config, workdir, _TOPOLOGY.value),
 }
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/tiny.py or "
@@ -24,7 +25,10 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; a run that stopped goes on from it.")
 _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "train: both stages, then samples; tokenizer: stage 1; "
                           "generator: stage 2; sample: images of a trained generator, see --config.draw; edit: paint "
-                          "part of an image anew, see --config.edit.")
+                          "part of an image anew, see --config.edit; plan: what a machine that is not here would need, "
+                          "see --topology.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "What --mode=plan plans for: tpu:v5e:4x4, tpu:v5p:4x4x4, "
+                                "gpu:a100:1x8 (hosts x GPUs of each), ...")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes train "
                                    "together; under Slurm and on TPU pods they find each other without these flags.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")

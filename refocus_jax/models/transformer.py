@@ -215,20 +215,21 @@ class Transformer(nn.Module):
         All blocks at once, layer by layer: a sampler needs them once, and the gradient of the class embedding is
         summed in one order however the blocks are run.
         """
-        embedding = self.class_embedding[labels_b]
+        embedding = keep_divided(self.class_embedding[labels_b])
         condition = embedding
         if self.shared_modulation:
             condition = self.shared_ada_lin(nn.silu(embedding)).astype(jnp.float32)
 
         def modulation(params):
-            return self.block.apply({"params": params}, condition, method="modulation")
+            return keep_divided(self.block.apply({"params": params}, condition, method="modulation"))
 
         return jax.lax.map(modulation, self.blocks), embedding
 
     def logits(self, x_bld: jax.Array, class_embedding_bd: jax.Array) -> jax.Array:
         """(b, l, V), float32."""
         scale, shift = jnp.split(self.head_nm(nn.silu(class_embedding_bd))[:, None], 2, axis=-1)
-        return self.head((layer_norm(x_bld) * (1 + scale) + shift).astype(self.dtype)).astype(jnp.float32)
+        x_bld = (layer_norm(keep_divided(x_bld)) * (1 + scale) + shift).astype(self.dtype)
+        return keep_divided(self.head(x_bld).astype(jnp.float32))
 
     def _run(self, x_bld, layers, capture: bool):
         """Scans blocks over all scales; returns the output and, if asked, what they saw.

@@ -1,0 +1,140 @@
+"""Machines to plan for: TPU slices and GPU nodes as jax's compilers know them, without any of them."""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Facts of one chip.
+
+    Attributes:
+      capacity_bytes: what a program may use. For TPUs, what their compiler says when it refuses a program; for GPUs
+      JAX_GPU_FRACTION of the memory. peak_flops: dense bfloat16 products per second, times two, from the maker's data
+      sheet.
+    """
+
+    capacity_bytes: int
+    peak_flops: float
+
+
+# jax reserves this share of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+JAX_GPU_FRACTION = 0.75
+
+TPUS = {
+    "v4": Chip(int(30.75 * GIB), 275e12),
+    "v5e": Chip(int(15.75 * GIB), 197e12),
+    "v5p": Chip(int(95.74 * GIB), 459e12),
+    "v6e": Chip(int(31.25 * GIB), 918e12),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What XLA's GPU compiler asks about a device; the names are those of its `GpuTargetConfigProto`."""
+
+    name: str
+    compute_capability: int
+    core_count: int
+    shared_memory_per_core: int
+    memory_bandwidth: int
+    l2_cache_size: int
+    clock_rate_ghz: float
+    device_memory_size: int
+    peak_flops: float
+
+    def target_config(self) -> str:
+        """As text proto. What all of these devices share are limits of CUDA."""
+        return f"""gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {self.shared_memory_per_core}
+  shared_memory_per_block_optin: {self.shared_memory_per_core - 1024}
+  threads_per_core_limit: 2048
+  core_count: {self.core_count}
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {self.memory_bandwidth}
+  l2_cache_size: {self.l2_cache_size}
+  clock_rate_ghz: {self.clock_rate_ghz}
+  device_memory_size: {self.device_memory_size}
+  cuda_compute_capability {{ major: {self.compute_capability} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: 13 minor: 0 patch: 0 }}
+device_description_str: "{self.name}"
+"""
+
+
+GPUS = {
+    "a100": Gpu("NVIDIA A100-SXM4-80GB", 8, 108, 167936, 2039000000000, 41943040, 1.41, 84987740160, 312e12),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", 9, 132, 233472, 3352320000000, 52428800, 1.98, 84929347584, 989e12),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A machine by name, with its devices, which can be compiled for but hold nothing."""
+
+    name: str
+    platform: str  # tpu or gpu
+    chip: Chip
+    devices: Sequence[jax.Device]
+
+    @property
+    def compiler_options(self) -> dict[str, bool]:
+        # Triton's products are chosen by timing them on a device.
+        return {"xla_gpu_enable_triton_gemm": False} if self.platform == "gpu" else {}
+
+
+def load(topology: str) -> Target:
+    """The machine of a name: `tpu:v5e:4x4` (generation, shape of the slice), `gpu:a100:1x8` (kind, hosts x GPUs each).
+
+    Raises:
+      ValueError: an unknown machine. ImportError: its compiler is not installed.
+    """
+    platform, _, rest = topology.partition(":")
+    kind, _, shape = rest.partition(":")
+    known = {"tpu": TPUS, "gpu": GPUS}.get(platform, {})
+    sides = shape.split("x")
+    if kind not in known or not all(side.isdecimal() and int(side) for side in sides) or (
+            platform == "gpu" and len(sides) != 2):
+        raise ValueError(f"--topology is {topology!r}; give tpu:KIND:SHAPE as tpu:v5e:4x4, KIND one of "
+                         f"{', '.join(TPUS)}, or gpu:KIND:HOSTSxGPUS as gpu:a100:1x8, KIND one of {', '.join(GPUS)}")
+    if platform == "tpu":
+        _need("libtpu", "plan-tpu")
+        # Read when libtpu is loaded: it shall not look for a machine, nor mind another plan that is being made.
+        os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-4", TPU_WORKER_HOSTNAMES="localhost",
+                          TPU_WORKER_ID="0", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+        # Both cores of a v4 chip as one device, as jax runs it.
+        megacore = {"chip_config_name": "megacore"} if kind == "v4" else {}
+        try:
+            description = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **megacore)
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError(f"--topology is {topology!r}, which is no slice of a {kind} ({error}); give one that can "
+                             f"be had, as {kind}:{'4x4x4' if kind in ('v4', 'v5p') else '4x4'}") from error
+        return Target(topology, "tpu", TPUS[kind], description.devices)
+    _need("jax_cuda13_plugin", "plan-gpu")
+    gpu, (hosts, gpus) = GPUS[kind], sides
+    description = topologies.get_topology_desc(platform="cuda", target_config=gpu.target_config(),
+                                               topology=f"{hosts}x1x{gpus}")
+    chip = Chip(int(JAX_GPU_FRACTION * gpu.device_memory_size), gpu.peak_flops)
+    return Target(topology, "gpu", chip, description.devices)
+
+
+def _need(module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"planning for this machine needs its compiler: pip install 'refocus_jax[{extra}]'")

@@ -5,6 +5,8 @@ from setuptools import find_packages, setup
 
 PACKAGE = Path(__file__).parent / "refocus_jax"
 VERSION = re.search(r'__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text())[1]
+# The compiler for GPUs, without CUDA: enough for --mode=plan, and a test.
+PLAN_GPU = ["jax-cuda13-plugin>=0.10", "jax-cuda13-pjrt>=0.10"]
 
 setup(
     name="refocus_jax",
@@ -35,11 +37,11 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=9", "ruff>=0.12", "tensorboard>=2.19"],
+        "test": ["pytest>=9", "ruff>=0.12", "tensorboard>=2.19", *PLAN_GPU],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         # Compilers for --mode=plan; they need no accelerator.
         "plan-tpu": ["libtpu>=0.0.42"],
-        "plan-gpu": ["jax-cuda13-plugin>=0.10", "jax-cuda13-pjrt>=0.10"],
+        "plan-gpu": PLAN_GPU,
     },
 )

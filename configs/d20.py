@@ -11,4 +11,5 @@ from configs import common
 def get_config(argument=None):
     c = common.get_config()
     common.depth(c, 20)
+    c.mesh.fsdp = 4  # one device alone cannot hold the state; --config.mesh.fsdp=1 where it can
     return common.apply_arguments(c, argument, var_recipe=lambda c: common.var_epochs(c, 250, 768))

@@ -1,0 +1,81 @@
+"""Plans for many configs and machines, as the tables of docs/plan.md; none of the machines need be there.
+
+    pip install -e '.[plan-tpu,plan-gpu]'
+    python -m benchmarks.plan --directory=runs/plan                      # everything; hours on two cores
+    python -m benchmarks.plan --directory=runs/plan --what=stage2 --configs d12 d16 --targets gpu:a100:1x8
+
+One process per plan, `python -m refocus_jax.main --mode=plan`, which leaves its plan.json in the directory: what is
+there already is not made again. Rows are printed as they come.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TARGETS = ("tpu:v5e:4x4", "tpu:v5e:8x8", "tpu:v4:4x4x4", "tpu:v5p:4x4x4", "tpu:v6e:4x4", "gpu:a100:1x8", "gpu:h100:1x8",
+           "gpu:a100:8x8")
+CONFIGS = ("d12", "d16", "d20", "d24", "d30", "d36_512")
+# What is planned, for which configs, with which settings. Stage 2 reads tokens from a cache.
+TOKENS = "--config.data.token_examples=1000000"
+WHAT = {
+    "stage2": (CONFIGS, ("generator",), (TOKENS,)),
+    "search": (("d16", "d24"), ("generator",), (TOKENS, "--config.plan.search_batch=True")),
+    "stage1": (("d16",), ("tokenizer",), ()),
+    "sample": (("d16",), ("sample",), ()),
+}
+
+
+def plan(directory: Path, what: str, config: str, target: str) -> dict | None:
+    """The plan.json of one plan, made if it is not there; None if it failed, with a log beside it."""
+    _, programs, settings = WHAT[what]
+    workdir = directory / what / f"{config}_{target.replace(':', '_')}"
+    if not (workdir / "plan.json").exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "refocus_jax.main", f"--config=configs/{config}.py", f"--workdir={workdir}",
+                   "--mode=plan", f"--topology={target}", f"--config.plan.programs={programs!r}", *settings]
+        with open(workdir / "log", "w") as log:
+            subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    path = workdir / "plan.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def row(config: str, target: str, found: dict | None) -> str:
+    if found is None:
+        return f"| {config} | {target} | no plan |"
+    (program,) = found["programs"].values()
+    peak, capacity, short = (program[f"{name}_bytes_per_chip"] for name in ("peak", "capacity", "short"))
+    sent = sum(kind["bytes"] for kind in (program["collectives"] or {}).values())
+    cells = [config, target, f"{found['mesh']['data']}x{found['mesh']['fsdp']}", f"{program['batch_per_chip']:g}",
+             f"{program['state_bytes_per_chip'] / 2**30:.2f}", "-" if peak is None else f"{peak / 2**30:.2f}",
+             f"{capacity / 2**30:.2f}", "yes" if program["fits"] else f"no, by {short / 2**30:.2f}",
+             "-" if program["collectives"] is None else f"{sent / 2**30:.2f}",
+             f"{program['flops_per_step'] / 1e12:.1f}", "-" if program["days"] is None else f"{program['days']:.2f}",
+             f"{program['compile_seconds']:.0f}"]
+    if program["largest_batch_per_chip"] is not None:
+        cells.append(str(program["largest_batch_per_chip"]))
+    return f"| {' | '.join(cells)} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
+    parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=CONFIGS)
+    parser.add_argument("--targets", nargs="+", default=TARGETS)
+    given = parser.parse_args()
+    for what in given.what:
+        print(f"\n{what}\n\n| config | machine | mesh | batch per chip | state GiB | peak GiB | capacity GiB | fits | "
+              "collectives GiB per step | TFLOP per step | days | compile s |"
+              + (" largest batch per chip |" if what == "search" else ""), flush=True)
+        print("| --- " * (13 if what == "search" else 12) + "|", flush=True)
+        for config in WHAT[what][0]:
+            for target in given.targets:
+                if config in given.configs:
+                    print(row(config, target, plan(given.directory, what, config, target)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

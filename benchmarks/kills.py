@@ -5,7 +5,7 @@
 Every second kill waits for a save to be under way; the others come at any moment after the start, which includes
 imports, compilation, evaluation and the change of stages. Both runs are the same command, `refocus_jax.main`. Compared
 are, bit for bit, all arrays of the last checkpoints, the position in the data, metrics.jsonl and TensorBoard's scalars
-(but for clock times), the token set, evaluation.json and every picture.
+(but for clock times), the token cache, evaluation.json and every picture.
 """
 
 import argparse
@@ -95,9 +95,8 @@ def contents(workdir: Path) -> dict[str, object]:
         found[f"{stage} evaluation"] = (workdir / stage / "evaluation.json").read_text()
         for path in (workdir / stage / "pictures").iterdir():
             found[f"{stage} {path.name}"] = path.read_bytes()
-    for path in workdir.glob("tokens_*.npz"):
-        with np.load(path) as arrays:
-            found |= {f"{path.name} {name}": array.tobytes() for name, array in arrays.items()}
+    for path in workdir.glob("tokens_*/*"):
+        found[f"{path.parent.name} {path.name}"] = path.read_bytes()
     return found
 
 

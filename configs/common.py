@@ -38,8 +38,13 @@ def get_config() -> ConfigDict:
     c.data.num_workers = 8
     c.data.validation_examples = 2048
     c.data.crops_per_image = 1  # of every held-out image
+    # Stage 2 tokenizes every batch on the fly, unless it is given a folder that --mode=encode wrote, or told how many
+    # crops to encode into the workdir before it starts.
     c.data.tokens = ""
-    c.data.token_examples = 0  # crops whose tokens are kept for stage 2; 0 tokenizes every batch on the fly
+    c.data.token_examples = 0
+    # --mode=encode: passes over all training images; the folder, default WORKDIR/tokens; examples in a file, and crops
+    # that a device encodes at a time.
+    c.encode = ConfigDict(dict(passes=1, output="", shard_size=8192, batch_size=32))
 
     c.focus = ConfigDict()
     c.focus.psf = "disk"

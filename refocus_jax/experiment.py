@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import os
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from refocus_jax import validate
+from refocus_jax import encode, validate
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.evaluation import report
 from refocus_jax.evaluation.samples import DrawSettings
@@ -33,8 +32,8 @@ from refocus_jax.training import loop, optimizer
 from refocus_jax.training.adversarial import AdversarialSettings
 from refocus_jax.training.codebook import Revival
 from refocus_jax.training.evaluators import GeneratorEvaluator, TokenizerEvaluator
-from refocus_jax.training.generator_task import GeneratorTask, TeacherSettings, flatten_tokens
-from refocus_jax.training.tokenizer_task import TokenizerLosses, TokenizerTask, to_unit_range
+from refocus_jax.training.generator_task import GeneratorTask, TeacherSettings
+from refocus_jax.training.tokenizer_task import TokenizerLosses, TokenizerTask
 
 
 def build_tokenizer(c: ConfigDict) -> DualTokenizer:
@@ -189,15 +188,23 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
                          "it out to take the source's")
     generator_task(c, found)
     # What comes from elsewhere and does not fit is refused now rather than after stage 1.
+    tokenizers = {}
     try:
         name, source = "tokenizer_from", c.tokenizer_from
         if source:
-            load_tokenizer_params(c, source, mesh)
+            params = load_tokenizer_params(c, source, mesh)
+            tokenizers = encode.digests(params) if c.data.tokens else {}
+        elif c.data.tokens and latest_step(os.path.join(workdir, "tokenizer")) is None:
+            tokenizers = {"structure": "not trained yet"}
         name, source = "init_from", c.init_from
         if source:
             load_student_params(c, found, source, mesh)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} is {source!r}: {error}") from error
+    if c.data.tokens or c.data.token_examples:
+        expected = encode.describe(c, train, tokenizers)
+        if c.data.tokens:
+            encode.check(c.data.tokens, expected)
     values = json.loads(c.to_json()) | {"class_names": list(train.class_names)}
     _check_workdir(values, workdir)
     write_json(os.path.join(workdir, "config.json"), values)
@@ -303,52 +310,48 @@ def latest_step(directory: str) -> int | None:
 
 def encode_tokens(tokenizer: DualTokenizer, params: Any, batches, mesh) -> token_cache.TokenSet:
     """Token maps of all images of finite batches; every process gets those of all."""
-
-    def encode(params, batch):
-        structure, alias = tokenizer.encode(params, to_unit_range(batch["image"]))
-        empty = jnp.zeros((batch["image"].shape[0], 0), jnp.int32)
-        alias = flatten_tokens(alias) if alias else empty
-        return token_cache.TokenSet(flatten_tokens(structure), alias, batch["label"])
-
-    encode = jax.jit(mesh_lib.on_mesh(mesh, encode), out_shardings=mesh_lib.replicated(mesh))
-    parts = [jax.device_get(encode(params, mesh_lib.put_batch(mesh, batch))) for batch in batches]
+    encoder = encode.encoder(tokenizer, mesh)
+    parts = [jax.device_get(encoder(params, mesh_lib.put_batch(mesh, batch))) for batch in batches]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def _token_set(run: Run, tokenizer: DualTokenizer, frozen: Any) -> token_cache.TokenSet | None:
-    """The training tokens of stage 2, made once and kept in the workdir; None if they are made on the fly."""
+
+def encode_data(c: ConfigDict, workdir: str) -> None:
+    """`--mode=encode`: config.encode.passes over the training images, as tokens in encode.output or WORKDIR/tokens."""
+    run = prepare(c, workdir)
+    output = c.encode.output or os.path.join(workdir, "tokens")
+    params = load_tokenizer_params(c, c.tokenizer_from or workdir, run.mesh)
+    description = encode.describe(c, run.train, encode.digests(params))
+    encode.write(c, output, description, run.train, build_tokenizer(c), params)
+    if jax.process_index() == 0:
+        print(f"{description.examples} examples in {output}")
+
+
+def _token_cache(run: Run, tokenizer: DualTokenizer, frozen: Any) -> token_cache.TokenCache | None:
+    """The training tokens of stage 2; None if they are made on the fly."""
     c = run.config
-    if not c.data.token_examples:
-        return None
-    # Another tokenizer makes other tokens: one that has trained on since gets a file of its own.
-    source = c.tokenizer_from or run.workdir
-    if weight_files.is_weight_file(source):
-        version = os.path.splitext(os.path.basename(source))[0]
-    else:
-        version = f"step_{latest_step(os.path.join(source, 'tokenizer'))}"
-    path = os.path.join(run.workdir, f"tokens_{c.data.token_examples}_of_{version}.npz")
-    if not os.path.exists(path):
-        logging.info("encoding %d crops for stage 2", c.data.token_examples)
-        number = -(-c.data.token_examples // c.generator_batch_size)
-        batches = iter(run.batches(c.generator_batch_size, c.seed + 1))
-        tokens = encode_tokens(tokenizer, frozen, (next(batches) for _ in range(number)), run.mesh)
-        if jax.process_index() == 0:
-            token_cache.save(path, tokens)
-        processes.barrier("the tokens of stage 2 are saved")
-    return token_cache.load(path)
+    if c.data.tokens:
+        encode.check(c.data.tokens, encode.describe(c, run.train, encode.digests(frozen)))
+        return token_cache.TokenCache(c.data.tokens)
+    return encode.into_workdir(c, run.workdir, run.train, tokenizer, frozen) if c.data.token_examples else None
+
+
+# Enough for a unigram model of every scale, in memory.
+_UNIGRAM_EXAMPLES = 2**15
 
 
 def train_generator(run: Run) -> None:
     """Stage 2, into workdir/generator."""
     c, task = run.config, generator_task(run.config, run.num_classes)
     frozen = load_tokenizer_params(c, c.tokenizer_from or run.workdir, run.mesh)
-    tokens = _token_set(run, task.tokenizer, frozen)
+    tokens = _token_cache(run, task.tokenizer, frozen)
     if tokens is None:
-        batches = run.batches(c.generator_batch_size, c.seed + 1)
+        batches, sample = run.batches(c.generator_batch_size, c.seed + 1), None
     else:
         batches = token_cache.batches(tokens, batch_size=c.generator_batch_size, seed=c.seed + 2)
+        sample = tokens.sample(_UNIGRAM_EXAMPLES)
     held_out = encode_tokens(task.tokenizer, frozen, run.validation_batches(c.generator_batch_size), run.mesh)
-    evaluator = GeneratorEvaluator(task, held_out, tokens, run.train.class_names, run.mesh, sampling_settings(c),
+    evaluator = GeneratorEvaluator(task, held_out, sample, run.train.class_names, run.mesh, sampling_settings(c),
                                    c.generator_batch_size, samples_per_class=c.samples_per_class)
     loop.train(task, loop.LoopSettings(**c.generator_training), batches, frozen=frozen,
                key=jax.random.fold_in(run.key, 1), mesh=run.mesh, directory=run.directory("generator"),

@@ -15,6 +15,7 @@ MODES = {
     "train": experiment.train,
     "tokenizer": lambda config, workdir: experiment.train_tokenizer(experiment.prepare(config, workdir)),
     "generator": lambda config, workdir: experiment.train_generator(experiment.prepare(config, workdir)),
+    "encode": experiment.encode_data,
     "sample": generate.sample,
     "edit": generate.edit,
     "plan": lambda config, workdir: plan.plan(config, workdir, _TOPOLOGY.value),
@@ -24,9 +25,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.
                                           "configs/d16.py:k4,noteacher; single settings: --config.data.source=photos")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; a run that stopped goes on from it.")
 _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "train: both stages, then samples; tokenizer: stage 1; "
-                          "generator: stage 2; sample: images of a trained generator, see --config.draw; edit: paint "
-                          "part of an image anew, see --config.edit; plan: what a machine that is not here would need, "
-                          "see --topology.")
+                          "encode: training images to tokens, see --config.encode; generator: stage 2; sample: images "
+                          "of a trained generator, see --config.draw; edit: paint part of an image anew, see "
+                          "--config.edit; plan: what a machine that is not here would need, see --topology.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "What --mode=plan plans for: tpu:v5e:4x4, tpu:v5p:4x4x4, "
                                 "gpu:a100:1x8 (hosts x GPUs of each), ...")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes train "

@@ -38,6 +38,7 @@ RANGES: dict[str, Range] = {
     "data.resize_ratio": Range(lambda v: v == 0 or 1 <= v < math.inf, "0 (native resolution), or 1 or more"),
     "data.num_workers": NOT_NEGATIVE, "data.validation_examples": POSITIVE, "data.crops_per_image": POSITIVE,
     "data.token_examples": NOT_NEGATIVE,
+    "encode.passes": POSITIVE, "encode.shard_size": POSITIVE, "encode.batch_size": POSITIVE,
     "focus.noise_first": NOT_NEGATIVE, "focus.noise_last": NOT_NEGATIVE,
     **{f"tokenizer.{name}": POSITIVE for name in
        ("vocab_size", "latent_channels", "channels", "num_residual_blocks", "norm_groups")},

@@ -45,6 +45,8 @@ BAD = [
     {"data.source": "foto"}, {"data.source": "npz:/nowhere.npz"}, {"data.resize_ratio": -1.0},
     {"data.resize_ratio": 0.5}, {"data.validation_examples": 0}, {"data.token_examples": -1},
     {"data.token_examples": 8}, {"data.crops_per_image": 0}, {"data.num_classes": 10}, {"data.num_workers": -1},
+    {"data.tokens": "/nowhere"}, {"tokenizer.vocab_size": 65537},
+    {"encode.passes": 0}, {"encode.shard_size": 0}, {"encode.batch_size": -1},
     {"seed": -1},
     # scale
     {"mesh.data": 3}, {"mesh.fsdp": 5}, {"mesh.fsdp": -1}, {"mesh.data": 0}, {"tokenizer_batch_parts": 0},

@@ -1,4 +1,4 @@
-"""Batches of square crops, cut from a source by grain.
+"""Batches of square crops, cut from a source by grain; and of whatever else is shuffled, like tokens.
 
 Every process of a multi-process run builds the same stream of examples and takes its part of each batch of them, so
 the global batch k holds the same examples in the same order however many processes share it.
@@ -6,6 +6,7 @@ the global batch k holds the same examples in the same order however many proces
 
 import functools
 import math
+from collections.abc import Sequence
 
 import grain
 import jax
@@ -15,7 +16,7 @@ from PIL import Image
 from refocus_jax.data.sources import Record, Source
 
 # Whole batches are prepared by threads, in order; more would only hold more batches in memory.
-_READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
 
 # grain's shuffle takes milliseconds per example for a handful of examples, microseconds from a thousand on:
 # a smaller source is repeated to this length before it is shuffled.
@@ -61,9 +62,8 @@ def training_batches(
     """
     _check_arguments(image_size, resize_ratio)
     crop = functools.partial(_random_crop, image_size=image_size, resize_ratio=resize_ratio, flip=flip)
-    epoch = grain.MapDataset.source(source).repeat(math.ceil(_SHUFFLED_LENGTH / len(source)))
-    examples = epoch.seed(seed).shuffle().repeat().random_map(crop)
-    batches = process_batches(examples, batch_size).to_iter_dataset(_READ_OPTIONS)
+    examples = shuffled(source, seed).random_map(crop)
+    batches = process_batches(examples, batch_size).to_iter_dataset(READ_OPTIONS)
     return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
 
 
@@ -108,7 +108,59 @@ def validation_batches(
     )
     images = grain.MapDataset.source(source).shuffle(seed=_VALIDATION_SEED)
     examples = images.repeat(crops_per_image, reseed_each_epoch=False).map_with_index(crop)
-    return process_batches(examples[:wanted], batch_size).to_iter_dataset(_READ_OPTIONS)
+    return process_batches(examples[:wanted], batch_size).to_iter_dataset(READ_OPTIONS)
+
+
+def passes(
+    source: Source, *, image_size: int, seed: int, resize_ratio: float, flip: bool
+) -> grain.MapDataset:
+    """Random crops by random access: examples [p n, (p + 1) n) are pass p over the n images, each of them once.
+
+    The images come in one shuffled order, so that a prefix covers the classes; every pass cuts them anew.
+
+    Args:
+      source, image_size, seed, resize_ratio, flip: as for `training_batches`.
+
+    Returns:
+      Endless examples `{"image": uint8 (s, s, 3), "label": int32}`.
+
+    Raises:
+      ValueError: for sizes or ratios out of range.
+    """
+    _check_arguments(image_size, resize_ratio)
+    crop = functools.partial(_random_crop, image_size=image_size, resize_ratio=resize_ratio, flip=flip)
+    order = np.random.default_rng(seed).permutation(len(source)).tolist()
+    return grain.MapDataset.source(order).seed(seed).repeat().map(source.__getitem__).random_map(crop)
+
+
+def blocks(
+    examples: grain.MapDataset, ranges: Sequence[range], *, size: int, per_batch: int, num_workers: int = 0
+) -> grain.IterDataset:
+    """Ranges of examples as blocks of one size, whatever the length of the ranges.
+
+    Args:
+      examples: of `passes`. ranges: each of 1 to `size` indices. per_batch: blocks in a batch.
+
+    Returns:
+      Batches `{"image": uint8 (per_batch, size, s, s, 3), "label": int32 (per_batch, size)}`. The last example of a
+      range is repeated to the end of its block, and the last block to the end of the last batch.
+    """
+    ranges = [*ranges, *ranges[-1:] * (-len(ranges) % per_batch)]
+    one = functools.partial(_block, examples, size)
+    batches = grain.MapDataset.source(ranges).map(one).batch(per_batch).to_iter_dataset(READ_OPTIONS)
+    return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+
+
+def _block(examples: grain.MapDataset, size: int, indices: range) -> dict[str, np.ndarray]:
+    rows = [examples[index] for index in indices]
+    rows += rows[-1:] * (size - len(rows))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def shuffled(source: Sequence, seed: int) -> grain.MapDataset:
+    """Endless epochs of a source, each shuffled anew; an epoch has whole passes and at least 1024 elements."""
+    epoch = grain.MapDataset.source(source).repeat(math.ceil(_SHUFFLED_LENGTH / len(source)))
+    return epoch.seed(seed).shuffle().repeat()
 
 
 def _check_arguments(image_size: int, resize_ratio: float) -> None:

@@ -1,0 +1,151 @@
+"""From images to tokens by frozen tokenizers: `--mode=encode` and `data.token_examples` write them, stage 2 reads them.
+
+Every process encodes shards of its own on its own devices, a block of `encode.batch_size` crops on one device: neither
+the number of processes nor that of devices changes a byte. What has been interrupted goes on with the missing shards.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from refocus_jax.data import pipeline, token_cache
+from refocus_jax.data.sources import Source
+from refocus_jax.data.token_cache import Description, TokenCache, TokenSet
+from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime import processes
+from refocus_jax.runtime.progress import Progress
+from refocus_jax.training.generator_task import flatten_tokens
+from refocus_jax.training.tokenizer_task import to_unit_range
+
+
+def encoder(tokenizer: DualTokenizer, mesh: Any):
+    """A jitted function from the tokenizers' parameters and a batch of `image` (b, s, s, 3) uint8 and `label` (b,).
+
+    It returns a `TokenSet` that is whole on every device.
+    """
+    def encode(params, batch):
+        structure, alias = tokenizer.encode(params, to_unit_range(batch["image"]))
+        empty = jnp.zeros((batch["image"].shape[0], 0), jnp.int32)
+        return TokenSet(flatten_tokens(structure), flatten_tokens(alias) if alias else empty, batch["label"])
+
+    return jax.jit(mesh_lib.on_mesh(mesh, encode), out_shardings=mesh_lib.replicated(mesh))
+
+
+def digests(params: Any) -> dict[str, str]:
+    """BLAKE2 of each part of a tokenizers' tree ("structure", "alias", "residual_std"): names, shapes, types and bits.
+
+    The bits are those of whole arrays, so that it does not matter how they lie on devices.
+    """
+    found = {}
+    for part, tree in params.items():
+        digest = hashlib.blake2b(digest_size=16)
+        for path, leaf in jax.tree.leaves_with_path(tree):  # dictionaries are sorted
+            array = np.asarray(jax.device_get(leaf))
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            digest.update(f"{name} {array.dtype.name} {array.shape} ".encode())
+            digest.update(array.tobytes())
+        found[part] = digest.hexdigest()
+    return found
+
+
+def describe(c: ConfigDict, source: Source, tokenizers: dict[str, str], examples: int | None = None) -> Description:
+    """What a cache of this config holds: `examples` crops, or config.encode.passes of all images of `source`.
+
+    Raises:
+      ValueError: a vocabulary that no cache can hold.
+    """
+    examples = c.encode.passes * len(source) if examples is None else examples
+    vocab_sizes = {"structure": c.tokenizer.vocab_size}
+    settings = {"image_size": c.image_size, "data": {name: c.data[name] for name in ("source", "resize_ratio", "flip")},
+                "focus": c.focus.to_dict(), "tokenizer": c.tokenizer.to_dict()}
+    if c.teacher.enabled:
+        vocab_sizes["alias"] = c.tokenizer.vocab_size if c.alias.shared else c.alias.vocab_size
+        settings["alias"] = c.alias.to_dict()
+    return Description(
+        examples=examples, images=len(source), passes=-(-examples // len(source)), seed=c.seed + 1,
+        shard_size=c.encode.shard_size, batch_size=c.encode.batch_size, grid_sizes=tuple(c.grid_sizes),
+        vocab_sizes=vocab_sizes, class_names=tuple(source.class_names), settings=settings, tokenizers=tokenizers)
+
+
+def check(directory: str, expected: Description) -> None:
+    """Raises a ValueError if the cache in a directory is not what a run with such a description may train on."""
+    if differing := token_cache.differences(token_cache.describe(directory), expected):
+        raise ValueError(f"data.tokens is {directory}, which other tokenizers or settings have made: "
+                         f"{'; '.join(differing)}. Encode anew (--mode=encode), or give the settings and "
+                         "tokenizer_from that made it; if data.source has only moved, correct it in "
+                         f"{directory}/token_cache.json")
+
+
+def write(c: ConfigDict, directory: str, description: Description, source: Source, tokenizer: DualTokenizer,
+          params: Any, *, mesh: Any = None) -> TokenCache:
+    """Writes the cache of a description, or what of it is missing; all processes must call it.
+
+    Args:
+      params: of the tokenizer, whole on every device or on the host. mesh: of this process's devices, default all.
+
+    Raises:
+      ValueError: the directory holds other tokens.
+    """
+    mesh = mesh_lib.make_mesh(jax.local_devices()) if mesh is None else mesh
+    token_cache.begin(directory, description)
+    mine = range(description.num_shards)[jax.process_index()::jax.process_count()]
+    paths = {shard: token_cache.shard_path(directory, description, shard) for shard in mine}
+    missing = [shard for shard, path in paths.items() if not path.exists()]
+    ranges = [indices[i:i + description.batch_size] for shard in missing
+              for indices in [description.examples_of(shard)] for i in range(0, len(indices), description.batch_size)]
+    if ranges:
+        crops = pipeline.passes(source, image_size=c.image_size, seed=description.seed,
+                                resize_ratio=c.data.resize_ratio, flip=c.data.flip)
+        batches = pipeline.blocks(crops, ranges, size=description.batch_size, per_batch=mesh.size,
+                                  num_workers=c.data.num_workers)
+        blocks = _encoded(tokenizer, params, batches, description.record, mesh)
+        with Progress(len(ranges), 0, "encode") as progress:
+            parts = []
+            for done, (indices, records) in enumerate(zip(ranges, blocks, strict=False), start=1):
+                parts.append(records[:len(indices)])
+                shard = indices[0] // description.shard_size
+                if indices[-1] == description.examples_of(shard)[-1]:
+                    token_cache.write_shard(paths[shard], np.concatenate(parts))
+                    parts = []
+                progress.update(done, {})
+    processes.barrier(f"shards of {directory}")
+    if jax.process_index() == 0:
+        token_cache.finish(directory)
+    processes.barrier(f"all of {directory}")
+    return TokenCache(directory)
+
+
+def _encoded(tokenizer: DualTokenizer, params: Any, batches: Iterable, record: np.dtype, mesh) -> Iterator[np.ndarray]:
+    """Records (size,) of one block after the other; they are fetched while the devices are at the next batch."""
+    encode, params = encoder(tokenizer, mesh), mesh_lib.put_whole(params, mesh_lib.replicated(mesh))
+
+    def records(tokens: TokenSet) -> Iterator[np.ndarray]:
+        found = np.zeros(len(tokens), record)
+        for name in record.names:
+            found[name] = getattr(tokens, name)
+        yield from found.reshape(mesh.size, -1)
+
+    ahead = None
+    for batch in batches:
+        flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items()}
+        tokens = encode(params, mesh_lib.put_batch(mesh, flat))
+        if ahead is not None:
+            yield from records(jax.device_get(ahead))
+        ahead = tokens
+    yield from records(jax.device_get(ahead))
+
+
+def into_workdir(c: ConfigDict, workdir: str, source: Source, tokenizer: DualTokenizer, params: Any) -> TokenCache:
+    """The crops of `data.token_examples`, in a folder of their own for each tokenizer and each set of settings."""
+    description = describe(c, source, digests(params), c.data.token_examples)
+    name = hashlib.blake2b(json.dumps(description.to_json(), sort_keys=True).encode(), digest_size=6).hexdigest()
+    return write(c, str(Path(workdir, f"tokens_{name}")), description, source, tokenizer, params)
+

@@ -1,5 +1,6 @@
 """Both stages from a config, on every kind of local source, and what comes out of a workdir."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -103,6 +104,27 @@ def test_one_tokenizer_serves_another_generator(workdir, small, tmp_path):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), pretrained.load_tokenizer(str(tmp_path)).params,
                                      pretrained.load_tokenizer(workdir).params))
     pretrained.load_generator(str(tmp_path))
+
+
+def test_stage_2_trains_from_encoded_data(workdir, small, tmp_path, capsys):
+    c = small()
+    c.encode.update(passes=2, output=str(tmp_path / "tokens"))
+    experiment.encode_data(c, workdir)
+    assert f"96 examples in {tmp_path}/tokens" in capsys.readouterr().out
+    c = small()
+    c.update(tokenizer_from=workdir, seed=3)
+    c.data.tokens = str(tmp_path / "tokens")
+    experiment.train(c, str(tmp_path / "run"))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "generator"]
+    evaluation = json.loads((tmp_path / "run" / "generator" / "evaluation.json").read_text())
+    assert "validation/below_unigram_cross_entropy" in evaluation
+    for changes, said in (({"data.flip": True}, "data.flip is False there and True here"),
+                          ({"tokenizer_from": ""}, "tokenizers.structure is '.*' there and 'not trained yet' here")):
+        other = copy.deepcopy(c)
+        other.update_from_flattened_dict(changes)
+        with pytest.raises(ValueError, match=f"other tokenizers or settings have made: {said}"):
+            experiment.train(other, str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.fixture(scope="module")

@@ -162,6 +162,41 @@ def test_photos_make_batches_of_every_class():
     assert set(batch["label"]) == set(range(len(source)))
 
 
+# passes
+
+
+PASSES = {name: value for name, value in ARGUMENTS.items() if name != "batch_size"}
+
+
+def test_every_pass_cuts_each_image_once_and_anew():
+    examples = pipeline.passes(random_source(), **PASSES)
+    crops = [[examples[10 * number + i] for i in range(10)] for number in range(8)]
+    order = [crop["label"] for crop in crops[0]]
+    assert sorted(order) == list(range(10)) and order != sorted(order)
+    assert all([crop["label"] for crop in one] == order for one in crops)
+    # 45 positions and two orientations of each image.
+    assert len({crop["image"].tobytes() for one in crops for crop in one}) > 60
+    again = pipeline.passes(random_source(), **PASSES)
+    assert_same_batches([crops[3][4]], [again[34]])
+    other = pipeline.passes(random_source(), **PASSES | {"seed": 4})
+    assert [other[i]["label"] for i in range(10)] != order
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_blocks_have_one_size_and_are_filled_up(num_workers):
+    if num_workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS(["pytest"])
+    examples = pipeline.passes(random_source(), **PASSES)
+    ranges = [range(0, 4), range(4, 8), range(8, 10), range(20, 21), range(30, 34)]
+    batches = list(pipeline.blocks(examples, ranges, size=4, per_batch=2, num_workers=num_workers))
+    assert [batch["image"].shape for batch in batches] == [(2, 4, 8, 8, 3)] * 3
+    expected = [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9], [20, 20, 20, 20], [30, 31, 32, 33], [30, 31, 32, 33]
+    for indices, image, label in zip(expected, *(np.concatenate([batch[name] for batch in batches])
+                                                 for name in ("image", "label")), strict=True):
+        np.testing.assert_array_equal(image, np.stack([examples[i]["image"] for i in indices]))
+        assert label.tolist() == [examples[i]["label"] for i in indices]
+
+
 # the crop rule
 
 

@@ -1,0 +1,124 @@
+"""How many images a core decodes and crops, and how long a training step waits for them.
+
+    python -m benchmarks.data
+
+Writes 500 x 375 JPEG files, the usual size in ImageNet, cut at random from the photographs of scikit-image, into a
+temporary folder, and reads them as `data.source=folder:...`. The first table is the training pipeline alone at 256 px,
+resized to 1.125 of that as for ImageNet: images per second, and per second of processor time (its own and that of its
+worker processes), which is what a core does that has nothing else to do. The second is stage 1 of `tiny` on the same
+files: the share of a step in which the device is idle and waits for the next batch. What it printed stands in
+docs/data.md.
+"""
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from configs import tiny
+from refocus_jax import experiment
+from refocus_jax.data import pipeline, sources
+from refocus_jax.runtime import mesh as mesh_lib
+
+WIDTH, HEIGHT, QUALITY = 500, 375, 98  # about 100 kB a file, not far from the mean of ImageNet
+
+
+def write_jpegs(folder: Path, per_class: int) -> int:
+    """FOLDER/<photograph>/<number>.jpg; returns the bytes of all files."""
+    rng, size = np.random.default_rng(0), 0
+    for name in ("astronaut", "cat", "coffee", "motorcycle", "rocket", "tissue"):
+        image = Image.fromarray(sources.read_photograph(name))
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            scale = rng.uniform(0.7, 1.0) * min(image.width / WIDTH, image.height / HEIGHT)
+            width, height = scale * WIDTH, scale * HEIGHT
+            left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+            path = folder / name / f"{number}.jpg"
+            image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS, (left, top, left + width, top + height)).save(
+                path, quality=QUALITY)
+            size += path.stat().st_size
+    return size
+
+
+def processor_seconds() -> float:
+    """Of this process and its worker processes so far."""
+    ticks = 0
+    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def pipeline_rate(source: sources.Source, num_workers: int, batches: int, batch_size: int = 32) -> tuple[float, float]:
+    """Images per second, and per second of processor time, once buffers are full."""
+    iterator = iter(pipeline.training_batches(source, image_size=256, batch_size=batch_size, seed=0, resize_ratio=1.125,
+                                              flip=True, num_workers=num_workers))
+    for _ in range(8):
+        next(iterator)
+    began, processor = time.perf_counter(), processor_seconds()
+    for _ in range(batches):
+        next(iterator)
+    images = batches * batch_size
+    rates = images / (time.perf_counter() - began), images / (processor_seconds() - processor)
+    iterator.close()
+    return rates
+
+
+def timed_steps(update, state: Any, frozen: Any, iterator: Iterator, mesh, steps: int) -> tuple[list[float], float]:
+    """Seconds of every step but the first, which compiles, and the share of them that was spent in `next(iterator)`.
+
+    Each step is waited for, so that the device has nothing to do while the next batch is awaited.
+    """
+    key = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh))
+    seconds, waited = [], []
+    for _ in range(steps + 1):
+        began = time.perf_counter()
+        batch = next(iterator)
+        waited.append(time.perf_counter() - began)
+        state, _ = update(state, frozen, mesh_lib.put_batch(mesh, batch), key)
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:], sum(waited[1:]) / sum(seconds[1:])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--per-class", type=int, default=64, help="files of each of the six photographs")
+    parser.add_argument("--batches", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
+    given = parser.parse_args()
+    flags.FLAGS(["benchmarks.data"])  # grain's workers ask for absl's flags
+    with tempfile.TemporaryDirectory() as folder:
+        size = write_jpegs(Path(folder), given.per_class)
+        source = sources.load(f"folder:{folder}", "train")
+        print(f"{6 * given.per_class} files of {size / 6 / given.per_class / 1e3:.0f} kB on average, "
+              f"{os.cpu_count()} cores\n")
+        print("| num_workers | images/s | images per processor second |\n| --- | --- | --- |")
+        for num_workers in (0, 2):
+            wall, processor = pipeline_rate(source, num_workers, given.batches)
+            print(f"| {num_workers} | {wall:.0f} | {processor:.0f} |", flush=True)
+        print("\n| num_workers | s per step | share of it waiting |\n| --- | --- | --- |")
+        c, mesh = tiny.get_config(), mesh_lib.make_mesh()
+        task = experiment.tokenizer_task(c)
+        update = jax.jit(task.update)
+        state = jax.jit(task.init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(0))
+        for num_workers in (0, 2):
+            iterator = iter(pipeline.training_batches(
+                source, image_size=c.image_size, batch_size=c.tokenizer_batch_size, seed=0, resize_ratio=1.125,
+                flip=False, num_workers=num_workers))
+            seconds, share = timed_steps(update, state, None, iterator, mesh, given.steps)
+            iterator.close()
+            print(f"| {num_workers} | {np.median(seconds):.3f} | {share:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Steps of stage 2 per second, with tokens made on the fly and with tokens from a cache.
+
+    python -m benchmarks.tokens
+
+`var10` at 256 px with the published sizes of both tokenizers (random weights, which cost what trained ones cost) and a
+narrow generator with its teacher, in float32, on crops of the photographs. The cache is written by the code of
+`--mode=encode`. Both update the same state with the same code; each step is waited for. What it printed stands in
+docs/data.md.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.data import timed_steps
+from benchmarks.sample import abstract_random
+from configs import d16
+from refocus_jax import encode, experiment
+from refocus_jax.data import pipeline, sources, token_cache
+from refocus_jax.runtime import mesh as mesh_lib
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5, help="timed; from the cache eight times as many")
+    given = parser.parse_args()
+    c = d16.get_config()
+    c.data.update(source="photos", resize_ratio=0.0, num_workers=0)
+    c.generator.update(depth=given.depth, width=given.width, num_heads=given.width // 64, dtype="float32")
+    c.update(generator_batch_size=given.batch)
+    c.tokenizer.dtype = "float32"
+    c.encode.update(passes=1, batch_size=given.batch)
+
+    source, mesh = sources.load(c.data.source, "train"), mesh_lib.make_mesh()
+    task = experiment.generator_task(c, len(source.class_names))
+    frozen = abstract_random(task.tokenizer.init, jax.random.key(0))
+    frozen = jax.device_put(frozen | {"residual_std": jnp.ones(len(c.grid_sizes) - 1)}, mesh_lib.replicated(mesh))
+    state = jax.jit(task.init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(1))
+    parameters = sum(a.size for a in jax.tree.leaves(state.params["student"]))
+    update = jax.jit(task.update)
+    print(f"generator of depth {given.depth} and width {given.width} ({parameters / 1e6:.1f} M), batch {given.batch}\n")
+
+    with tempfile.TemporaryDirectory() as directory:
+        description = encode.describe(c, source, encode.digests(frozen))
+        began = time.perf_counter()
+        cache = encode.write(c, directory, description, source, task.tokenizer, frozen)
+        print(f"{len(cache)} crops encoded in {time.perf_counter() - began:.0f} s, with compilation\n")
+        print("| tokens | steps/s | s per step | of it waiting for data |\n| --- | --- | --- | --- |", flush=True)
+        crops = pipeline.training_batches(source, image_size=c.image_size, batch_size=given.batch, seed=0,
+                                          resize_ratio=c.data.resize_ratio, flip=c.data.flip)
+        medians = {}
+        for name, batches, steps in (("on the fly", crops, given.steps), ("from a cache", token_cache.batches(
+                cache, batch_size=given.batch, seed=0), 8 * given.steps)):
+            seconds, share = timed_steps(update, state, frozen, iter(batches), mesh, steps)
+            medians[name] = statistics.median(seconds)
+            print(f"| {name} | {1 / medians[name]:.3g} | {medians[name]:.3g} | {share:.2%} |", flush=True)
+        print(f"\n{medians['on the fly'] / medians['from a cache']:.1f} times as many steps from a cache")
+
+
+if __name__ == "__main__":
+    main()

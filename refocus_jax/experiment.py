@@ -315,7 +315,6 @@ def encode_tokens(tokenizer: DualTokenizer, params: Any, batches, mesh) -> token
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-
 def encode_data(c: ConfigDict, workdir: str) -> None:
     """`--mode=encode`: config.encode.passes over the training images, as tokens in encode.output or WORKDIR/tokens."""
     run = prepare(c, workdir)

@@ -1,9 +1,11 @@
 """One jitted program, compiled for devices that are not here: memory, collectives, time."""
 
 import dataclasses
+import math
 import re
 import time
 from typing import Any
+from unittest import mock
 
 import jax
 
@@ -36,8 +38,7 @@ class Program:
 
 def bytes_per_chip(tree: Any) -> int:
     """Of a tree of shapes with shardings."""
-    return sum(int(jax.numpy.dtype(a.dtype).itemsize) * int(jax.numpy.prod(
-        jax.numpy.array(a.sharding.shard_shape(a.shape)))) for a in jax.tree.leaves(tree))
+    return sum(a.dtype.itemsize * math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree))
 
 
 # The compiler of TPUs names what a program needs and has where it refuses one.
@@ -55,6 +56,15 @@ def refusal(message: str) -> tuple[int, int] | None:
     return int(float(needed) * _UNIT[needed_unit]), int(float(there) * _UNIT[there_unit])
 
 
+# What `targets.Gpu` says to the compiler, 9.10, as cuDNN counts its versions.
+_CUDNN_VERSION = 91000
+
+
+def _cudnn_taken_for_granted():
+    """While a program for GPUs is traced, jax asks this machine for its cuDNN, and may find none."""
+    return mock.patch("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: _CUDNN_VERSION)
+
+
 def compile_program(target: Target, jitted: Any, arguments: tuple, state: Any) -> Program:
     """Compiles `jitted` for shapes with shardings over the target's devices.
 
@@ -62,7 +72,8 @@ def compile_program(target: Target, jitted: Any, arguments: tuple, state: Any) -
       state: those of the arguments that stay on the devices from step to step.
     """
     began, capacity, kept = time.perf_counter(), target.chip.capacity_bytes, bytes_per_chip(state)
-    lowered = jitted.lower(*arguments)
+    with _cudnn_taken_for_granted():
+        lowered = jitted.lower(*arguments)
     try:
         compiled = lowered.compile(target.compiler_options)
     except jax.errors.JaxRuntimeError as error:

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from refocus_jax.models.attention import attention
 from refocus_jax.planning import targets
 from refocus_jax.planning.compile import compile_program, refusal
 from refocus_jax.runtime import mesh as mesh_lib
@@ -35,3 +36,15 @@ def test_a_program_is_measured_on_a_machine_that_is_not_there():
     assert small.peak_bytes_per_chip >= 4 * (8 * 1024 + 1024 * 4096 + 8 * 4096)
     assert small.collectives["all-gather"]["bytes"] == pytest.approx(4 * 1024 * 4096, rel=0.01)
     assert not large.fits and large.short_bytes_per_chip == large.peak_bytes_per_chip - target.chip.capacity_bytes
+
+
+def test_cudnns_attention_is_planned_where_there_is_no_cudnn():
+    target = targets.load("gpu:h100:1x8")
+    mesh = mesh_lib.make_mesh(target.devices)
+    x = jax.ShapeDtypeStruct((16, 2, 340, 64), jnp.bfloat16, sharding=mesh_lib.batch_sharding(mesh))
+
+    def loss(q, k, v):
+        return attention(q, k, v, (0, 84, 340), (84, 340), "cudnn").astype(jnp.float32).sum()
+
+    found = compile_program(target, jax.jit(jax.grad(loss)), (x, x, x), ())
+    assert found.fits and not found.collectives  # every device looks at its own examples

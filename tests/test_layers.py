@@ -19,7 +19,7 @@ LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 ROOMS = {
     "orbax": {"runtime/checkpoint.py"},
     "tensorboardX": {"runtime/writer.py"},
-    "ml_collections": {"experiment.py", "encode.py", "pretrained.py", "generate.py", "main.py"},
+    "ml_collections": {"experiment.py", "encode.py", "pretrained.py", "generate.py", "plan.py", "main.py"},
     "torch": set(),
     "tensorflow": set(),
     "clu.metric_writers": set(),  # imports TensorFlow, as does the next

@@ -12,7 +12,7 @@ ROOT = Path(refocus_jax.__file__).parent
 # Each may import its own layer and those before it. `__init__` is the root package, which everything imports.
 LAYERS = (
     {"__init__"}, {"focus"}, {"models"}, {"sampling"}, {"runtime"}, {"data"}, {"evaluation"}, {"training"},
-    {"planning"}, {"validate", "encode", "experiment", "pretrained", "interop", "generate"}, {"main"},
+    {"planning"}, {"validate", "encode", "experiment", "pretrained", "interop", "generate", "plan"}, {"main"},
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Outside modules and the only files that may import them.

@@ -88,7 +88,7 @@ def prefix_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, qu
     return jnp.concatenate(parts, axis=2)
 
 
-# With fewer queries there is little to gain, and kernels have been known to refuse them.
+# With fewer queries there is little to gain from a kernel.
 _CUDNN_MIN_QUERIES = 64
 
 

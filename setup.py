@@ -37,11 +37,13 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=9", "ruff>=0.12", "tensorboard>=2.19", *PLAN_GPU],
+        "test": ["pytest>=9", "ruff>=0.12", "tensorboard>=2.19", *PLAN_GPU,
+                 "ipykernel>=7", "matplotlib>=3.10", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         # Compilers for --mode=plan; they need no accelerator.
         "plan-tpu": ["libtpu>=0.0.42"],
         "plan-gpu": PLAN_GPU,
+        "xmanager": ["xmanager>=0.8"],
     },
 )

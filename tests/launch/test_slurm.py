@@ -1,6 +1,7 @@
 """launch/slurm.sbatch with stand-ins for Slurm's commands: what it starts, and when it requeues itself."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -43,9 +44,13 @@ def test_arguments_reach_main_unchanged(submit):
     assert "--cpus-per-task=12" in options
 
 
-def test_a_preempted_run_goes_back_into_the_queue(submit):
-    status, calls = submit(status=preemption.EXIT_CODE)
-    assert status == preemption.EXIT_CODE and requeued(calls)
+STOPPED = (preemption.EXIT_CODE, 128 + signal.SIGTERM)  # with something to save, or without
+
+
+@pytest.mark.parametrize("status", STOPPED)
+def test_a_preempted_run_goes_back_into_the_queue(submit, status):
+    returned, calls = submit(status=status)
+    assert returned == status and requeued(calls)
 
 
 @pytest.mark.parametrize("status", [0, 1, 137])
@@ -54,10 +59,11 @@ def test_an_end_or_an_error_does_not(submit, status):
     assert returned == status and not requeued(calls)
 
 
+@pytest.mark.parametrize("status", STOPPED)
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PENDING"])
-def test_what_slurm_itself_has_ended_stays_as_slurm_decided(submit, state):
-    status, calls = submit(status=preemption.EXIT_CODE, state=state)
-    assert status == preemption.EXIT_CODE and not requeued(calls)
+def test_what_slurm_itself_has_ended_stays_as_slurm_decided(submit, status, state):
+    returned, calls = submit(status=status, state=state)
+    assert returned == status and not requeued(calls)
 
 
 def test_slurm_is_asked_for_the_signal_and_for_requeueing():

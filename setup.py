@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 PACKAGE = Path(__file__).parent / "refocus_jax"
 VERSION = re.search(r'__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text())[1]
 # The compiler for GPUs, without CUDA: enough for --mode=plan, and a test.
-PLAN_GPU = ["jax-cuda13-plugin>=0.10", "jax-cuda13-pjrt>=0.10"]
+PLAN_GPU = ["jax[cuda13-local]"]
 
 setup(
     name="refocus_jax",
@@ -42,7 +42,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         # Compilers for --mode=plan; they need no accelerator.
-        "plan-tpu": ["libtpu>=0.0.42"],
+        "plan-tpu": ["jax[tpu]"],
         "plan-gpu": PLAN_GPU,
         "xmanager": ["xmanager>=0.8"],
     },

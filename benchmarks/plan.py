@@ -28,10 +28,8 @@ WHAT = {
 }
 
 
-def plan(directory: Path, what: str, config: str, target: str) -> dict | None:
+def plan(workdir: Path, config: str, target: str, programs: tuple[str, ...], settings: tuple[str, ...]) -> dict | None:
     """The plan.json of one plan, made if it is not there; None if it failed, with a log beside it."""
-    _, programs, settings = WHAT[what]
-    workdir = directory / what / f"{config}_{target.replace(':', '_')}"
     if not (workdir / "plan.json").exists():
         workdir.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "refocus_jax.main", f"--config=configs/{config}.py", f"--workdir={workdir}",
@@ -59,22 +57,38 @@ def row(config: str, target: str, found: dict | None) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def teacher(directory: Path, configs: list[str]) -> None:
+    """What the teacher adds to a plain VAR step; it does not hang on the machine."""
+    print("\nteacher\n\n| config | M | FLOPs | parameters |\n| --- | --- | --- | --- |", flush=True)
+    for config in configs:
+        for blocks in (1, 2):
+            found = plan(directory / "teacher" / f"{config}_{blocks}", config, "gpu:a100:1x8", (),
+                         (TOKENS, f"--config.teacher.num_alias_blocks={blocks}"))
+            over = found["teacher_over_student"]
+            print(f"| {config} | {blocks} | {over['flops']:.1%} | {over['parameters']:.1%} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, required=True)
-    parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
+    parser.add_argument("--what", nargs="+", choices=[*WHAT, "teacher"], default=[*WHAT, "teacher"])
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=CONFIGS)
     parser.add_argument("--targets", nargs="+", default=TARGETS)
     given = parser.parse_args()
     for what in given.what:
+        if what == "teacher":
+            teacher(given.directory, [config for config in CONFIGS if config in given.configs])
+            continue
         print(f"\n{what}\n\n| config | machine | mesh | batch per chip | state GiB | peak GiB | capacity GiB | fits | "
               "collectives GiB per step | TFLOP per step | days | compile s |"
               + (" largest batch per chip |" if what == "search" else ""), flush=True)
         print("| --- " * (13 if what == "search" else 12) + "|", flush=True)
-        for config in WHAT[what][0]:
+        configs, programs, settings = WHAT[what]
+        for config in configs:
             for target in given.targets:
                 if config in given.configs:
-                    print(row(config, target, plan(given.directory, what, config, target)), flush=True)
+                    workdir = given.directory / what / f"{config}_{target.replace(':', '_')}"
+                    print(row(config, target, plan(workdir, config, target, programs, settings)), flush=True)
 
 
 if __name__ == "__main__":

@@ -176,6 +176,9 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     Raises:
       ValueError: the config or the data contradict themselves.
     """
+    if "://" in workdir:
+        raise ValueError(f"--workdir is {workdir}, which is no directory; give one, of a file system that all machines "
+                         "see (buckets can be mounted, as by gcsfuse)")
     mesh = mesh_lib.make_mesh(**c.mesh)
     validate.check(c, mesh.size)
     tokenizer_task(c), sampling_settings(c), draw_settings(c)

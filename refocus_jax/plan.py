@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from refocus_jax import experiment, validate
 from refocus_jax.planning import flops, report
 from refocus_jax.planning.compile import Program, compile_program
-from refocus_jax.planning.targets import Target, load
+from refocus_jax.planning.targets import Target, cudnn_taken_for_granted, load
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.writer import write_json
 from refocus_jax.sampling import decode
@@ -39,10 +39,15 @@ def plan(c: ConfigDict, workdir: str, topology: str | None) -> None:
     target = load(topology)
     planner = Planner(c, target, mesh_lib.make_mesh(target.devices, **c.mesh))
     validate.check(c, planner.mesh.size)
+    before = jax.config.jax_optimization_level
     jax.config.update("jax_optimization_level", c.plan.optimization)
-    content = {"config": os.path.basename(os.path.normpath(workdir)), "topology": topology,
-               "chips": planner.mesh.size, "mesh": dict(planner.mesh.shape), **planner.sizes(),
-               "programs": {name: planner.describe(name) for name in c.plan.programs}}
+    try:
+        with cudnn_taken_for_granted():
+            content = {"config": os.path.basename(os.path.normpath(workdir)), "topology": topology,
+                       "chips": planner.mesh.size, "mesh": dict(planner.mesh.shape), **planner.sizes(),
+                       "programs": {name: planner.describe(name) for name in c.plan.programs}}
+    finally:
+        jax.config.update("jax_optimization_level", before)
     write_json(os.path.join(workdir, "plan.json"), content)
     print(report.lines(content))
 

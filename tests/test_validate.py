@@ -102,6 +102,11 @@ def test_good_settings_are_not_refused(config, tmp_path):
         experiment.prepare(config(**changes), str(tmp_path / str(number)))
 
 
+def test_a_bucket_is_no_workdir(config):
+    with pytest.raises(ValueError, match="--workdir is gs://mine/run, which is no directory; give one"):
+        experiment.prepare(config(), "gs://mine/run")
+
+
 def test_a_workdir_of_another_experiment_is_refused(config, tmp_path):
     """What shapes the state of a stage that has been saved must stay; all else may change."""
     workdir = str(tmp_path)

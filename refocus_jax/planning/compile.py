@@ -5,7 +5,6 @@ import math
 import re
 import time
 from typing import Any
-from unittest import mock
 
 import jax
 
@@ -56,15 +55,6 @@ def refusal(message: str) -> tuple[int, int] | None:
     return int(float(needed) * _UNIT[needed_unit]), int(float(there) * _UNIT[there_unit])
 
 
-# What `targets.Gpu` says to the compiler, 9.10, as cuDNN counts its versions.
-_CUDNN_VERSION = 91000
-
-
-def _cudnn_taken_for_granted():
-    """While a program for GPUs is traced, jax asks this machine for its cuDNN, and may find none."""
-    return mock.patch("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: _CUDNN_VERSION)
-
-
 def compile_program(target: Target, jitted: Any, arguments: tuple, state: Any) -> Program:
     """Compiles `jitted` for shapes with shardings over the target's devices.
 
@@ -72,8 +62,7 @@ def compile_program(target: Target, jitted: Any, arguments: tuple, state: Any) -
       state: those of the arguments that stay on the devices from step to step.
     """
     began, capacity, kept = time.perf_counter(), target.chip.capacity_bytes, bytes_per_chip(state)
-    with _cudnn_taken_for_granted():
-        lowered = jitted.lower(*arguments)
+    lowered = jitted.lower(*arguments)
     try:
         compiled = lowered.compile(target.compiler_options)
     except jax.errors.JaxRuntimeError as error:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Sequence
+from unittest import mock
 
 import jax
 from jax.experimental import topologies
@@ -77,6 +78,14 @@ dnn_version_info {{ major: 9 minor: 10 }}
 runtime_version {{ major: 13 minor: 0 patch: 0 }}
 device_description_str: "{self.name}"
 """
+
+
+_CUDNN_VERSION = 91000  # the 9.10 of `target_config`, as cuDNN counts
+
+
+def cudnn_taken_for_granted():
+    """While programs for GPUs are traced, jax asks this machine for its cuDNN, and may find none: a context for that."""
+    return mock.patch("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: _CUDNN_VERSION)
 
 
 GPUS = {

@@ -46,5 +46,6 @@ def test_cudnns_attention_is_planned_where_there_is_no_cudnn():
     def loss(q, k, v):
         return attention(q, k, v, (0, 84, 340), (84, 340), "cudnn").astype(jnp.float32).sum()
 
-    found = compile_program(target, jax.jit(jax.grad(loss)), (x, x, x), ())
+    with targets.cudnn_taken_for_granted():
+        found = compile_program(target, jax.jit(jax.grad(loss)), (x, x, x), ())
     assert found.fits and not found.collectives  # every device looks at its own examples

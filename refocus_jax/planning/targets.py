@@ -84,7 +84,7 @@ _CUDNN_VERSION = 91000  # the 9.10 of `target_config`, as cuDNN counts
 
 
 def cudnn_taken_for_granted():
-    """While programs for GPUs are traced, jax asks this machine for its cuDNN, and may find none: a context for that."""
+    """A context for tracing programs for GPUs: jax asks this machine for its cuDNN then, and may find none."""
     return mock.patch("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: _CUDNN_VERSION)
 
 

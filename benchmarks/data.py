@@ -73,21 +73,20 @@ def pipeline_rate(source: sources.Source, num_workers: int, batches: int, batch_
     return rates
 
 
-def timed_steps(update, state: Any, frozen: Any, iterator: Iterator, mesh, steps: int) -> tuple[list[float], float]:
-    """Seconds of every step but the first, which compiles, and the share of them that was spent in `next(iterator)`.
+def timed_steps(update, state: Any, frozen: Any, iterator: Iterator, mesh, steps: int) -> np.ndarray:
+    """(steps, 3): seconds, seconds in `next(iterator)`, and seconds of processor time of every step.
 
     Each step is waited for, so that the device has nothing to do while the next batch is awaited.
     """
-    key = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh))
-    seconds, waited = [], []
-    for _ in range(steps + 1):
-        began = time.perf_counter()
+    key, rows = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh)), []
+    for _ in range(steps):
+        began, processor = time.perf_counter(), processor_seconds()
         batch = next(iterator)
-        waited.append(time.perf_counter() - began)
+        waited = time.perf_counter() - began
         state, _ = update(state, frozen, mesh_lib.put_batch(mesh, batch), key)
         jax.block_until_ready(state)
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:], sum(waited[1:]) / sum(seconds[1:])
+        rows.append((time.perf_counter() - began, waited, processor_seconds() - processor))
+    return np.array(rows)
 
 
 def main():
@@ -115,9 +114,10 @@ def main():
             iterator = iter(pipeline.training_batches(
                 source, image_size=c.image_size, batch_size=c.tokenizer_batch_size, seed=0, resize_ratio=1.125,
                 flip=False, num_workers=num_workers))
-            seconds, share = timed_steps(update, state, None, iterator, mesh, given.steps)
+            timed_steps(update, state, None, iterator, mesh, 1)  # compiles
+            seconds, waited, _ = timed_steps(update, state, None, iterator, mesh, given.steps).T
             iterator.close()
-            print(f"| {num_workers} | {np.median(seconds):.3f} | {share:.1%} |", flush=True)
+            print(f"| {num_workers} | {np.median(seconds):.3f} | {waited.sum() / seconds.sum():.1%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,5 +13,5 @@ def get_config(argument=None):
     common.depth(c, 24)
     c.generator.gamma_init = 1e-4
     c.generator_optimizer.update(learning_rate=8e-5, final=0.01)
-    c.mesh.fsdp = 8  # one device alone cannot hold the state; --config.mesh.fsdp=1 where it can
+    c.mesh.fsdp = 4  # one device alone cannot hold the state; --config.mesh.fsdp=1 where it can
     return common.apply_arguments(c, argument, var_recipe=lambda c: common.var_epochs(c, 350, 768))

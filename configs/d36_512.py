@@ -16,5 +16,5 @@ def get_config(argument=None):
     c.generator.shared_modulation = True
     c.generator.gamma_init = 5e-6
     c.generator_optimizer.update(learning_rate=8e-5, final=0.01, weight_decay_end=0.08)
-    c.mesh.fsdp = 8  # one device alone cannot hold the state; --config.mesh.fsdp=1 where it can
+    c.mesh.fsdp = 4  # one device alone cannot hold the state; --config.mesh.fsdp=1 where it can
     return common.apply_arguments(c, argument, var_recipe=lambda c: common.var_epochs(c, 350, 768))

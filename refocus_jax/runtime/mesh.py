@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS, FSDP_AXIS = "data", "fsdp"
@@ -29,8 +30,10 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, fs
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(data, fsdp, len(devices))
-    # jax would make the axes Explicit, which puts shardings into the types of all arrays.
-    return jax.make_mesh(sizes, (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    # Axes that are no product of a TPU's physical ones (8 on 4x4x4) are allowed: neighbours where possible.
+    arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    # jax's default is Explicit, which puts shardings into the types of all arrays.
+    return Mesh(arranged, (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2)
 
 
 def mesh_sizes(data: int, fsdp: int, num_devices: int) -> tuple[int, int]:

@@ -136,6 +136,27 @@ def test_loss_on_one_device_is_that_on_two(stepper, frozen, tokens):
         np.testing.assert_allclose(values[0][name], values[1][name], rtol=1e-5)
 
 
+def test_parts_of_a_batch_and_what_is_computed_again_change_nothing(stepper, frozen, tokens):
+    """And the running mean is one: at first with weights 1 / 10 and 2 / 11 for what was."""
+    _, update, state = stepper()
+    _, other, first = stepper(None, (("generator_batch_parts", 2), ("generator.remat", "products"),
+                                     ("average_decay", 0.99)))
+    assert equal(state.params, first.params) and equal(first.average, first.params["student"])
+    after, values = steps(update, state, frozen, tokens, 1)
+    in_parts, same = steps(other, first, frozen, tokens, 1)
+    for name in values:
+        np.testing.assert_allclose(same[name], values[name], rtol=1e-5, atol=1e-6)
+    # Adam's first step is the sign of a gradient, and that of a gradient of nearly nothing hangs on rounding.
+    moments = [state.opt_state["student"][1].mu for state in (after, in_parts)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *moments)
+    further, _ = steps(other, in_parts, frozen, tokens, 1)
+    expected = first.params["student"]
+    for weight, newer in ((1 / 10, in_parts), (2 / 11, further)):
+        expected = jax.tree.map(lambda a, b, w=weight: w * a + (1 - w) * b, expected, newer.params["student"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), further.average, expected)
+    assert further.sampled is further.average and after.sampled is after.params["student"]
+
+
 class Interrupt(Exception):
     pass
 

@@ -130,6 +130,21 @@ def test_loss_on_one_device_is_that_on_two(stepper, images):
         np.testing.assert_allclose(values[0][name], values[1][name], rtol=1e-5)
 
 
+def test_parts_of_a_batch_change_nothing(stepper, images):
+    """Without noise, which is drawn for each part, nor an alias stream, whose scale is each part's own."""
+    quiet = (("focus.noise_first", 0.0), ("focus.noise_last", 0.0))
+    _, update, state = stepper("var", quiet)
+    _, other, first = stepper("var", (*quiet, ("tokenizer_batch_parts", 2)))
+    (_, values), (_, same) = (steps(f, s, images, 3) for f, s in ((update, state), (other, first)))
+    assert values[2]["loss/discriminator"] > 0  # it has started
+    for name in ("loss/reconstruction", "loss/vq", "latent_rms", "dead_codes/structure"):
+        for i in range(3):  # rounding is enough to change a code, and what follows from it
+            np.testing.assert_allclose(same[i][name], values[i][name], rtol=1e-2 if i else 1e-5, err_msg=name)
+    np.testing.assert_allclose(same[2]["loss/discriminator"], values[2]["loss/discriminator"], rtol=1e-2)
+    # The weight of the adversarial term is a ratio of gradients, of each part.
+    np.testing.assert_allclose(same[2]["adversarial_weight"], values[2]["adversarial_weight"], rtol=0.5)
+
+
 class Interrupt(Exception):
     pass
 

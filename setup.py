@@ -37,7 +37,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=9", "ruff>=0.12", "tensorboard>=2.19", *PLAN_GPU,
+        "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "tensorboard>=2.19", *PLAN_GPU,
                  "ipykernel>=7", "matplotlib>=3.10", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],

@@ -6,6 +6,12 @@ import tempfile
 # Read when jax is first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+# The same program is compiled once for all tests of a session, however many functions it is jitted from, in however
+# many processes. The workers that pytest-xdist starts find the folder in their environment.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1.0"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -15,10 +21,6 @@ from tests.fixtures import micro as micro_config  # noqa: E402
 
 jax.config.update("jax_disable_most_optimizations", True)  # halves the time of tests, which is mostly compilation
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The same program is compiled once for all tests of a session, however many functions it is jitted from.
-_CACHE = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @pytest.fixture(scope="session")

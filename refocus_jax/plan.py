@@ -36,6 +36,8 @@ def plan(c: ConfigDict, workdir: str, topology: str | None) -> None:
         raise ValueError("--topology is not given; give the machine to plan for, as tpu:v5e:4x4 or gpu:a100:1x8")
     if unknown := set(c.plan.programs) - set(PROGRAMS):
         raise ValueError(f"plan.programs has {', '.join(sorted(unknown))}; choose from {', '.join(PROGRAMS)}")
+    # No device is needed, and jax's plug-ins for those that are planned for must not look for any.
+    jax.config.update("jax_platforms", "cpu")
     target = load(topology)
     planner = Planner(c, target, mesh_lib.make_mesh(target.devices, **c.mesh))
     validate.check(c, planner.mesh.size)
@@ -72,7 +74,10 @@ class Planner:
         tokenizers = jax.eval_shape(task.tokenizer.init, jax.random.key(0))
         found = {"parameters": {name: _size(tree) for name, tree in {**params, **tokenizers}.items()}}
         if c.teacher.enabled:
-            with_teacher, alone = (self._generator_flops(enabled) for enabled in (True, False))
+            # Of transformers on tokens: making the tokens is no part of the comparison.
+            with_teacher, alone = (
+                self._plain({"teacher.enabled": enabled, "data.token_examples": 1})._flops("generator")
+                for enabled in (True, False))
             found["teacher_over_student"] = {"flops": with_teacher / alone - 1,
                                              "parameters": _size(params["teacher"]) / _size(params["student"])}
         return found
@@ -83,7 +88,7 @@ class Planner:
         batch = self._batch_size(name)
         program = self._compile(name, batch)
         steps = c[f"{name}_training"].steps if name != "sample" else None
-        count = self._flops(name, batch)
+        count = self._plain({})._flops(name)
         rate = self.mesh.size * self.target.chip.peak_flops * c.plan.utilization
         return {
             "batch": batch, "batch_per_chip": batch / self.mesh.size, "fits": program.fits,
@@ -165,23 +170,16 @@ class Planner:
         jitted = jax.jit(mesh_lib.on_mesh(self.mesh, run), out_shardings=mesh_lib.batch_sharding(self.mesh))
         return jitted, (params, frozen, self._labels(batch), seed), (params, frozen)
 
-    def _flops(self, name: str, batch: int) -> float:
-        """Of one step as training needs them: nothing is computed again, and attention as dense products."""
-        if name == "generator":
-            return self._generator_flops(self.config.teacher.enabled)
-        jitted, arguments, _ = getattr(self._plain(), f"_{name}")(batch)
+    def _flops(self, name: str) -> float:
+        """Of one step, by its jitted function and the shapes that it takes."""
+        jitted, arguments, _ = getattr(self, f"_{name}")(self._batch_size(name))
         return flops.count(jitted, *arguments)
 
-    def _generator_flops(self, teacher: bool) -> float:
-        plain = self._plain(teacher)
-        jitted, arguments, _ = plain._generator(self._batch_size("generator"))
-        return flops.count(jitted, *arguments)
-
-    def _plain(self, teacher: bool = True) -> "Planner":
+    def _plain(self, changes: dict[str, Any]) -> "Planner":
+        """What training needs and no more: nothing is computed again, and attention is dense products."""
         c = self.config.copy_and_resolve_references()
-        c.generator.update(remat="none", attention="prefix")
-        c.teacher.enabled = c.teacher.enabled and teacher
-        c.update(tokenizer_batch_parts=1, generator_batch_parts=1)
+        c.update_from_flattened_dict({"generator.remat": "none", "generator.attention": "prefix",
+                                      "tokenizer_batch_parts": 1, "generator_batch_parts": 1, **changes})
         return dataclasses.replace(self, config=c)
 
     def _largest_batch(self, name: str, batch: int, program: Program) -> int:

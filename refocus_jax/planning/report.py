@@ -13,8 +13,8 @@ def lines(plan: dict[str, Any]) -> str:
                f"{name} {count / 1e6:.1f} M" for name, count in plan["parameters"].items())]
     if "teacher_over_student" in plan:
         over = plan["teacher_over_student"]
-        out.append(f"the teacher adds {over['flops']:.1%} FLOPs to a plain VAR step and {over['parameters']:.1%} "
-                   "parameters to the student")
+        out.append(f"the teacher adds {over['flops']:.1%} FLOPs to a plain VAR step on tokens and "
+                   f"{over['parameters']:.1%} parameters to the student")
     for name, program in plan["programs"].items():
         out += ["", _program(name, program)]
     return "\n".join(out)

@@ -3,9 +3,10 @@
     python -m benchmarks.kills --config=configs/tiny.py:smoke --kills=30 --directory=runs/kills
 
 Every second kill waits for a save to be under way; the others come at any moment after the start, which includes
-imports, compilation, evaluation and the change of stages. Both runs are the same command, `refocus_jax.main`. Compared
-are, bit for bit, all arrays of the last checkpoints, the position in the data, metrics.jsonl and TensorBoard's scalars
-(but for clock times), the token cache, evaluation.json and every picture.
+imports, compilation, evaluation and the change of stages. Where a run is done before it has been killed often enough,
+another begins. All runs are the same command, `refocus_jax.main`. Compared are, bit for bit, all arrays of the last
+checkpoints, the position in the data, metrics.jsonl and TensorBoard's scalars (but for clock times), the token cache,
+evaluation.json and every picture.
 """
 
 import argparse
@@ -114,12 +115,20 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.directory.mkdir(parents=True, exist_ok=True)
-    whole, killed, cache = (given.directory / name for name in ("whole", "killed", "cache"))
+    whole, cache = given.directory / "whole", given.directory / "cache"
     kill_until_done(given.config, whole, cache, 0, 0, 0.0)
-    moments = kill_until_done(given.config, killed, cache, given.kills, given.seed, given.longest)
-    print(f"{len(moments)} kills: {', '.join(moments)}")
-    differing = differences(whole, killed)
-    print(f"{len(contents(whole))} things compared, {len(differing)} differ: {differing}")
+    moments, differing = [], []
+    while len(moments) < given.kills:
+        killed = given.directory / f"killed_{len(moments)}"
+        found = kill_until_done(given.config, killed, cache, given.kills - len(moments), given.seed + len(moments),
+                                given.longest)
+        if not found:
+            parser.error(f"a run was done before it was killed; give a --longest of less than {given.longest}")
+        moments += found
+        differing += differences(whole, killed)
+        print(f"{len(found)} kills: {', '.join(found)}; {len(contents(whole))} things compared, {len(differing)} "
+              f"differ: {differing}", flush=True)
+    print(f"{len(moments)} kills, {sum('in a save' in moment for moment in moments)} of them in a save")
     sys.exit(bool(differing))
 
 

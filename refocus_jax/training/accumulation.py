@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refocus_jax.models.examples import keep_divided
+
 
 def mean_over_parts(function: Callable, parts: int, batch: Any) -> tuple[Any, Any]:
     """Runs `function` on equal parts of a batch and takes means.
@@ -29,7 +31,8 @@ def mean_over_parts(function: Callable, parts: int, batch: Any) -> tuple[Any, An
         return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
 
     def add(total, numbered):
-        mean, kept = function(*numbered)
+        part, number = numbered
+        mean, kept = function(jax.tree.map(keep_divided, part), number)
         return jax.tree.map(jnp.add, total, mean), kept
 
     split_batch, numbers = jax.tree.map(split, batch), np.arange(parts)

@@ -10,6 +10,7 @@ import optax
 
 from refocus_jax.focus.resample import resize
 from refocus_jax.models.discriminator import PatchDiscriminator
+from refocus_jax.models.examples import keep_divided
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.training import adversarial, codebook
 from refocus_jax.training.accumulation import mean_over_parts
@@ -150,6 +151,7 @@ class TokenizerTask:
         """The generator's term, with its adaptive weight."""
         head = self.tokenizer.structure.autoencoder
         head_params = params["structure"]["autoencoder"]
+        image, features = keep_divided(image), keep_divided(features)
 
         def to_image(head_params, features):
             return head.apply({"params": head_params}, features, method="head")
@@ -159,7 +161,10 @@ class TokenizerTask:
 
         weight = adversarial.adaptive_weight(to_image, head_params, features, lambda y: self._pixel_loss(y, image),
                                              fool, self.adversarial.cap)
-        return self.adversarial.weight * weight * fool(to_image(head_params, features)), weight
+        # Computed again in the backward pass: this runs in a branch, and what a branch keeps for the gradient would be
+        # gathered on every device.
+        deceive = jax.checkpoint(lambda head_params, features: fool(to_image(head_params, features)))
+        return self.adversarial.weight * weight * deceive(head_params, features), weight
 
     def loss(self, params, state: TokenizerState, image: jax.Array, key: jax.Array):
         """Total loss of images in [-1, 1]; with it its terms, other means, and what `update` needs of each example."""
@@ -191,7 +196,7 @@ class TokenizerTask:
 
         def gradient(part, number):
             del number
-            return jax.value_and_grad(loss)(state.discriminator, *part), None
+            return jax.value_and_grad(loss)(state.discriminator, *map(keep_divided, part)), None
 
         def step():
             (value, gradient_), _ = mean_over_parts(gradient, self.parts, (image, reconstruction))

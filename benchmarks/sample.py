@@ -20,12 +20,10 @@ import numpy as np
 
 from configs import d16
 from refocus_jax import experiment
-from refocus_jax.models.transformer import Transformer
+from refocus_jax.planning import flops
 from refocus_jax.sampling import decode
 
 NUM_CLASSES = 1000
-
-
 SIDE = 4096
 
 
@@ -47,30 +45,20 @@ def matrix_rate() -> float:
     return 2 * SIDE**3 / statistics.median(seconds(matrix_product()) for _ in range(3))
 
 
-def report(what: str, function, arguments, flops: float | None, repeat: int) -> None:
-    """Compiles, runs and prints one line; XLA counts the FLOPs if we do not."""
+def report(what: str, function, arguments, repeat: int, counted=None) -> None:
+    """Compiles, runs and prints one line; `counted` is the same computation with nothing computed again, if it is."""
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compilation = time.perf_counter() - start
-    if flops is None:
-        flops = compiled.cost_analysis()["flops"]
+    needed = flops.count(counted or function, *arguments)
     seconds(lambda: compiled(*arguments))
     rates, times = [matrix_rate()], []
     for _ in range(repeat):
         times.append(seconds(lambda: compiled(*arguments)))
         rates.append(matrix_rate())
-    fractions = [flops / t / (0.5 * (a + b)) for t, a, b in zip(times, rates[:-1], rates[1:], strict=True)]
-    print(f"| {what} | {compilation:.0f} | {statistics.median(times):.2f} | {flops / 1e12:.3f} | "
+    fractions = [needed / t / (0.5 * (a + b)) for t, a, b in zip(times, rates[:-1], rates[1:], strict=True)]
+    print(f"| {what} | {compilation:.0f} | {statistics.median(times):.2f} | {needed / 1e12:.3f} | "
           f"{statistics.median(rates) / 1e9:.0f} | {statistics.median(fractions):.0%} |", flush=True)
-
-
-def forward_flops(network: Transformer, sequences: int, conditions: int) -> float:
-    """Multiply-adds, as two each, of one pass over all tokens of `sequences`, with keys and values computed once."""
-    lengths = np.square(network.grid_sizes)
-    linear = 12 * network.width**2 * network.depth + network.width * network.vocab_size
-    attention = 2 * network.width * network.depth * np.sum(lengths * np.cumsum(lengths))
-    modulation = (6 * network.depth + 2) * network.width**2
-    return 2.0 * (sequences * (linear * lengths.sum() + attention) + conditions * modulation)
 
 
 def random_like(tree, seed: int = 0):
@@ -99,8 +87,7 @@ def sampling(config, batches, repeat: int) -> None:
         labels = jnp.arange(batch, dtype=jnp.int32)
         report(f"sample, batch {batch}", lambda params, layers, quantizer_params, labels, keys: decode.sample(
             student, params, quantizer, quantizer_params, labels, keys, settings, layers=layers),
-            (params, layers, quantizer_params, labels, decode.sample_keys(0, labels)),
-            forward_flops(student, 2 * batch, 2 * batch), repeat)
+            (params, layers, quantizer_params, labels, decode.sample_keys(0, labels)), repeat)
 
 
 def abstract_random(init, *arguments):
@@ -108,46 +95,30 @@ def abstract_random(init, *arguments):
 
 
 def tokenizing(repeat: int) -> None:
-    """Both streams of the focus pyramid, as stage 2 needs them; XLA counts, as nothing here is a loop."""
+    """Both streams of the focus pyramid, as stage 2 needs them."""
     image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 256, 256, 3)), jnp.float32)
     for argument in ("var", None):
         config = float32(d16.get_config(argument))
         tokenizer = experiment.build_tokenizer(config)
         params = abstract_random(tokenizer.init, jax.random.key(0))
         params["residual_std"] = jnp.ones(len(config.grid_sizes) - 1)
-        report(f"tokenize, {argument or 'focus'}", tokenizer.encode, (params, image), None, repeat)
-
-
-def teacher_flops(task) -> float:
-    """What a teacher on shared weights adds to a step of one sequence: see models/teacher.py.
-
-    Shared weights get no gradient, so that their products are needed forward and once backward; the teacher's own
-    three times.
-    """
-    student, settings = task.student, task.teacher
-    lengths, width = np.square(student.grid_sizes), student.width
-    taught, seen = lengths[-settings.num_alias_scales:], np.cumsum(lengths)[-settings.num_alias_scales:]
-    before, alias = seen - taught, np.sum(lengths[:-1])
-    shared = settings.num_alias_blocks * (12 * width**2 * taught.sum() + 2 * width * np.sum(taught * seen))
-    shared += width * student.vocab_size * taught.sum()
-    own = settings.num_alias_blocks * (2 * width**2 * taught.sum() + width**2 * alias
-                                       + width * np.sum(taught * before))
-    return 2.0 * (2 * shared + 3 * own)
+        report(f"tokenize, {argument or 'focus'}", tokenizer.encode, (params, image), repeat)
 
 
 def training(repeat: int) -> None:
-    """One update on one sequence of tokens: three times a forward pass; recomputed activations do not count."""
+    """One update on one sequence of tokens; activations that are computed again do not count."""
     for argument in ("noteacher", None):
         config = float32(d16.get_config(argument))
         task = experiment.generator_task(config, NUM_CLASSES)
+        config.generator.remat = "none"
+        plain = experiment.generator_task(config, NUM_CLASSES)
         state = jax.jit(task.init)(jax.random.key(0))
         frozen = abstract_random(task.tokenizer.init, jax.random.key(0))
         length, alias_length = task.student.offsets[-1], task.student.offsets[-2]
         batch = {"structure": jnp.zeros((1, length), jnp.int32), "alias": jnp.zeros((1, alias_length), jnp.int32),
                  "label": jnp.zeros((1,), jnp.int32)}
-        flops = 3 * forward_flops(task.student, 1, 1) + (teacher_flops(task) if task.teacher.enabled else 0)
         report(f"train, {'student and teacher' if task.teacher.enabled else 'student'}", task.update,
-               (state, frozen, batch, jax.random.key(0)), flops, repeat)
+               (state, frozen, batch, jax.random.key(0)), repeat, plain.update)
 
 
 def float32(config):

@@ -299,10 +299,10 @@ def load_student_params(c: ConfigDict, num_classes: int, source: str, mesh) -> A
         return mesh_lib.put_whole(params, mesh_lib.parameter_shardings(mesh, params))
     template = loop.abstract_state(generator_task(c, num_classes), mesh)
     with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
-        if c.average_decay:
-            return checkpoints.restore({"average": template.average}, partial=True)["average"]
-        restored = checkpoints.restore({"params": {"student": template.params["student"]}}, partial=True)
-    return restored["params"]["student"]
+        wanted = {"params": {"student": template.params["student"]}}
+        if "average" in checkpoints.parts():  # the source's config, and not `c`, has decided that
+            return checkpoints.restore({"average": wanted["params"]["student"]}, partial=True)["average"]
+        return checkpoints.restore(wanted, partial=True)["params"]["student"]
 
 
 def latest_step(directory: str) -> int | None:

@@ -161,6 +161,15 @@ class Checkpoints:
         leaves = traverse_util.flatten_dict(restored.state)
         return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in wanted])
 
+    def parts(self) -> set[str]:
+        """Names of the uppermost parts of the latest checkpoint's state.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+        """
+        tree = self._manager.item_metadata(self._existing_step(None)).state.tree
+        return {path[0] for path in traverse_util.flatten_dict(tree)}
+
     def wait(self) -> None:
         """Blocks until the save under way is complete.
 

@@ -194,13 +194,13 @@ class TokenizerTask:
                 return self.discriminator.apply({"params": params}, x)
             return adversarial.discriminator_loss(logits(real), logits(drawn))
 
-        def gradient(part, number):
+        def part_gradient(part, number):
             del number
             return jax.value_and_grad(loss)(state.discriminator, *map(keep_divided, part)), None
 
         def step():
-            (value, gradient_), _ = mean_over_parts(gradient, self.parts, (image, reconstruction))
-            updates, opt_state = self.discriminator_optimizer.update(gradient_, state.discriminator_opt_state,
+            (value, gradient), _ = mean_over_parts(part_gradient, self.parts, (image, reconstruction))
+            updates, opt_state = self.discriminator_optimizer.update(gradient, state.discriminator_opt_state,
                                                                      state.discriminator)
             return value, optax.apply_updates(state.discriminator, updates), opt_state
 

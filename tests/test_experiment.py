@@ -13,6 +13,8 @@ from PIL import Image
 
 from refocus_jax import experiment, generate, pretrained
 from refocus_jax.interop import export_sampler, var_torch
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,19 @@ def test_stage_2_starts_from_an_official_checkpoint(small, exported, tmp_path):
     experiment.train(c, str(tmp_path))
     ours = pretrained.load_generator(str(tmp_path))
     assert_same(ours.params, pretrained.load_generator(exported[0], tokenizer=ours.tokenizer).params)
+
+
+@pytest.mark.parametrize("average_decay", [0.0, 0.9])
+def test_a_student_is_the_mean_where_its_run_has_kept_one(small, tmp_path, average_decay):
+    """Whatever the run keeps that starts from it."""
+    c = small("noteacher")
+    c.average_decay = average_decay
+    state = jax.jit(experiment.generator_task(c, 2).init)(jax.random.key(0))
+    state = state.replace(average=jax.tree.map(lambda a: a + 1, state.average))
+    with Checkpoints(tmp_path / "generator" / "checkpoints") as checkpoints:
+        checkpoints.save(1, state)
+    for c.average_decay in (0.0, 0.5):
+        assert_same(experiment.load_student_params(c, 2, str(tmp_path), mesh_lib.make_mesh()), state.sampled)
 
 
 def test_official_checkpoints_that_do_not_fit_are_refused_before_anything_is_written(small, exported, tmp_path):

@@ -39,6 +39,13 @@ def encoder(tokenizer: DualTokenizer, mesh: Any):
     return jax.jit(mesh_lib.on_mesh(mesh, encode), out_shardings=mesh_lib.replicated(mesh))
 
 
+def encode_batches(tokenizer: DualTokenizer, params: Any, batches: Iterable, mesh: Any) -> TokenSet:
+    """Token maps of all images of finite batches, in memory; every process gets those of all."""
+    encode = encoder(tokenizer, mesh)
+    parts = [jax.device_get(encode(params, mesh_lib.put_batch(mesh, batch))) for batch in batches]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
 def digests(params: Any) -> dict[str, str]:
     """BLAKE2 of each part of a tokenizers' tree ("structure", "alias", "residual_std"): names, shapes, types and bits.
 

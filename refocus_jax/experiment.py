@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -17,7 +16,7 @@ from refocus_jax.evaluation import report
 from refocus_jax.evaluation.samples import DrawSettings
 from refocus_jax.focus import Pyramid
 from refocus_jax.interop import var_state_dict, weight_files
-from refocus_jax.models.attention import CUDNN_MAX_HEAD_DIM, IMPLEMENTATIONS, cudnn_fits
+from refocus_jax.models.attention import choose_implementation
 from refocus_jax.models.autoencoder import PatchAutoencoder
 from refocus_jax.models.discriminator import PatchDiscriminator
 from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer
@@ -67,33 +66,11 @@ def build_tokenizer(c: ConfigDict) -> DualTokenizer:
     return DualTokenizer(optics, StructureTokenizer(autoencoder, quantizer, t.pyramid), alias, a.shared)
 
 
-def choose_attention(c: ConfigDict, platform: str) -> str:
-    """The implementation of attention for devices of a platform ('cpu', 'gpu' or 'tpu').
-
-    Raises:
-      ValueError: the config names one that does not work there.
-    """
-    name, head_dim = c.generator.attention, c.generator.width // c.generator.num_heads
-    fits = cudnn_fits(head_dim, jnp.dtype(c.generator.dtype))
-    if name == "auto":
-        return {"tpu": "splash", "gpu": "cudnn" if fits else "prefix"}.get(platform, "prefix")
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"generator.attention is {name!r}; choose auto or one of {IMPLEMENTATIONS}")
-    needed = {"splash": "tpu", "cudnn": "gpu"}.get(name, platform)
-    if needed != platform:
-        raise ValueError(f"generator.attention is {name!r}, which runs on {needed.upper()}s, and the devices are "
-                         f"{platform.upper()}s; choose auto or prefix")
-    if name == "cudnn" and not fits:
-        raise ValueError(f"generator.attention is 'cudnn', which takes bfloat16 and head dimensions of at most "
-                         f"{CUDNN_MAX_HEAD_DIM} that 8 divides, not generator.dtype {c.generator.dtype!r} and width / "
-                         f"num_heads = {head_dim}; choose auto or prefix")
-    return name
-
-
 def build_student(c: ConfigDict, num_classes: int, platform: str | None = None) -> Transformer:
     """The VAR transformer of a config, for devices of a platform; default: those that are here."""
     g = c.generator
-    attention = choose_attention(c, platform or jax.default_backend())
+    attention = choose_implementation(c.generator.attention, platform or jax.default_backend(),
+                                      c.generator.width // c.generator.num_heads, jnp.dtype(c.generator.dtype))
     return Transformer(tuple(c.grid_sizes), c.tokenizer.vocab_size, c.tokenizer.latent_channels, num_classes,
                        **{**g.to_dict(), "attention": attention, "dtype": jnp.dtype(g.dtype)})
 
@@ -311,13 +288,6 @@ def latest_step(directory: str) -> int | None:
         return checkpoints.latest_step()
 
 
-def encode_tokens(tokenizer: DualTokenizer, params: Any, batches, mesh) -> token_cache.TokenSet:
-    """Token maps of all images of finite batches; every process gets those of all."""
-    encoder = encode.encoder(tokenizer, mesh)
-    parts = [jax.device_get(encoder(params, mesh_lib.put_batch(mesh, batch))) for batch in batches]
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
 def encode_data(c: ConfigDict, workdir: str) -> None:
     """`--mode=encode`: config.encode.passes over the training images, as tokens in encode.output or WORKDIR/tokens."""
     run = prepare(c, workdir)
@@ -352,7 +322,7 @@ def train_generator(run: Run) -> None:
     else:
         batches = token_cache.batches(tokens, batch_size=c.generator_batch_size, seed=c.seed + 2)
         sample = tokens.sample(_UNIGRAM_EXAMPLES)
-    held_out = encode_tokens(task.tokenizer, frozen, run.validation_batches(c.generator_batch_size), run.mesh)
+    held_out = encode.encode_batches(task.tokenizer, frozen, run.validation_batches(c.generator_batch_size), run.mesh)
     evaluator = GeneratorEvaluator(task, held_out, sample, run.train.class_names, run.mesh, sampling_settings(c),
                                    c.generator_batch_size, samples_per_class=c.samples_per_class)
     loop.train(task, loop.LoopSettings(**c.generator_training), batches, frozen=frozen,

@@ -114,6 +114,28 @@ def cudnn_fits(head_dim: int, dtype: jnp.dtype) -> bool:
     return head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM and dtype in (jnp.bfloat16, jnp.float16)
 
 
+def choose_implementation(name: str, platform: str, head_dim: int, dtype: jnp.dtype) -> str:
+    """The implementation for devices of a platform ('cpu', 'gpu' or 'tpu'); the name 'auto' stands for the best.
+
+    Raises:
+      ValueError: one that does not work there.
+    """
+    fits = cudnn_fits(head_dim, dtype)
+    if name == "auto":
+        return {"tpu": "splash", "gpu": "cudnn" if fits else "prefix"}.get(platform, "prefix")
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"generator.attention is {name!r}; choose auto or one of {IMPLEMENTATIONS}")
+    needed = {"splash": "tpu", "cudnn": "gpu"}.get(name, platform)
+    if needed != platform:
+        raise ValueError(f"generator.attention is {name!r}, which runs on {needed.upper()}s, and the devices are "
+                         f"{platform.upper()}s; choose auto or prefix")
+    if name == "cudnn" and not fits:
+        raise ValueError(f"generator.attention is 'cudnn', which takes bfloat16 and head dimensions of at most "
+                         f"{CUDNN_MAX_HEAD_DIM} that 8 divides, not generator.dtype {dtype.name!r} and width / "
+                         f"num_heads = {head_dim}; choose auto or prefix")
+    return name
+
+
 _SPLASH_TILE = 128  # lengths and blocks are multiples of it
 _SPLASH_MAX_BLOCK = 512
 

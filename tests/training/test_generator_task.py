@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refocus_jax import experiment
+from refocus_jax import encode, experiment
 from refocus_jax.data import token_cache
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.training import loop
@@ -109,8 +109,8 @@ def test_tokens_come_from_images_as_from_a_set(stepper, frozen, images):
     task, _, _ = stepper()
     structure, alias = jax.jit(task.tokens)(frozen, {"image": images[:4]})
     assert structure.shape == (4, task.student.offsets[-1]) and alias.shape == (4, task.student.offsets[-2])
-    encoded = experiment.encode_tokens(task.tokenizer, frozen, [{"image": images[:4], "label": np.zeros(4, np.int32)}],
-                                       mesh_lib.make_mesh())
+    encoded = encode.encode_batches(task.tokenizer, frozen, [{"image": images[:4], "label": np.zeros(4, np.int32)}],
+                                    mesh_lib.make_mesh())
     np.testing.assert_array_equal(encoded.structure, structure)
     np.testing.assert_array_equal(encoded.alias, alias)
 

@@ -45,7 +45,7 @@ def plan(c: ConfigDict, workdir: str, topology: str | None) -> None:
     jax.config.update("jax_optimization_level", c.plan.optimization)
     try:
         with cudnn_taken_for_granted():
-            content = {"config": os.path.basename(os.path.normpath(workdir)), "topology": topology,
+            content = {"run": os.path.basename(os.path.normpath(workdir)), "topology": topology,
                        "chips": planner.mesh.size, "mesh": dict(planner.mesh.shape), **planner.sizes(),
                        "programs": {name: planner.describe(name) for name in c.plan.programs}}
     finally:

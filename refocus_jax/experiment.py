@@ -15,7 +15,7 @@ from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.evaluation import report
 from refocus_jax.evaluation.samples import DrawSettings
 from refocus_jax.focus import Pyramid
-from refocus_jax.interop import var_state_dict, weight_files
+from refocus_jax.interop import var_state_dict
 from refocus_jax.models.attention import choose_implementation
 from refocus_jax.models.autoencoder import PatchAutoencoder
 from refocus_jax.models.discriminator import PatchDiscriminator
@@ -23,7 +23,7 @@ from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer
 from refocus_jax.models.tokenizer import PYRAMIDS, AliasTokenizer, Autoencoder, DualTokenizer, StructureTokenizer
 from refocus_jax.models.transformer import Transformer
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.runtime import processes
+from refocus_jax.runtime import processes, weight_files
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.runtime.writer import write_json
 from refocus_jax.sampling.decode import SamplingSettings

@@ -22,10 +22,11 @@ from ml_collections import ConfigDict
 
 from refocus_jax import experiment
 from refocus_jax.focus import Pyramid
-from refocus_jax.interop import var_state_dict, weight_files
+from refocus_jax.interop import var_state_dict
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.models.transformer import Transformer
 from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime import weight_files
 from refocus_jax.sampling import decode, edit
 
 OFFICIAL_TOKENIZER = "vae_ch160v4096z32"  # the one that all official generators were trained on

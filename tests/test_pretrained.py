@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refocus_jax import pretrained
-from refocus_jax.interop import weight_files
+from refocus_jax.runtime import weight_files
 from tests.fixtures import official
 
 

@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 from refocus_jax import pretrained
-from refocus_jax.interop import var_state_dict, weight_files
+from refocus_jax.interop import var_state_dict
 from refocus_jax.models.quantizer import PHI_RATIO
 from refocus_jax.models.tokenizer import StructureTokenizer
 from refocus_jax.models.transformer import Transformer
+from refocus_jax.runtime import weight_files
 
 OFFICIAL_MULTIPLIERS, OFFICIAL_BLOCKS = (1, 1, 2, 2, 4), 2  # fixed inside VAR's VQVAE
 

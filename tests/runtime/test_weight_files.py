@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refocus_jax.interop import weight_files
+from refocus_jax.runtime import weight_files
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "state_dict.pth"
 

@@ -116,8 +116,13 @@ def sample(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, qu
     guided = settings.cfg > 0
     num_scales, batch = len(network.grid_sizes), labels_b.shape[0]
     null = jnp.full_like(labels_b, network.num_classes)
-    # Conditional and unconditional halves go through the network as one batch.
-    network_labels = jnp.concatenate([labels_b, null]) if guided else labels_b
+    # With and without its class, a sample goes through the network twice, side by side in one batch: as two halves,
+    # devices that share the batch would have to exchange them.
+    network_labels = jnp.stack([labels_b, null], axis=1).reshape(-1) if guided else labels_b
+
+    def conditional(array):
+        return array[::2] if guided else array
+
 
     def net(method, *args):
         return network.apply({"params": params}, *args, method=method)
@@ -133,9 +138,9 @@ def sample(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, qu
         strength = filters.guidance_scale(settings.cfg, scale, num_scales)
         if strength:
             logits = net("logits", x, embedding)
-            logits = filters.guide(logits[:batch], logits[batch:], strength)
+            logits = filters.guide(logits[::2], logits[1::2], strength)
         else:
-            logits = net("logits", x[:batch], embedding[:batch])
+            logits = net("logits", conditional(x), conditional(embedding))
         logits = filters.filter_logits(logits, settings.top_k, settings.top_p)
         gumbel = jax.vmap(lambda key, like, s=scale: jax.random.gumbel(jax.random.fold_in(key, s), like.shape))(
             keys_b, logits)
@@ -155,5 +160,5 @@ def sample(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, qu
         if scale + 1 < num_scales:
             inputs = quantize("view", f_hat, scale + 1)
             inputs = inputs.reshape(batch, -1, inputs.shape[-1])
-            x = net("words", jnp.concatenate([inputs, inputs]) if guided else inputs, scale + 1, 1)
+            x = net("words", jnp.repeat(inputs, 2, axis=0) if guided else inputs, scale + 1, 1)
     return Sample(tokens, f_hats)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from refocus_jax.planning import collectives
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.sampling import decode
 from refocus_jax.sampling.decode import SamplingSettings
@@ -145,6 +146,13 @@ def test_two_devices_draw_what_one_draws(sampler, many):
     assert len(shared.sharding.device_set) == 2
     for a, b in zip(sampler.sample(shared, sample_keys(0, shared)).tokens, many.tokens, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_devices_that_share_a_guided_batch_exchange_nothing(sampler):
+    labels = mesh_lib.put_batch(mesh_lib.make_mesh(), np.arange(8, dtype=np.int32) % small.CLASSES)
+    settings = SamplingSettings(cfg=1.5, top_k=0, top_p=0.0)
+    lowered = sampler._sample.lower(sampler.params, labels, sample_keys(0, labels), settings)
+    assert collectives.count(lowered.compile().as_text()) == {}
 
 
 def test_sample_keys():

@@ -1,8 +1,8 @@
 """Files of named arrays: `.safetensors`, and PyTorch's `.pth` without PyTorch and without running what is in them.
 
-A `.pth` file is a zip of one pickle and the raw bytes of every storage. A pickle is a program; ours is read by an
-unpickler that knows the few names a state dict needs and builds nothing but tuples, so that a hostile file ends in an
-error. No kept library does this without torch.
+A `.pth` file is a zip of one pickle and the raw bytes of every storage; before PyTorch 1.6 the pickle and the bytes
+just followed each other. A pickle is a program; ours is read by an unpickler that knows the few names a state dict
+needs and builds nothing but tuples, so that a hostile file ends in an error. No kept library does this without torch.
 """
 
 import collections
@@ -12,7 +12,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -49,9 +49,9 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     except Exception as error:  # whatever a damaged file does to the readers
-        raise ValueError(f"{path} cannot be read as a state dict: {error!r}. If the file is complete, but older than "
-                         "PyTorch 1.6 or more than a state dict, load it with torch.load(..., weights_only=True) and "
-                         "save its state dict anew") from error
+        raise ValueError(f"{path} cannot be read as a state dict: {error!r}. If the file is complete, but more than a "
+                         "state dict, load it with torch.load(..., weights_only=True) and save its state dict anew"
+                         ) from error
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -78,8 +78,11 @@ class _StorageType(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    bytes: bytes
+    """Names the numbers of a storage, which lie outside the pickle."""
+
+    key: str
     dtype: np.dtype
+    count: int
 
 
 class _Tensor(NamedTuple):
@@ -90,8 +93,8 @@ class _Tensor(NamedTuple):
     shape: tuple
     strides: tuple
 
-    def array(self) -> np.ndarray:
-        """A view of the storage.
+    def array(self, content: bytes) -> np.ndarray:
+        """A view of the storage's bytes.
 
         Raises:
           ValueError: the tensor reaches outside its storage.
@@ -99,7 +102,7 @@ class _Tensor(NamedTuple):
         sizes = (self.offset, *self.shape, *self.strides)
         if len(self.shape) != len(self.strides) or any(type(n) is not int or n < 0 for n in sizes):
             raise ValueError(f"a tensor of shape {self.shape} has strides {self.strides} and offset {self.offset}")
-        values = np.frombuffer(self.storage.bytes, self.storage.dtype)
+        values = np.frombuffer(content, self.storage.dtype)
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         count = math.prod(self.shape)
         # An element for every number: an expanded tensor could ask for any amount of memory.
@@ -131,9 +134,9 @@ class _StateDictUnpickler(pickle.Unpickler):
         **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
     }
 
-    def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(archive.open(f"{root}/data.pkl"))
-        self._archive, self._root, self._storages = archive, root, {}
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}  # all that were named
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._GLOBALS:
@@ -141,18 +144,28 @@ class _StateDictUnpickler(pickle.Unpickler):
         return self._GLOBALS[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage_type, key, _, count = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
+        kind, storage_type, key, _, count, *view = pid  # files before PyTorch 1.6 say what a storage is a view of
+        if kind != "storage" or not isinstance(storage_type, _StorageType) or any(view):
             raise pickle.UnpicklingError(f"it refers to {kind!r}, which is no storage")
-        if key not in self._storages:
-            content = self._archive.read(f"{self._root}/data/{key}")
-            if len(content) != count * storage_type.dtype.itemsize:
-                raise pickle.UnpicklingError(f"storage {key} holds {len(content)} bytes, not {count} numbers")
-            self._storages[key] = _Storage(content, storage_type.dtype)
-        return self._storages[key]
+        storage = _Storage(key, storage_type.dtype, count)
+        if self.storages.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"storage {key} is named twice, as different ones")
+        return storage
 
 
 def _read_pth(path: Path) -> dict[str, np.ndarray]:
+    tensors, contents = (_read_zip if zipfile.is_zipfile(path) else _read_sequence)(path)
+    if not isinstance(tensors, dict):
+        raise ValueError(f"it holds a {type(tensors).__name__} instead of named arrays")
+    others = [repr(name) for name, value in tensors.items()
+              if not (isinstance(name, str) and isinstance(value, _Tensor))]
+    if others:
+        raise ValueError(f"it holds more than named arrays: {', '.join(others[:8])}")
+    return {name: tensor.array(contents[tensor.storage.key]) for name, tensor in tensors.items()}
+
+
+def _read_zip(path: Path) -> tuple[Any, dict[str, bytes]]:
+    """What was pickled, and the bytes of its storages by key."""
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -164,11 +177,35 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         byteorder = f"{root}/byteorder"
         if byteorder in archive.namelist() and archive.read(byteorder) != b"little":
             raise ValueError("it was written on a big-endian machine")
-        content = _StateDictUnpickler(archive, root).load()
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__} instead of named arrays")
-    others = [repr(name) for name, value in content.items()
-              if not (isinstance(name, str) and isinstance(value, _Tensor))]
-    if others:
-        raise ValueError(f"it holds more than named arrays: {', '.join(others[:8])}")
-    return {name: tensor.array() for name, tensor in content.items()}
+        unpickler = _StateDictUnpickler(archive.open(pickles[0]))
+        tensors = unpickler.load()
+        contents = {key: archive.read(f"{root}/data/{key}") for key in unpickler.storages}
+    for key, storage in unpickler.storages.items():
+        _check_size(storage, len(contents[key]))
+    return tensors, contents
+
+
+# What a file of PyTorch before 1.6 begins with, each pickled: a number that marks it, and the version of its format.
+_SEQUENCE_MAGIC, _SEQUENCE_VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+
+def _read_sequence(path: Path) -> tuple[Any, dict[str, bytes]]:
+    """The same of a file of PyTorch before 1.6: pickles one after the other, then every storage with its length."""
+    with open(path, "rb") as file:
+        magic, version, system = (_StateDictUnpickler(file).load() for _ in range(3))
+        if magic != _SEQUENCE_MAGIC or version != _SEQUENCE_VERSION or not system["little_endian"]:
+            raise ValueError("it is not what torch.save writes on a little-endian machine")
+        unpickler = _StateDictUnpickler(file)
+        tensors, keys = unpickler.load(), _StateDictUnpickler(file).load()
+        contents, size = {}, path.stat().st_size
+        for key in keys:
+            storage = unpickler.storages[key]
+            _check_size(storage, storage.dtype.itemsize * int.from_bytes(file.read(8), "little"))
+            contents[key] = file.read(min(storage.count * storage.dtype.itemsize, size))
+            _check_size(storage, len(contents[key]))
+    return tensors, contents
+
+
+def _check_size(storage: _Storage, size: int) -> None:
+    if size != storage.count * storage.dtype.itemsize:
+        raise ValueError(f"storage {storage.key} holds {size} bytes, not {storage.count} numbers")

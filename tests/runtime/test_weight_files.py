@@ -1,4 +1,4 @@
-"""Foreign files: a real one of PyTorch (fixtures/state_dict.pth, its values in the npz), and hostile ones."""
+"""Foreign files: real ones of PyTorch (fixtures/state_dict*.pth, their values in the npz), and hostile ones."""
 
 import collections
 import os
@@ -14,11 +14,13 @@ import pytest
 from refocus_jax.runtime import weight_files
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "state_dict.pth"
+OLD_FIXTURE = FIXTURE.with_name("state_dict_before_1_6.pth")
 
 
-def test_a_file_of_pytorch_is_read():
+@pytest.mark.parametrize("path", [FIXTURE, OLD_FIXTURE], ids=lambda path: path.stem)
+def test_a_file_of_pytorch_is_read(path):
     """Shared and transposed storage, all kinds of numbers, parameters, metadata."""
-    arrays = weight_files.read(FIXTURE)
+    arrays = weight_files.read(path)
     with np.load(FIXTURE.with_suffix(".npz")) as expected:
         assert arrays.keys() == set(expected)
         for name, values in expected.items():
@@ -142,12 +144,31 @@ def test_what_is_more_or_less_than_a_state_dict_is_refused(tmp_path):
         weight_files.read(tmp_path / "legacy.pth")
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_damaged_files_are_an_error_or_harmless(suffix, tmp_path):
+def test_what_older_files_say_of_their_storages_is_checked(tmp_path):
+    """The number of a storage's elements stands in the pickle and before its bytes."""
+    whole, path = OLD_FIXTURE.read_bytes(), tmp_path / "old.pth"
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="bytes, not"):
+        weight_files.read(path)
+    magic, version, system = (pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": False}))
+    assert whole.startswith(magic + version)
+    path.write_bytes(magic + version + system + pickle.dumps({}) + pickle.dumps([]))
+    with pytest.raises(ValueError, match="little-endian"):
+        weight_files.read(path)
+    target = tmp_path / "executed"
+    path.write_bytes(magic + version + pickle.dumps(Call(os.system, f"touch {target}")))
+    with pytest.raises(ValueError, match="which no state dict needs"):
+        weight_files.read(path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("kind", ["pth", "before_1_6", "safetensors"])
+def test_damaged_files_are_an_error_or_harmless(kind, tmp_path):
     """Cut or with one byte changed, anywhere: a ValueError, or arrays of some numbers."""
-    path, random = tmp_path / f"damaged{suffix}", np.random.default_rng(0)
-    if suffix == ".pth":
-        whole = FIXTURE.read_bytes()
+    path = tmp_path / ("damaged.safetensors" if kind == "safetensors" else "damaged.pth")
+    random = np.random.default_rng(0)
+    if kind != "safetensors":
+        whole = (FIXTURE if kind == "pth" else OLD_FIXTURE).read_bytes()
     else:
         weight_files.write(path, {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.int64)}, {"key": "value"})
         whole = path.read_bytes()

@@ -2,7 +2,13 @@
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+# Wang et al. 2004: an 11 x 11 Gaussian window, and constants of that share of the range of values.
+SSIM_WINDOW = 11
+_SSIM_SIGMA, _SSIM_K1, _SSIM_K2 = 1.5, 0.01, 0.03
 
 
 def psnr(squared_errors: np.ndarray) -> float:
@@ -11,6 +17,37 @@ def psnr(squared_errors: np.ndarray) -> float:
     The error is averaged over images before the logarithm, so one easy image cannot lift the figure.
     """
     return float(10 * np.log10(4.0 / np.maximum(np.mean(squared_errors), 1e-12)))
+
+
+@jax.jit
+def ssim(a_bhwc: jax.Array, b_bhwc: jax.Array) -> jax.Array:
+    """Structural similarity (b,) of images in [-1, 1], at most 1: the mean over channels and whole windows.
+
+    Raises:
+      ValueError: the images are smaller than the window of 11 pixels.
+    """
+    if min(a_bhwc.shape[1:3]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM of images of {a_bhwc.shape[1:3]} pixels; give at least {SSIM_WINDOW} x {SSIM_WINDOW}")
+    offsets = jnp.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    window = jnp.exp(-jnp.square(offsets / _SSIM_SIGMA) / 2)
+    window = window / window.sum()
+
+    def smooth(x):
+        channels = x.shape[-1]
+        for shape in ((SSIM_WINDOW, 1), (1, SSIM_WINDOW)):
+            kernel = jnp.broadcast_to(window.reshape(*shape, 1, 1), (*shape, 1, channels))
+            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", feature_group_count=channels,
+                                             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                                             precision=jax.lax.Precision.HIGHEST)
+        return x
+
+    mean_a, mean_b = smooth(a_bhwc), smooth(b_bhwc)
+    variance_a, variance_b = smooth(a_bhwc**2) - mean_a**2, smooth(b_bhwc**2) - mean_b**2
+    covariance = smooth(a_bhwc * b_bhwc) - mean_a * mean_b
+    c1, c2 = (2 * _SSIM_K1) ** 2, (2 * _SSIM_K2) ** 2  # the range of values is 2
+    similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+                  / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)))
+    return similarity.mean(axis=(1, 2, 3))
 
 
 def perplexity(counts: np.ndarray) -> float:

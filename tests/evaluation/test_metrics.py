@@ -1,6 +1,8 @@
 """Numbers against closed forms."""
 
 import numpy as np
+import pytest
+from skimage.metrics import structural_similarity
 
 from refocus_jax.evaluation import metrics
 
@@ -8,6 +10,18 @@ from refocus_jax.evaluation import metrics
 def test_psnr_averages_errors_before_the_logarithm():
     np.testing.assert_allclose(metrics.psnr(np.array([0.04])), 20.0)
     assert metrics.psnr(np.array([0.04, 0.0])) < 24  # not infinite: one perfect image does not lift the rest
+
+
+def test_ssim_is_that_of_scikit_image():
+    rng = np.random.default_rng(0)
+    a = np.cumsum(rng.normal(0, 0.1, (3, 24, 17, 3)), axis=1).clip(-1, 1).astype(np.float32)
+    b = (a + rng.normal(0, 0.2, a.shape)).clip(-1, 1).astype(np.float32)
+    expected = [structural_similarity(x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+                                      data_range=2.0, channel_axis=-1) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(metrics.ssim(a, b), expected, atol=2e-5)
+    np.testing.assert_allclose(metrics.ssim(a, a), 1.0, atol=1e-5)
+    with pytest.raises(ValueError, match="give at least 11 x 11"):
+        metrics.ssim(a[:, :8], b[:, :8])
 
 
 def test_perplexity_and_usage():

@@ -1,9 +1,14 @@
 """Arrays of an `.npz` file of any origin. With `images`, the reader of bytes that others wrote."""
 
+import contextlib
 import math
+import os
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -25,28 +30,62 @@ def read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
       ValueError: the file is no `.npz` archive, or one of the arrays is damaged, holds objects or would fill the
         memory. To name the file is left to the caller.
     """
+    with _opened(path) as archive:
+        held = set(archive.namelist())
+        return {name: _read_array(archive, f"{name}.npy") for name in names if f"{name}.npy" in held}
+
+
+def names(path: Path) -> set[str]:
+    """Of the arrays that the file holds. Raises as `read` does."""
+    with _opened(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+
+
+def memory_map(path: Path, name: str) -> np.ndarray:
+    """One array of the file, of any size: what is not looked at is not read, and nothing can be written.
+
+    What is compressed is unpacked into a temporary file first.
+
+    Raises:
+      ValueError: as for `read`; or the file has no such array, or one without elements.
+    """
+    with _opened(path) as archive, _member(archive, f"{name}.npy") as (member, info, shape, fortran_order, dtype):
+        if math.prod(shape) == 0:
+            raise ValueError(f"{name} is of shape {shape} and holds nothing")
+        order, offset = "F" if fortran_order else "C", member.tell()
+        if info.compress_type == zipfile.ZIP_STORED:
+            return np.memmap(path, dtype, "r", _start(path, info) + offset, shape, order)
+        with tempfile.TemporaryFile() as file:
+            shutil.copyfileobj(member, file)
+            file.flush()
+            return np.memmap(file, dtype, "r", 0, shape, order)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
-            held = set(archive.namelist())
-            limit = max(_UNSUSPICIOUS_BYTES, _MAX_COMPRESSION * path.stat().st_size)
-            return {name: _read_array(archive, f"{name}.npy", limit) for name in names if f"{name}.npy" in held}
+            yield archive
     except Exception as error:  # whatever a damaged file does to the readers
         # The first line alone: numpy goes on to advise unpickling.
         reason = str(error).partition("\n")[0] if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"it cannot be read as an .npz archive: {reason}; write it with numpy.savez") from error
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
+@contextlib.contextmanager
+def _member(archive: zipfile.ZipFile, name: str
+            ) -> Iterator[tuple[BinaryIO, zipfile.ZipInfo, tuple[int, ...], bool, np.dtype]]:
+    """An array's file, open where its data begin, and what its header says, which has been checked."""
     info = archive.getinfo(name)
+    if info.file_size > max(_UNSUSPICIOUS_BYTES, _MAX_COMPRESSION * os.path.getsize(archive.filename)):
+        raise ValueError(f"{name} would unpack to {info.file_size} bytes, which is out of proportion to the file")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is compressed by method {info.compress_type}, which numpy does not write")
-    if info.file_size > limit:
-        raise ValueError(f"{name} would unpack to {info.file_size} bytes, which is out of proportion to the file")
     with archive.open(info) as member:
         version = npy.read_magic(member)
         if version not in _HEADER_READERS:
             raise ValueError(f"{name} has npy version {version}, which no plain array needs")
-        shape, _, dtype = _HEADER_READERS[version](member)
+        shape, fortran_order, dtype = _HEADER_READERS[version](member)
         if dtype.hasobject:
             raise ValueError(f"{name} holds pickled objects, which are never loaded")
         # numpy takes the memory that a header asks for before it looks for the data. Items of no bytes could be any
@@ -54,6 +93,19 @@ def _read_array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
         present = info.file_size - member.tell()
         if min(shape, default=0) < 0 or dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != present:
             raise ValueError(f"{name} declares {dtype} {shape}, but {present} bytes of data follow")
+        yield member, info, shape, fortran_order, dtype
+
+
+def _start(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where in the archive the bytes of an uncompressed member begin: after its local header, of varying length."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset + 26)
+        lengths = file.read(4)
+    return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with _member(archive, name) as (member, _, _, _, dtype):
         member.seek(0)
         array = npy.read_array(member, allow_pickle=False)
     if dtype.kind == "U":

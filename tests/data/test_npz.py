@@ -54,6 +54,33 @@ def test_what_numpy_writes_comes_back(tmp_path, save):
         np.testing.assert_array_equal(read[name], array)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_mapped_arrays_are_those_that_are_read(tmp_path, save):
+    arrays = {"x": ARRAYS["x"], "f": np.asfortranarray(ARRAYS["x"]), "big": np.arange(3, dtype=">i4")}
+    path = tmp_path / "a.npz"
+    save(path, **arrays)
+    assert npz.names(path) == arrays.keys()
+    for name, array in arrays.items():
+        mapped = npz.memory_map(path, name)
+        assert isinstance(mapped, np.memmap) and mapped.dtype == array.dtype and not mapped.flags.writeable
+        np.testing.assert_array_equal(mapped, array)
+    with pytest.raises(ValueError, match="cannot be read as an .npz archive.*absent"):
+        npz.memory_map(path, "absent")
+    save(path, x=ARRAYS["x"][:0])
+    with pytest.raises(ValueError, match=r"x is of shape \(0, 4, 5, 3\) and holds nothing"):
+        npz.memory_map(path, "x")
+
+
+def test_mapping_reads_nothing_but_what_is_looked_at(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((64, 2**18), np.uint8))
+    tracemalloc.start()
+    try:
+        assert npz.memory_map(tmp_path / "a.npz", "x")[63].sum() == 0
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_what_is_not_asked_for_is_not_looked_at(tmp_path):
     write(tmp_path / "a.npz", {"x.npy": npy(ARRAYS["x"]), "z.npy": b"nonsense"})
     assert npz.read(tmp_path / "a.npz", ["x"]).keys() == {"x"}
@@ -76,6 +103,8 @@ def test_nothing_is_unpickled(tmp_path, shape):
         write(tmp_path / "a.npz", {"x.npy": content})
         with pytest.raises(ValueError, match="pickled objects, which are never loaded|magic"):
             npz.read(tmp_path / "a.npz", ["x"])
+        with pytest.raises(ValueError, match="pickled objects, which are never loaded|magic"):
+            npz.memory_map(tmp_path / "a.npz", "x")
     assert not (tmp_path / "exploded").exists()
     pickle.loads(program)
     assert (tmp_path / "exploded").exists()
@@ -108,8 +137,9 @@ def test_what_unpacks_out_of_all_proportion_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", x=photographs)
     np.testing.assert_array_equal(npz.read(tmp_path / "a.npz", ["x"])["x"], photographs)
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(100_000, np.uint8))
-    with pytest.raises(ValueError, match="x.npy would unpack to 100128 bytes"):
-        npz.read(tmp_path / "a.npz", ["x"])
+    for read in (lambda path: npz.read(path, ["x"]), lambda path: npz.memory_map(path, "x")):
+        with pytest.raises(ValueError, match="x.npy would unpack to 100128 bytes"):
+            read(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("header", [

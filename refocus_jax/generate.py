@@ -15,6 +15,7 @@ from refocus_jax.data.images import decode_rgb
 from refocus_jax.evaluation import pictures, samples
 from refocus_jax.runtime import weight_files
 from refocus_jax.runtime.progress import Progress
+from refocus_jax.sampling.decode import SamplingSettings
 
 
 def load_generator(c: ConfigDict, workdir: str) -> tuple[pretrained.Generator, dict]:
@@ -22,11 +23,7 @@ def load_generator(c: ConfigDict, workdir: str) -> tuple[pretrained.Generator, d
 
     Raises:
       FileNotFoundError: neither is there.
-      ValueError: there are several processes.
     """
-    if jax.process_count() > 1:
-        raise ValueError(f"--mode=sample and --mode=edit run in one process, and this is one of {jax.process_count()}; "
-                         "start it on one machine alone")
     if os.path.exists(os.path.join(workdir, "config.json")) or not weight_files.is_weight_file(c.init_from):
         step = experiment.latest_step(os.path.join(workdir, "generator"))
         return pretrained.load_generator(workdir), {"generator": str(workdir), "step": step}
@@ -43,7 +40,15 @@ def sample(c: ConfigDict, workdir: str) -> None:
     settings, draw = experiment.sampling_settings(c), experiment.draw_settings(c)
     generator, record = load_generator(c, workdir)
     output = Path(draw.output or os.path.join(workdir, "samples"))
-    record |= {"sampling": dataclasses.asdict(settings), "draw": {
+    draw_into(output, generator, record, settings, draw)
+    if jax.process_index() == 0:
+        print(f"{draw.count} images in {output}")
+
+
+def draw_into(output: Path, generator: pretrained.Generator, record: dict, settings: SamplingSettings,
+              draw: samples.DrawSettings) -> None:
+    """Draws images into a directory, or what of them is missing; `record` says which generator it is."""
+    record = record | {"sampling": dataclasses.asdict(settings), "draw": {
         name: value for name, value in dataclasses.asdict(draw).items() if name not in ("output", "batch_size")}}
 
     def draw_batch(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -56,12 +61,14 @@ def sample(c: ConfigDict, workdir: str) -> None:
     with Progress(draw.count, next(drawing), "samples") as progress:
         for done in drawing:
             progress.update(done, {})
-    print(f"{draw.count} images in {output}")
 
 
 def edit(c: ConfigDict, workdir: str) -> None:
     """Paints the masked part of `config.edit.image` anew, `config.edit.count` times, into WORKDIR/edits."""
     settings = experiment.sampling_settings(c)
+    if jax.process_count() > 1:
+        raise ValueError(f"--mode=edit runs in one process, and this is one of {jax.process_count()}; start it on one "
+                         "machine alone")
     if settings.smooth:
         raise ValueError("sampling.smooth is True, which editing cannot do; set it False")
     generator, _ = load_generator(c, workdir)

@@ -122,9 +122,9 @@ class Generator:
     def _sample(self):
         quantizer = self.tokenizer.model.structure.quantizer
 
-        def run(params, layers, quantizer_params, labels, keys, settings):
-            return decode.sample(self.network, params, quantizer, quantizer_params, labels, keys, settings,
-                                 layers=layers)
+        def run(params, layers, quantizer_params, labels, seed, settings):
+            return decode.sample(self.network, params, quantizer, quantizer_params, labels,
+                                 decode.sample_keys(seed, labels), settings, layers=layers)
         return jax.jit(run, static_argnums=5)
 
     @functools.cached_property
@@ -154,7 +154,7 @@ class Generator:
 
     @functools.cached_property
     def _images(self):
-        return jax.jit(self.tokenizer.model.decode)
+        return jax.jit(self.tokenizer.model.decode, out_shardings=mesh_lib.replicated(mesh_lib.make_mesh()))
 
     def logits(self, tokens: Sequence[Any], labels) -> jax.Array:
         """Teacher-forced logits of K token maps (b, p_k, p_k): (b, L, V) float32."""
@@ -165,12 +165,12 @@ class Generator:
         """Draws one sample per label: an object with `.tokens` (K maps) and `.f_hat` (K cumulative latents).
 
         Sample i depends on seed + i and its label alone, not on the batch; `images` decodes it. A batch that the
-        devices can share is shared among them.
+        devices can share is shared among them. Of several processes each must ask for the same samples, and holds
+        those of its own devices.
         """
-        labels = self._shared(self._labels(labels))
         settings = decode.SamplingSettings(cfg, top_k, top_p, smooth)
-        return self._sample(self.params, self._layers, self._quantizer_params, labels,
-                            decode.sample_keys(seed, labels), settings)
+        return self._sample(self.params, self._layers, self._quantizer_params, self._shared(self._labels(labels)),
+                            np.uint32(seed), settings)
 
     def edit(self, image_bhwc, mask_bhw, labels, seed: int = 0, cfg: float = 1.5, top_k: int = 0,
              top_p: float = 0.96) -> jax.Array:
@@ -197,12 +197,13 @@ class Generator:
         return jnp.where(mask[..., None], self.images(drawn), own)
 
     def images(self, drawn: decode.Sample) -> jax.Array:
-        """What was drawn, smoothed or not, as images (b, h, w, 3) in [-1, 1]."""
+        """What was drawn, smoothed or not, as images (b, h, w, 3) in [-1, 1]; every process gets all of them."""
         return self._images(self.tokenizer.params, drawn.f_hat[-1])
 
-    def _shared(self, array: jax.Array) -> jax.Array:
+    def _shared(self, array: np.ndarray) -> jax.Array:
         mesh = mesh_lib.make_mesh()
-        return mesh_lib.put_batch(mesh, np.asarray(array)) if len(array) % mesh.size == 0 else array
+        sharding = mesh_lib.batch_sharding if len(array) % mesh.size == 0 else mesh_lib.replicated
+        return mesh_lib.put_whole(array, sharding(mesh))
 
 
 def _official_arrays(source: Source) -> Mapping[str, Any] | None:

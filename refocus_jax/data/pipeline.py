@@ -93,22 +93,28 @@ def validation_batches(
     Raises:
       ValueError: as `training_batches`, and where there are fewer examples than one batch.
     """
-    _check_arguments(image_size, resize_ratio)
-    if crops_per_image < 1:
-        raise ValueError(f"crops_per_image must be at least 1, got {crops_per_image}")
-    available = len(source) * crops_per_image
-    wanted = available if limit is None else min(limit, available)
+    examples = spread_crops(source, image_size=image_size, resize_ratio=resize_ratio, crops_per_image=crops_per_image)
+    wanted = len(examples) if limit is None else min(limit, len(examples))
     if wanted < batch_size:
         raise ValueError(
             f"{wanted} validation examples ({len(source)} images x {crops_per_image} crops, limit {limit}) "
             f"do not fill one batch of {batch_size}: lower batch_size, or raise crops_per_image or limit"
         )
+    return process_batches(examples[:wanted], batch_size).to_iter_dataset(READ_OPTIONS)
+
+
+def spread_crops(
+    source: Source, *, image_size: int, resize_ratio: float, crops_per_image: int
+) -> grain.MapDataset:
+    """The crops of `validation_batches` by random access: `{"image": uint8 (s, s, 3), "label": int32}` each."""
+    _check_arguments(image_size, resize_ratio)
+    if crops_per_image < 1:
+        raise ValueError(f"crops_per_image must be at least 1, got {crops_per_image}")
     crop = functools.partial(
         _spread_crop, image_count=len(source), image_size=image_size, resize_ratio=resize_ratio
     )
     images = grain.MapDataset.source(source).shuffle(seed=_VALIDATION_SEED)
-    examples = images.repeat(crops_per_image, reseed_each_epoch=False).map_with_index(crop)
-    return process_batches(examples[:wanted], batch_size).to_iter_dataset(READ_OPTIONS)
+    return images.repeat(crops_per_image, reseed_each_epoch=False).map_with_index(crop)
 
 
 def passes(
@@ -220,12 +226,18 @@ def _random_crop(
 def _spread_crop(
     index: int, record: Record, *, image_count: int, image_size: int, resize_ratio: float
 ) -> dict[str, np.ndarray]:
-    image_hwc = _resize(record["image"], image_size, resize_ratio)
-    vertical, horizontal = _spread_position(index // image_count)
+    crop_hwc = crop_at(record["image"], image_size, resize_ratio, *_spread_position(index // image_count))
+    return {"image": crop_hwc, "label": np.int32(record["label"])}
+
+
+def crop_at(
+    image_hwc: np.ndarray, image_size: int, resize_ratio: float, vertical: float = 0.5, horizontal: float = 0.5
+) -> np.ndarray:
+    """The square crop at a position in [0, 1]^2 of the resized image; the default is its centre."""
+    image_hwc = _resize(image_hwc, image_size, resize_ratio)
     top = round(vertical * (image_hwc.shape[0] - image_size))
     left = round(horizontal * (image_hwc.shape[1] - image_size))
-    crop_hwc = image_hwc[top : top + image_size, left : left + image_size]
-    return {"image": crop_hwc, "label": np.int32(record["label"])}
+    return image_hwc[top : top + image_size, left : left + image_size]
 
 
 def _spread_position(crop_index: int) -> tuple[float, float]:

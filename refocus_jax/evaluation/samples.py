@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
 from refocus_jax.evaluation import pictures
+from refocus_jax.runtime import processes
 from refocus_jax.runtime.writer import write_json
 
 FORMATS = ("grid", "png", "npz")
@@ -67,7 +69,10 @@ def class_numbers(classes: Sequence[int | str], names: Sequence[str]) -> np.ndar
 
 
 class _Drawn:
-    """Images drawn so far, in a file of their final size, with how many they are and of what settings."""
+    """Images drawn so far, in a file of their final size, with how many they are and of what settings.
+
+    Only process 0 has and writes the file; the others count along.
+    """
 
     def __init__(self, directory: Path, count: int, side: int, record: dict[str, Any]):
         self._state, path = directory / "unfinished.json", directory / "unfinished.npy"
@@ -80,12 +85,16 @@ class _Drawn:
                 raise ValueError(f"{directory} holds unfinished samples of other settings: {'; '.join(differing)}. "
                                  "Finish them, remove the directory, or give another draw.output")
             self.done = before["done"]
-        shape = (count, side, side, 3)
-        self.images = np.lib.format.open_memmap(path, "r+" if self.done else "w+", np.uint8, shape)
+        self.images = None
+        if jax.process_index() == 0:
+            shape = (count, side, side, 3)
+            self.images = np.lib.format.open_memmap(path, "r+" if self.done else "w+", np.uint8, shape)
+        processes.barrier(f"all know what is drawn in {directory}")
 
     def add(self, images: np.ndarray) -> None:
-        self.images[self.done:self.done + len(images)] = images
-        self.images.flush()
+        if self.images is not None:
+            self.images[self.done:self.done + len(images)] = images
+            self.images.flush()
         self.done += len(images)
         write_json(self._state, {"done": self.done, "record": self._record})
 
@@ -97,6 +106,8 @@ class _Drawn:
 def draw(draw_batch: Callable[[np.ndarray, int], np.ndarray], settings: DrawSettings, class_names: Sequence[str],
          side: int, directory: Path, record: dict[str, Any]) -> Iterator[int]:
     """Draws all images, going on from where an interrupted call stopped, and writes them in the chosen format.
+
+    All processes must call it: they draw together, and process 0 writes.
 
     Args:
       draw_batch: (labels (b,), seed of the first) to uint8 images (b, side, side, 3); b is always the batch size.
@@ -119,15 +130,22 @@ def draw(draw_batch: Callable[[np.ndarray, int], np.ndarray], settings: DrawSett
         number = min(settings.batch_size, settings.count - drawn.done)
         batch = np.resize(labels[drawn.done:drawn.done + number], settings.batch_size)
         drawn.add(draw_batch(batch, settings.seed + drawn.done)[:number])
-    if settings.format == "grid":
-        _write_grid(directory / "samples.png", drawn.images, labels, class_names)
-    elif settings.format == "png":
-        _write_folder(directory / "png", drawn.images, labels)
-    else:
-        write_npz(directory / "samples.npz", drawn.images, labels, settings.seed)
-    write_json(directory / f"samples.{settings.format}.json", record)
-    drawn.remove()
+    if drawn.images is not None:
+        _write(directory, settings, drawn.images, labels, class_names)
+        write_json(directory / f"samples.{settings.format}.json", record)
+        drawn.remove()
+    processes.barrier(f"all is drawn in {directory}")
     yield settings.count
+
+
+def _write(directory: Path, settings: DrawSettings, images: np.ndarray, labels: np.ndarray,
+           class_names: Sequence[str]) -> None:
+    if settings.format == "grid":
+        _write_grid(directory / "samples.png", images, labels, class_names)
+    elif settings.format == "png":
+        _write_folder(directory / "png", images, labels)
+    else:
+        write_npz(directory / "samples.npz", images, labels, settings.seed)
 
 
 def _write_grid(path: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:

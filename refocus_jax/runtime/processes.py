@@ -4,6 +4,7 @@ import glob
 import hashlib
 import importlib.util
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,6 +63,19 @@ def check_same(name: str, value: str) -> None:
         raise ValueError(f"{name} is not the same in process 0 and in {', '.join(map(str, differing))}. Here it is "
                          f"{value[:500]}. All processes must see the same files: look at the machine that cannot read "
                          "some of them")
+
+
+def agree(value: int) -> int:
+    """Process 0's value, on all processes."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def gather(rows: Any) -> Any:
+    """The rows of all processes, the first process's first: a tree of numpy arrays with equally many rows in each.
+
+    64-bit numbers are cut to 32 bits, as jax does.
+    """
+    return multihost_utils.process_allgather(rows, tiled=True) if jax.process_count() > 1 else rows
 
 
 def barrier(name: str) -> None:

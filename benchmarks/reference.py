@@ -1,0 +1,68 @@
+"""Is my run healthy? Compares a workdir with curves of reference runs that differ in their seeds alone.
+
+    python -m benchmarks.reference compare --workdir runs/tiny
+    python -m benchmarks.reference make --workdirs runs/tiny_0 runs/tiny_1 runs/tiny_2 --machine "two shared cores" \\
+        --out docs/reference/tiny.json
+
+`compare` says in plain words which curves leave the range of the reference, from which step on, and what to look at; it
+exits with 0 if none does, with 1 if one does, and with 2 if the run is of other settings. It may be asked while
+the run goes on. How the range is drawn: refocus_jax/evaluation/health.py.
+"""
+
+import argparse
+import json
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from refocus_jax.evaluation import health, runs
+
+REFERENCE = Path("docs/reference/tiny.json")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def make(workdirs: list[Path], machine: str, out: Path) -> None:
+    about = {"machine": machine, "packages": {name: version(name) for name in PACKAGES}}
+    reference = health.make([runs.read(workdir) for workdir in workdirs], about)
+    text = json.dumps(health.to_json(reference), indent=1, allow_nan=False)
+    text = re.sub(r"\[[^][{}]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)  # a curve on a line
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text + "\n", encoding="utf-8")
+    print(f"{out}: seeds {', '.join(map(str, reference.about['seeds']))}, "
+          + ", ".join(f"{len(curves)} curves of {stage}" for stage, curves in reference.curves.items()))
+
+
+def compare(workdir: Path, reference: Path) -> bool:
+    content = runs.read_json(reference)
+    if content is None:
+        raise FileNotFoundError(f"--reference {reference} is not there; start from the root of the repository, or give "
+                                "the path of a file that `make` wrote")
+    verdict = health.compare(health.from_json(content), runs.read(workdir))
+    print(verdict)
+    return verdict.healthy
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("make")
+    making.add_argument("--workdirs", type=Path, nargs="+", required=True)
+    making.add_argument("--machine", required=True, help="where they ran, in words")
+    making.add_argument("--out", type=Path, default=REFERENCE)
+    comparing = commands.add_parser("compare")
+    comparing.add_argument("--workdir", type=Path, required=True)
+    comparing.add_argument("--reference", type=Path, default=REFERENCE)
+    given = vars(parser.parse_args(arguments))
+    try:
+        if given.pop("command") == "make":
+            make(**given)
+            return 0
+        return 0 if compare(**given) else 1
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

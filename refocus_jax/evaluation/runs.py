@@ -1,0 +1,110 @@
+"""What a workdir holds, read for reports and comparisons: settings, curves, evaluations and pictures, as far as they
+are there."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+STAGES = ("tokenizer", "generator")
+
+
+class Curve(NamedTuple):
+    """A logged number over the steps, float64; nan and the infinities where they were logged."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What one training stage has written.
+
+    Attributes:
+      curves: by name, every number of metrics.jsonl but the steps; "time" is in seconds since 1970.
+      evaluation: the numbers of the last evaluation.json, "step" among them. pictures: files by name.
+    """
+
+    name: str
+    curves: Mapping[str, Curve]
+    evaluation: Mapping[str, float]
+    pictures: Mapping[str, Path]
+
+    @property
+    def last_step(self) -> int:
+        """The last that was logged; 0 if none was."""
+        return int(self.curves["time"].steps[-1]) if self.curves else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedRun:
+    """A workdir on disk.
+
+    Attributes:
+      config: its config.json. stages: those that have begun, by name.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    stages: Mapping[str, Stage]
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def steps(self, stage: str) -> int:
+        """How many a stage shall have."""
+        return self.config[f"{stage}_training"]["steps"]
+
+
+def read(workdir: str | Path) -> RecordedRun:
+    """Reads a workdir, also one whose training goes on.
+
+    Raises:
+      FileNotFoundError: there is no run in it. ValueError: a file of it cannot be understood.
+    """
+    path = Path(workdir)
+    config = read_json(path / "config.json")
+    if config is None:
+        raise FileNotFoundError(f"{path} holds no run: it has no config.json; give the --workdir of a training")
+    stages = {name: _stage(path / name) for name in STAGES if (path / name / "metrics.jsonl").exists()}
+    return RecordedRun(path, config, stages)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, None if it is not there.
+
+    Raises:
+      ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, or make it again") from error
+
+
+def _stage(directory: Path) -> Stage:
+    pictures = sorted((directory / "pictures").glob("**/[!.]*.*"))
+    return Stage(directory.name, _curves(directory / "metrics.jsonl"), read_json(directory / "evaluation.json") or {},
+                 {path.relative_to(directory / "pictures").as_posix(): path for path in pictures})
+
+
+def _curves(metrics: Path) -> dict[str, Curve]:
+    points: dict[str, list[tuple[int, float]]] = {}
+    for number, line in enumerate(metrics.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break  # it is being written, or a crash has cut it off
+        try:
+            values = json.loads(line)
+            step = values.pop("step")
+            for name, value in values.items():
+                points.setdefault(name, []).append((step, float(value)))  # "nan" and "inf" are strings
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{metrics}, line {number} is damaged ({error!r}); remove that line") from error
+    return {name: Curve(*map(np.array, zip(*sorted(found, key=lambda point: point[0]), strict=True)))
+            for name, found in points.items()}

@@ -1,0 +1,72 @@
+"""Feature networks from the state dicts of PyTorch: layouts turned, batch statistics folded into the convolutions."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+
+class Source(NamedTuple):
+    """Where the file has a layer: `layer`.weight and, if ours has a bias, `layer`.bias or the BatchNorm `norm`."""
+
+    layer: str
+    norm: str | None = None
+
+
+def parameter_shapes(network: nn.Module) -> Any:
+    """The tree of a feature network's parameters as shapes and dtypes."""
+    return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+
+
+def parameters(network: nn.Module, arrays: Mapping[str, np.ndarray], sources: Mapping[tuple[str, ...], Source],
+               epsilon: float = 0.0) -> dict[str, Any]:
+    """The network's parameters, float32, from the arrays of a state dict; those that it does not need are ignored.
+
+    Args:
+      sources: of every layer by its path. epsilon: of all BatchNorms.
+
+    Raises:
+      ValueError: arrays are missing or of another shape; it lists them all.
+    """
+    template = flatten_dict(parameter_shapes(network))
+    expected = {}
+    for path, source in sources.items():
+        shape = template[*path, "kernel"].shape
+        expected[f"{source.layer}.weight"] = _to_official(shape)
+        if (*path, "bias") in template:
+            names = _norm_names(source.norm) if source.norm else (f"{source.layer}.bias",)
+            expected |= {name: shape[-1:] for name in names}
+    missing = sorted(expected.keys() - arrays.keys())
+    differing = [f"{name} {arrays[name].shape} instead of {shape}" for name, shape in sorted(expected.items())
+                 if name in arrays and arrays[name].shape != shape]
+    if missing or differing:
+        raise ValueError(f"the arrays are not those of {type(network).__name__}; missing: "
+                         f"{', '.join(missing) or 'nothing'}; of another shape: {', '.join(differing) or 'nothing'}")
+    layers = {}
+    for path, source in sources.items():
+        kernel = _to_ours(np.asarray(arrays[f"{source.layer}.weight"], np.float64))
+        if source.norm:
+            scale, shift, mean, variance = (np.asarray(arrays[name], np.float64) for name in _norm_names(source.norm))
+            scale = scale / np.sqrt(variance + epsilon)
+            kernel, layers[*path, "bias"] = kernel * scale, np.float32(shift - mean * scale)
+        elif (*path, "bias") in template:
+            layers[*path, "bias"] = np.float32(arrays[f"{source.layer}.bias"])
+        layers[*path, "kernel"] = np.float32(kernel)
+    return unflatten_dict(layers)
+
+
+def _norm_names(norm: str) -> tuple[str, ...]:
+    return tuple(f"{norm}.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
+
+
+def _to_official(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(h, w, in, out) to (out, in, h, w); (in, out) to (out, in)."""
+    return (shape[-1], shape[-2], *shape[:-2])
+
+
+def _to_ours(kernel: np.ndarray) -> np.ndarray:
+    return np.moveaxis(kernel, (1, 0), (-2, -1))

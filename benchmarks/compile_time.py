@@ -23,7 +23,7 @@ def measure(name: str, argument: str | None) -> None:
     state = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"image": jax.ShapeDtypeStruct((1, c.image_size, c.image_size, 3), jnp.uint8)}
     start = time.perf_counter()
-    lowered = jax.jit(task.update).lower(state, None, batch, jax.random.key(0))
+    lowered = jax.jit(task.update).lower(state, task.frozen_shapes, batch, jax.random.key(0))
     traced = time.perf_counter()
     lowered.compile()
     done = time.perf_counter()

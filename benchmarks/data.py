@@ -109,13 +109,14 @@ def main():
         c, mesh = tiny.get_config(), mesh_lib.make_mesh()
         task = experiment.tokenizer_task(c)
         update = jax.jit(task.update)
+        frozen = mesh_lib.put_whole(experiment.load_perceptual_params(c), mesh_lib.replicated(mesh))
         state = jax.jit(task.init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(0))
         for num_workers in (0, 2):
             iterator = iter(pipeline.training_batches(
                 source, image_size=c.image_size, batch_size=c.tokenizer_batch_size, seed=0, resize_ratio=1.125,
                 flip=False, num_workers=num_workers))
-            timed_steps(update, state, None, iterator, mesh, 1)  # compiles
-            seconds, waited, _ = timed_steps(update, state, None, iterator, mesh, given.steps).T
+            timed_steps(update, state, frozen, iterator, mesh, 1)  # compiles
+            seconds, waited, _ = timed_steps(update, state, frozen, iterator, mesh, given.steps).T
             iterator.close()
             print(f"| {num_workers} | {np.median(seconds):.3f} | {waited.sum() / seconds.sum():.1%} |", flush=True)
 

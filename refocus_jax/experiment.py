@@ -27,7 +27,7 @@ from refocus_jax.runtime import processes, weight_files
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.runtime.writer import write_json
 from refocus_jax.sampling.decode import SamplingSettings
-from refocus_jax.training import loop, optimizer
+from refocus_jax.training import loop, optimizer, perceptual
 from refocus_jax.training.adversarial import AdversarialSettings
 from refocus_jax.training.codebook import Revival
 from refocus_jax.training.evaluators import GeneratorEvaluator, TokenizerEvaluator
@@ -81,12 +81,16 @@ def _make_optimizer(section: ConfigDict, steps: int):
 
 def tokenizer_task(c: ConfigDict) -> TokenizerTask:
     """Stage 1."""
-    steps = c.tokenizer_training.steps
+    steps, chosen = c.tokenizer_training.steps, _perceptual(c)
     return TokenizerTask(
         build_tokenizer(c), TokenizerLosses(**c.losses), Revival(**c.revival),
         _make_optimizer(c.tokenizer_optimizer, steps), steps,
         PatchDiscriminator(**c.discriminator, dtype=jnp.dtype(c.tokenizer.dtype)), AdversarialSettings(**c.adversarial),
-        _make_optimizer(c.discriminator_optimizer, steps), c.tokenizer_batch_parts)
+        _make_optimizer(c.discriminator_optimizer, steps), chosen and chosen.network, c.tokenizer_batch_parts)
+
+
+def _perceptual(c: ConfigDict) -> perceptual.Perceptual | None:
+    return perceptual.choose(c.perceptual, c.image_size, jnp.dtype(c.tokenizer.dtype))
 
 
 def generator_task(c: ConfigDict, num_classes: int, platform: str | None = None) -> GeneratorTask:
@@ -222,8 +226,22 @@ def train_tokenizer(run: Run) -> None:
     c, task = run.config, tokenizer_task(run.config)
     evaluator = TokenizerEvaluator(task.tokenizer, run.validation_batches(c.tokenizer_batch_size), run.mesh)
     loop.train(task, loop.LoopSettings(**c.tokenizer_training), run.batches(c.tokenizer_batch_size, c.seed),
-               frozen=None, key=jax.random.fold_in(run.key, 0), mesh=run.mesh, directory=run.directory("tokenizer"),
-               evaluator=evaluator)
+               frozen=load_perceptual_params(c), key=jax.random.fold_in(run.key, 0), mesh=run.mesh,
+               directory=run.directory("tokenizer"), evaluator=evaluator)
+
+
+def load_perceptual_params(c: ConfigDict) -> Any:
+    """What stage 1 takes as frozen: the parameters of the perceptual network; None without one.
+
+    Raises:
+      FileNotFoundError: no such file. ValueError: it is damaged or another network's.
+    """
+    if tokenizer_task(c).frozen_shapes is None:
+        return None
+    try:
+        return _perceptual(c).load()
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"perceptual is {c.perceptual!r}: {error}; or set perceptual=none") from error
 
 
 def _check_fit(source: str, found: Any, expected: Any, names: dict[str, str]) -> None:

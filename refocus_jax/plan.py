@@ -134,7 +134,9 @@ class Planner:
     def _tokenizer(self, batch: int):
         c = self.config
         images = {"image": self._images(batch), "label": self._labels(batch)}
-        return self._step(experiment.tokenizer_task(c), None, images, c.tokenizer_training)
+        task = experiment.tokenizer_task(c)
+        frozen = mesh_lib.abstract(task.frozen_shapes, mesh_lib.replicated(self.mesh))
+        return self._step(task, frozen, images, c.tokenizer_training)
 
     def _generator(self, batch: int):
         c = self.config

@@ -46,7 +46,8 @@ RANGES: dict[str, Range] = {
     "tokenizer.channel_multipliers": Range(lambda v: len(v) > 0 and all(m >= 1 for m in v), "integers of 1 or more"),
     **{f"alias.{name}": POSITIVE for name in ("vocab_size", "latent_channels", "channels", "norm_groups")},
     "alias.num_residual_blocks": NOT_NEGATIVE,
-    **{f"losses.{name}": NOT_NEGATIVE for name in ("l1", "l2", "view", "consistency", "commitment", "alias")},
+    **{f"losses.{name}": NOT_NEGATIVE for name in
+       ("l1", "l2", "view", "consistency", "commitment", "alias", "perceptual")},
     "revival.every": POSITIVE, "revival.stop_fraction": FRACTION,
     "adversarial.weight": NOT_NEGATIVE, "adversarial.start": NOT_NEGATIVE, "adversarial.cap": GREATER_THAN_ZERO,
     "discriminator.channels": POSITIVE, "discriminator.num_layers": POSITIVE, "discriminator.norm_groups": POSITIVE,

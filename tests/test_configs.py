@@ -30,7 +30,7 @@ def traced_tokenizer(name, argument=None):
     task = experiment.tokenizer_task(c)
     state = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"image": jax.ShapeDtypeStruct((2, c.image_size, c.image_size, 3), jnp.uint8)}
-    return state, *jax.eval_shape(task.update, state, None, batch, jax.random.key(0))
+    return state, *jax.eval_shape(task.update, state, task.frozen_shapes, batch, jax.random.key(0))
 
 
 def count(tree):

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,19 +107,28 @@ def load(setting: str, mesh) -> Extractor:
     """
     name, _, path = setting.partition(":")
     if setting == "efficientnet_lite0":
-        path, read = efficientnet_lite0_file(), efficientnet_lite.from_state_dict
+        path, from_state_dict = efficientnet_lite0_file(), efficientnet_lite.from_state_dict
         distance, apply = "fd_efflite0", _efficientnet_lite0
     elif name == "inception" and (path or setting == name):
-        path, read, distance, apply = Path(path or inception_file()), inception.from_state_dict, "fid", _inception
+        path, from_state_dict = Path(path or inception_file()), inception.from_state_dict
+        distance, apply = "fid", _inception
     else:
         raise ValueError(f"features are {setting!r}; give efficientnet_lite0, inception or inception:PATH")
+    params = mesh_lib.put_whole(read_parameters(path, from_state_dict), mesh_lib.replicated(mesh))
+    return Extractor(name, distance, str(path), _sha256(path), apply, params, mesh)
+
+
+def read_parameters(path: str | os.PathLike, from_state_dict: Callable[[Mapping], Any]) -> Any:
+    """A network's parameters from a file of weights; `from_state_dict` is that of its module.
+
+    Raises:
+      FileNotFoundError: no such file. ValueError: it is damaged or another network's.
+    """
     arrays = weight_files.read(path)
     try:
-        params = read(arrays)
+        return from_state_dict(arrays)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    params = mesh_lib.put_whole(params, mesh_lib.replicated(mesh))
-    return Extractor(name, distance, str(path), _sha256(path), apply, params, mesh)
 
 
 def _efficientnet_lite0(params: Any, image: jax.Array) -> Features:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.models import state_dict
-from refocus_jax.models.examples import keep_divided
 
 IMAGE_SIZE = 224  # what it was trained on
 _NORM_EPSILON = 1e-3
@@ -103,7 +102,7 @@ class EfficientNetLite0(nn.Module):
     def stages(self, pixels_bhwc: jax.Array) -> list[jax.Array]:
         """The last features of each resolution, 1/2 to 1/32: (b, h / 2, w / 2, 16) ... (b, h / 32, w / 32, 320)."""
         x = nn.Conv(_STEM, (3, 3), (2, 2), dtype=self.dtype, precision=self.precision, name="stem")(
-            keep_divided((pixels_bhwc - 127) / 128))
+            (pixels_bhwc - 127) / 128)
         x, found, number = nn.relu6(x), [], 0
         for group in GROUPS:
             if group.strides > 1:

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from refocus_jax.focus.resample import resize
+from refocus_jax.models import perceptual, state_dict
 from refocus_jax.models.discriminator import PatchDiscriminator
 from refocus_jax.models.examples import keep_divided
+from refocus_jax.models.perceptual import FeatureNetwork
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.training import adversarial, codebook
 from refocus_jax.training.accumulation import mean_over_parts
@@ -29,6 +31,7 @@ class TokenizerLosses:
     consistency: float = 0.25  # z_k against area(z_K) (focus, residual)
     commitment: float = 0.25  # beta of the VQ loss
     alias: float = 1.0
+    perceptual: float = 0.0  # of the whole image alone: views may be too small for it
 
 
 @flax.struct.dataclass
@@ -60,7 +63,10 @@ def mse(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerTask:
-    """Trains a `DualTokenizer`. Pure functions of (state, batch, key); batches hold uint8 `image`."""
+    """Trains a `DualTokenizer`. Pure functions of (state, frozen, batch, key); batches hold uint8 `image`.
+
+    `frozen` are the parameters of the perceptual network, None without one.
+    """
 
     tokenizer: DualTokenizer
     losses: TokenizerLosses
@@ -70,12 +76,22 @@ class TokenizerTask:
     discriminator: PatchDiscriminator
     adversarial: adversarial.AdversarialSettings
     discriminator_optimizer: optax.GradientTransformation
+    perceptual: FeatureNetwork | None = None  # asked if losses.perceptual is not 0
     parts: int = 1  # gradients of a batch are summed over so many
     name: str = "tokenizer"
 
     @property
     def _has_alias(self) -> bool:
         return self.tokenizer.alias is not None
+
+    @property
+    def frozen_shapes(self) -> Any:
+        """What `update` needs as `frozen`, as shapes and dtypes."""
+        return state_dict.parameter_shapes(self.perceptual) if self._has_perceptual else None
+
+    @property
+    def _has_perceptual(self) -> bool:
+        return self.perceptual is not None and self.losses.perceptual > 0
 
     def init(self, key: jax.Array) -> TokenizerState:
         params = self.tokenizer.init(jax.random.fold_in(key, 0))
@@ -147,26 +163,39 @@ class TokenizerTask:
             inputs.append(jax.lax.stop_gradient(latent))
         return loss, tokens, inputs
 
-    def _adversarial_loss(self, params, discriminator, image, features):
-        """The generator's term, with its adaptive weight."""
+    def _perceptual_loss(self, frozen, image, reconstruction):
+        """The term, and its gradient at the reconstruction.
+
+        The gradient is taken here, once, since the adversarial weight needs it too. The term carries it along, so that
+        the backward pass keeps no activations of this network.
+        """
+        value, gradient = jax.value_and_grad(lambda drawn: self.losses.perceptual * perceptual.distance(
+            self.perceptual, frozen, drawn, image))(jax.lax.stop_gradient(reconstruction))
+        return value + jnp.sum(gradient * straight_through(jnp.zeros_like(gradient), reconstruction)), gradient
+
+    def _adversarial_loss(self, params, discriminator, image, features, slope):
+        """The generator's term, with its adaptive weight; `slope` is the perceptual term's gradient, None without."""
         head = self.tokenizer.structure.autoencoder
         head_params = params["structure"]["autoencoder"]
-        image, features = keep_divided(image), keep_divided(features)
+        image, features, slope = jax.tree.map(keep_divided, (image, features, slope))
 
         def to_image(head_params, features):
             return head.apply({"params": head_params}, features, method="head")
 
+        def reconstruct(drawn):
+            loss = self._pixel_loss(drawn, image)
+            return loss if slope is None else loss + jnp.sum(slope * drawn)
+
         def fool(image):
             return adversarial.generator_loss(self.discriminator.apply({"params": discriminator}, image))
 
-        weight = adversarial.adaptive_weight(to_image, head_params, features, lambda y: self._pixel_loss(y, image),
-                                             fool, self.adversarial.cap)
+        weight = adversarial.adaptive_weight(to_image, head_params, features, reconstruct, fool, self.adversarial.cap)
         # Computed again in the backward pass: this runs in a branch, and what a branch keeps for the gradient would be
         # gathered on every device.
         deceive = jax.checkpoint(lambda head_params, features: fool(to_image(head_params, features)))
         return self.adversarial.weight * weight * deceive(head_params, features), weight
 
-    def loss(self, params, state: TokenizerState, image: jax.Array, key: jax.Array):
+    def loss(self, params, frozen, state: TokenizerState, image: jax.Array, key: jax.Array):
         """Total loss of images in [-1, 1]; with it its terms, other means, and what `update` needs of each example."""
         views = self.tokenizer.optics.views(image, key)
         terms, quantized, features, reconstruction = self._structure_losses(params, image, views)
@@ -179,10 +208,13 @@ class TokenizerTask:
             alias_terms, tokens, inputs = self._alias_losses(params, residuals, _deviation(means["moment"]))
             terms |= alias_terms
             examples["tokens"]["alias"], examples["inputs"]["alias"] = tokens, inputs
+        slope = None
+        if self._has_perceptual:
+            terms["perceptual"], slope = self._perceptual_loss(frozen, image, reconstruction)
         if self.adversarial.weight:
             terms["adversarial"], means["adversarial_weight"] = jax.lax.cond(
                 state.step >= self.adversarial.start,
-                lambda: self._adversarial_loss(params, state.discriminator, image, features),
+                lambda: self._adversarial_loss(params, state.discriminator, image, features, slope),
                 lambda: (jnp.zeros(()), jnp.zeros(())))
         return sum(terms.values()), (terms, means, examples)
 
@@ -224,8 +256,7 @@ class TokenizerTask:
         return params, opt_state, jnp.where(due, 0, usage), dead.sum()
 
     def update(self, state: TokenizerState, frozen, batch, key: jax.Array):
-        """One step on a batch of uint8 `image`; `frozen` is unused. Returns the new state and scalars."""
-        del frozen
+        """One step on a batch of uint8 `image`. Returns the new state and scalars."""
         key = jax.random.fold_in(key, state.step)
         image = to_unit_range(batch["image"])
         trained = {name: value for name, value in state.params.items() if name != "residual_std"}
@@ -234,7 +265,7 @@ class TokenizerTask:
 
         def gradient(part, number):
             (total, (terms, means, examples)), gradient = jax.value_and_grad(self.loss, has_aux=True)(
-                trained, state, part, jax.random.fold_in(key, noise[number]))
+                trained, frozen, state, part, jax.random.fold_in(key, noise[number]))
             return (terms | {"total": total}, means, gradient), examples
 
         (terms, means, gradient), examples = mean_over_parts(gradient, self.parts, image)

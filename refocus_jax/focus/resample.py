@@ -64,19 +64,23 @@ def stride_matrix(n: int, m: int) -> np.ndarray:
 MATRICES = {"area": area_matrix, "bilinear": bilinear_matrix, "bicubic": bicubic_matrix, "stride": stride_matrix}
 
 
-def resize(image_bhwc: jax.Array, side: int | tuple[int, int], operator: str) -> jax.Array:
-    """Resamples the two spatial axes to `side` with one of MATRICES; equal sizes return the input itself.
+def separable(image_bhwc: jax.Array, vertical: jax.Array | None, horizontal: jax.Array | None) -> jax.Array:
+    """Applies one matrix along the height and one along the width; None leaves its axis as it is.
 
     Runs in float32 at the highest precision: TF32 or bfloat16 passes would change tokens.
     """
+    if vertical is not None:
+        image_bhwc = jnp.einsum("yh,bhwc->bywc", vertical, image_bhwc, precision=jax.lax.Precision.HIGHEST)
+    if horizontal is not None:
+        image_bhwc = jnp.einsum("xw,bhwc->bhxc", horizontal, image_bhwc, precision=jax.lax.Precision.HIGHEST)
+    return image_bhwc
+
+
+def resize(image_bhwc: jax.Array, side: int | tuple[int, int], operator: str) -> jax.Array:
+    """Resamples the two spatial axes to `side` with one of MATRICES; equal sizes return the input itself."""
     if operator not in MATRICES:
         raise ValueError(f"resampling operator {operator!r} is unknown; choose one of {sorted(MATRICES)}")
-    height, width = image_bhwc.shape[1:3]
-    new_height, new_width = (side, side) if isinstance(side, int) else side
-    if new_height != height:
-        matrix = jnp.asarray(MATRICES[operator](height, new_height))
-        image_bhwc = jnp.einsum("yh,bhwc->bywc", matrix, image_bhwc, precision=jax.lax.Precision.HIGHEST)
-    if new_width != width:
-        matrix = jnp.asarray(MATRICES[operator](width, new_width))
-        image_bhwc = jnp.einsum("xw,bhwc->bhxc", matrix, image_bhwc, precision=jax.lax.Precision.HIGHEST)
-    return image_bhwc
+    sides = (side, side) if isinstance(side, int) else side
+    matrices = (None if new == old else jnp.asarray(MATRICES[operator](old, new))
+                for old, new in zip(image_bhwc.shape[1:3], sides, strict=True))
+    return separable(image_bhwc, *matrices)

@@ -1,12 +1,21 @@
-"""The frequency side of down-sampling (section 3.4): the ideal anti-aliasing filter and spectral folding.
+"""The frequency side of down-sampling (section 3.4): ideal anti-aliasing filters and spectral folding.
 
-Spectra are those of periodic images: `fft2` over the two spatial axes. The ideal filter is the fourth PSF of the
-design; it rings in space, so it serves to test Eqs. 6-8 and to measure aliasing, not to make views for training.
+`passband`, `ideal_lowpass` and `fold` are of periodic images, as Eqs. 6-8 are: `fft2` over the two spatial axes. The
+periodic filter is the fourth PSF of the design; it rings in space, so it serves tests, not to make views for training.
+
+`cosine_lowpass` measures real images. A periodic image jumps from its right border to its left one, and the spectrum
+of that jump would pass for detail above the Nyquist rate. Cosines are the spectrum of the image mirrored at its
+borders, as views see it, which has no jump. They also fit any factor: of n cosines, frequencies 0, 1/2n, 2/2n, ...
+cycles per pixel, exactly the first m lie below the Nyquist rate m/2n of m samples, whether or not m divides n.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from refocus_jax.focus.resample import separable
 
 
 def passband(side: int, factor: int) -> np.ndarray:
@@ -41,3 +50,39 @@ def fold(spectrum_bhwc: jax.Array, factor: int) -> jax.Array:
         raise ValueError(f"down-sampling factor {factor} does not divide the image sides {h}x{w}")
     copies = spectrum_bhwc.reshape(b, factor, h // factor, factor, w // factor, c)
     return copies.mean(axis=(1, 3))
+
+
+@functools.cache
+def cosine_matrix(side: int) -> np.ndarray:
+    """(side, side) float64: row k is the k-th orthonormal cosine (DCT-II), of k / (2 side) cycles per pixel."""
+    k, i = np.arange(side)[:, None], np.arange(side)[None, :]
+    matrix = np.sqrt(2 / side) * np.cos(np.pi * k * (i + 0.5) / side)
+    matrix[0] /= np.sqrt(2)
+    return matrix
+
+
+def cosine_spectrum(image_bhwc: jax.Array) -> jax.Array:
+    """Coefficients of orthonormal cosines in both axes, of the image's shape; their energy is the image's."""
+    vertical, horizontal = (jnp.asarray(cosine_matrix(n), jnp.float32) for n in image_bhwc.shape[1:3])
+    return separable(image_bhwc, vertical, horizontal)
+
+
+def cosine_lowpass(image_bhwc: jax.Array, side: int) -> jax.Array:
+    """The part of an image that side x side samples can hold: its cosines below their Nyquist rate, in both axes.
+
+    Linear and idempotent; `image - cosine_lowpass(image, side)` is what a view of that side can show only as aliases.
+
+    Raises:
+      ValueError: `side` is larger than the image.
+    """
+    if side > min(image_bhwc.shape[1:3]):
+        raise ValueError(f"a lowpass for side {side} of an image {image_bhwc.shape[1]}x{image_bhwc.shape[2]}; give at "
+                         "most the image's side")
+    vertical, horizontal = (_projection(n, side) for n in image_bhwc.shape[1:3])
+    return separable(image_bhwc, jnp.asarray(vertical), jnp.asarray(horizontal))
+
+
+@functools.cache
+def _projection(n: int, side: int) -> np.ndarray:
+    low = cosine_matrix(n)[:side]
+    return (low.T @ low).astype(np.float32)

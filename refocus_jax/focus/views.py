@@ -68,6 +68,22 @@ class Pyramid:
         """Radius per scale, pixels."""
         return schedule.radii(len(self.grid_sizes), self.rho_max, self.schedule, self.downsample_factors)
 
+    def view(self, image_bhwc: jax.Array, scale: int, key: jax.Array | None = None) -> View:
+        """The views of one scale, 0 is the coarsest; see `views`."""
+        size = self.image_size
+        if image_bhwc.ndim != 4 or image_bhwc.shape[1:3] != (size, size):
+            raise ValueError(f"image has shape {image_bhwc.shape}; stride {self.stride} and grid_sizes "
+                             f"{self.grid_sizes} describe images (b, {size}, {size}, c)")
+        side = self.stride * self.grid_sizes[scale]
+        blurred = psf_lib.blur(image_bhwc, self.psf, float(self.radii()[scale]))
+        focused = resample.resize(blurred, side, self.downsample)
+        downsampled = resample.resize(image_bhwc, side, self.downsample)
+        if key is not None:
+            std = schedule.noise_stds(len(self.grid_sizes), self.noise_first, self.noise_last)[scale]
+            noise = jax.random.normal(jax.random.fold_in(key, scale), focused.shape, jnp.float32)
+            focused = focused + float(std) * noise
+        return View(focused, downsampled, downsampled - focused)
+
     def views(self, image_bhwc: jax.Array, key: jax.Array | None = None) -> list[View]:
         """The K views of an image in [-1, 1], coarse to fine; with a key, noise beta_k is added to L_k.
 
@@ -76,21 +92,7 @@ class Pyramid:
         Raises:
           ValueError: the image is not (b, image_size, image_size, c).
         """
-        size = self.image_size
-        if image_bhwc.ndim != 4 or image_bhwc.shape[1:3] != (size, size):
-            raise ValueError(f"image has shape {image_bhwc.shape}; stride {self.stride} and grid_sizes "
-                             f"{self.grid_sizes} describe images (b, {size}, {size}, c)")
-        stds = schedule.noise_stds(len(self.grid_sizes), self.noise_first, self.noise_last)
-        result = []
-        for scale, (grid, radius) in enumerate(zip(self.grid_sizes, self.radii(), strict=True)):
-            blurred = psf_lib.blur(image_bhwc, self.psf, float(radius))
-            focused = resample.resize(blurred, self.stride * grid, self.downsample)
-            downsampled = resample.resize(image_bhwc, self.stride * grid, self.downsample)
-            if key is not None:
-                noise = jax.random.normal(jax.random.fold_in(key, scale), focused.shape, jnp.float32)
-                focused = focused + float(stds[scale]) * noise
-            result.append(View(focused, downsampled, downsampled - focused))
-        return result
+        return [self.view(image_bhwc, scale, key) for scale in range(len(self.grid_sizes))]
 
 
 def views(image_bhwc: jax.Array, *, grid_sizes, stride: int, rho_max: float, psf: str = "disk",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refocus_jax.focus.resample import resize
-from refocus_jax.focus.spectrum import fold, ideal_lowpass, passband
+from refocus_jax.focus.spectrum import cosine_lowpass, cosine_spectrum, fold, ideal_lowpass, passband
 
 CASES = [(16, 16, 2), (18, 18, 2), (24, 12, 4), (15, 30, 3), (12, 12, 1)]
 
@@ -117,3 +117,39 @@ def test_the_ideal_filter_is_an_orthogonal_projection(height, width, factor):
 def test_a_factor_that_does_not_divide_is_refused(function):
     with pytest.raises(ValueError, match="down-sampling factor 3 does not divide the image side"):
         function(random_image(9, 8), 3)
+
+
+@pytest.mark.parametrize("n, side", [(16, 8), (18, 5), (15, 13), (12, 12), (9, 1)])
+def test_cosines_below_the_nyquist_rate_of_a_view_pass_and_no_others(n, side):
+    """Also where the view's side is no divisor of the image's: cosine k of n has k / (2 n) cycles per pixel."""
+    x = (np.arange(n) + 0.5) / n
+    waves = np.cos(np.pi * np.arange(n)[:, None] * x[None, :])  # (frequency, pixel)
+    images = jnp.asarray(waves[:, :, None, None] * waves[n // 3][None, None, :, None], jnp.float32)
+    passed = cosine_lowpass(images, side)
+    below = (np.arange(n) < side) & (n // 3 < side)
+    np.testing.assert_allclose(passed, np.where(below[:, None, None, None], images, 0), atol=1e-5)
+
+
+def test_cosine_lowpass_is_a_projection_that_leaves_borders_alone():
+    image = random_image(20, 20)
+    low = cosine_lowpass(image, 7)
+    np.testing.assert_allclose(cosine_lowpass(low, 7), low, atol=1e-5)
+    np.testing.assert_allclose(float((low * (image - low)).sum()), 0, atol=1e-3)  # orthogonal: energies add up
+    ramp = jnp.asarray(np.broadcast_to(np.linspace(-1, 1, 64)[None, :, None, None], (1, 64, 64, 1)), jnp.float32)
+    # A ramp is smooth; as a periodic image it has a jump, whose spectrum is not small above the Nyquist rate.
+    assert energy(ramp - cosine_lowpass(ramp, 16)) < 0.02 * energy(ramp - ideal_lowpass(ramp, 4))
+
+
+def test_cosine_spectrum_keeps_energy_and_finds_its_cosine():
+    image = random_image(12, 20)
+    np.testing.assert_allclose(energy(cosine_spectrum(image)), energy(image), rtol=1e-5)
+    wave = jnp.asarray(np.cos(np.pi * 3 * (np.arange(12) + 0.5) / 12)[None, :, None, None] * np.ones((1, 1, 20, 1)),
+                       jnp.float32)
+    found = np.asarray(cosine_spectrum(wave))[0, :, :, 0]
+    assert np.unravel_index(np.abs(found).argmax(), found.shape) == (3, 0)
+    np.testing.assert_allclose(found[3, 0] ** 2, energy(wave), rtol=1e-5)
+
+
+def test_a_lowpass_for_more_pixels_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="a lowpass for side 9 of an image 8x8; give at most"):
+        cosine_lowpass(random_image(8, 8), 9)

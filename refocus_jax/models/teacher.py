@@ -30,7 +30,8 @@ class AliasGateCrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_bld: jax.Array, memory_bmd: jax.Array, query_offsets: Sequence[int],
-                 key_ends: Sequence[int]) -> jax.Array:
+                 key_ends: Sequence[int]) -> tuple[jax.Array, jax.Array | None]:
+        """Z, and the gate in [0, 1], both (b, l, d); the gate is None where there is none."""
         inner = self.width // 2
         normal = nn.initializers.normal((1 / (3 * self.width)) ** 0.5)
 
@@ -43,9 +44,11 @@ class AliasGateCrossAttention(nn.Module):
         out = attention(q, k, v, query_offsets, key_ends, self.attention)
         out = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros,
                        name="out")(merge_heads(out))
+        gate = None
         if self.gate:
-            out = nn.sigmoid(nn.Dense(self.width, dtype=self.dtype, kernel_init=normal, name="gate")(x_bld)) * out
-        return x_bld + out.astype(x_bld.dtype)
+            gate = nn.sigmoid(nn.Dense(self.width, dtype=self.dtype, kernel_init=normal, name="gate")(x_bld))
+            out = gate * out
+        return x_bld + out.astype(x_bld.dtype), gate
 
 
 class AliasHead(nn.Module):
@@ -73,7 +76,7 @@ class AliasHead(nn.Module):
         level = np.repeat(np.arange(len(self.grid_sizes) - 1), np.square(self.grid_sizes[:-1]))
         return self.alias_embed(vectors_bmc) + (self.level_embedding[level] + self.position)[None].astype(self.dtype)
 
-    def attend(self, block: int, x_bld, memory_bmd, query_offsets, key_ends) -> jax.Array:
+    def attend(self, block: int, x_bld, memory_bmd, query_offsets, key_ends) -> tuple[jax.Array, jax.Array | None]:
         return self.cross[block](x_bld, memory_bmd, query_offsets, key_ends)
 
     def __call__(self, vectors_bmc: jax.Array) -> jax.Array:
@@ -81,7 +84,7 @@ class AliasHead(nn.Module):
         memory = self.embed(vectors_bmc)
         x = memory[:, :1]
         for block in range(self.num_blocks):
-            x = self.attend(block, x, memory, (0, 1), (memory.shape[1],))
+            x, _ = self.attend(block, x, memory, (0, 1), (memory.shape[1],))
         return x
 
 
@@ -90,6 +93,7 @@ class TeacherOutput(NamedTuple):
 
     logits: jax.Array  # (b, l, V) float32
     features: jax.Array  # (M, b, l, d), output of each alias block
+    gates: jax.Array | None  # (M, b, l, d) in [0, 1], Eq. 11's alpha of each alias block; None without a gate
 
 
 def teach(network: Transformer, network_params, head: AliasHead, head_params, captured: Captured,
@@ -116,7 +120,7 @@ def teach(network: Transformer, network_params, head: AliasHead, head_params, ca
         return head.apply({"params": head_params}, *args, method=method)
 
     memory = apply("embed", alias_vectors_bmc)
-    x, features = captured.inputs[:, start:], []
+    x, features, gates = captured.inputs[:, start:], [], []
     for i in range(head.num_blocks):
         layer = i - head.num_blocks  # from the end: `captured` may hold more blocks than the teacher has
         params = {"params": jax.tree.map(lambda a, layer=layer: a[layer], network_params["blocks"])}
@@ -127,10 +131,12 @@ def teach(network: Transformer, network_params, head: AliasHead, head_params, ca
             return attention(q, k, v, tail, seen_structure, network.attention), None
 
         def cross(x, i=i):
-            return apply("attend", i, x, memory, tail, seen_alias)
+            x, gate = apply("attend", i, x, memory, tail, seen_alias)
+            gates.append(gate)
+            return x
 
         keep = None if keep_n2b is None else keep_n2b[layer]
         x, _ = network.block.apply(params, x, captured.modulations[layer], attend, keep, cross)
         features.append(x)
     logits = network.apply({"params": network_params}, x, captured.class_embedding, method="logits")
-    return TeacherOutput(logits, jnp.stack(features))
+    return TeacherOutput(logits, jnp.stack(features), jnp.stack(gates) if head.gate else None)

@@ -41,7 +41,7 @@ class Teacher:
 
     def teach(self, captured, head_params):
         """The teacher's logits and features as numpy arrays."""
-        return map(np.asarray, self._teach(captured, head_params, VECTORS, KEEP))
+        return map(np.asarray, self._teach(captured, head_params, VECTORS, KEEP)[:2])
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +107,28 @@ def test_gate_lies_between_zero_and_one():
     params = small.random_params(lambda key: gated.init(key, x, memory, (0, 9), (5,)))["params"]
 
     def added(module, params):
-        return np.asarray(jax.jit(lambda p: module.apply({"params": p}, x, memory, (0, 9), (5,)))(params)) - x
+        z, alpha = jax.jit(lambda p: module.apply({"params": p}, x, memory, (0, 9), (5,)))(params)
+        return np.asarray(z) - x, alpha
 
     ungated = {name: value for name, value in params.items() if name != "gate"}
-    everything = added(open_, ungated)
-    share = added(gated, params) / everything
+    everything, alpha = added(open_, ungated)
+    assert alpha is None
+    part, alpha = added(gated, params)
+    share = part / everything
+    np.testing.assert_allclose(alpha, share, atol=1e-3)  # what is reported is what acts
     assert 0 < share.min() < 0.3 and 0.7 < share.max() < 1
-    half = added(gated, {**params, "gate": jax.tree.map(np.zeros_like, params["gate"])})
+    half, alpha = added(gated, {**params, "gate": jax.tree.map(np.zeros_like, params["gate"])})
     np.testing.assert_allclose(half, everything / 2, atol=1e-5)
-    np.testing.assert_array_equal(added(open_, {**ungated, "out": jax.tree.map(np.zeros_like, params["out"])}), 0)
+    np.testing.assert_array_equal(alpha, 0.5)
+    closed, _ = added(open_, {**ungated, "out": jax.tree.map(np.zeros_like, params["out"])})
+    np.testing.assert_array_equal(closed, 0)
+
+
+def test_gates_are_of_every_alias_block_and_taught_token(teacher):
+    _, captured = teacher.captured(INPUTS, KEEP)
+    gates = np.asarray(teacher._teach(captured, teacher.head_params, VECTORS, KEEP).gates)
+    assert gates.shape == (2, 2, small.LENGTH - teacher.start, small.WIDTH)
+    assert 0 <= gates.min() < gates.max() <= 1 and (gates[0] != gates[1]).any()
 
 
 def test_cross_attention_is_narrow():

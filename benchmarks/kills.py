@@ -5,8 +5,8 @@
 Every second kill waits for a save to be under way; the others come at any moment after the start, which includes
 imports, compilation, evaluation and the change of stages. Where a run is done before it has been killed often enough,
 another begins. All runs are the same command, `refocus_jax.main`. Compared are, bit for bit, all arrays of the last
-checkpoints, the position in the data, metrics.jsonl and TensorBoard's scalars (but for clock times), the token cache,
-evaluation.json and every picture.
+checkpoints, the position in the data, metrics.jsonl and TensorBoard's scalars (but for times and memory), the token
+cache, evaluation.json and every picture.
 """
 
 import argparse
@@ -25,8 +25,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-STAGES = ("tokenizer", "generator")
-CLOCKS = ("time", "images_per_second", "seconds/")  # beginnings of the names of what a clock has measured
+from refocus_jax.evaluation.runs import OF_THE_MACHINE, STAGES
 
 
 def start(config: str, workdir: Path, cache: Path, log) -> subprocess.Popen:
@@ -87,11 +86,11 @@ def contents(workdir: Path) -> dict[str, object]:
         for path in (checkpoint / "iterator").glob("*.json"):
             found[f"{stage} iterator"] = path.read_text()
         lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
-        found[f"{stage} metrics"] = [{name: value for name, value in line.items() if not name.startswith(CLOCKS)}
-                                     for line in lines]
+        found[f"{stage} metrics"] = [{name: value for name, value in line.items()
+                                      if not name.startswith(OF_THE_MACHINE)} for line in lines]
         shown = EventAccumulator(str(workdir / stage), {"scalars": 0}).Reload()
         for name in shown.Tags()["scalars"]:
-            if not name.startswith(CLOCKS):
+            if not name.startswith(OF_THE_MACHINE):
                 found[f"{stage} TensorBoard {name}"] = [(e.step, repr(e.value)) for e in shown.Scalars(name)]
         found[f"{stage} evaluation"] = (workdir / stage / "evaluation.json").read_text()
         for path in (workdir / stage / "pictures").iterdir():

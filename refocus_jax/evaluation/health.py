@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from refocus_jax.evaluation.runs import STAGES, Curve, RecordedRun
+from refocus_jax.evaluation.runs import OF_THE_MACHINE, STAGES, Curve, RecordedRun
 
 POINTS = 20
 TOLERANCE = 2.0
 NEIGHBOURS = 5
 FLOOR = 0.025
-CLOCKS = ("time", "images_per_second", "seconds/", "memory/")  # what depends on the machine
 
 # Settings that shape what is learned, and what within them does not. A setting that one of the two configs does not
 # have did not exist when it was written, and counts as off.
@@ -208,7 +207,7 @@ def make(runs: Sequence[RecordedRun], about: Mapping[str, Any]) -> Reference:
     for stage in runs[0].stages:
         steps, stages = runs[0].steps(stage), [run.stages[stage] for run in runs]
         names = [name for name in stages[0].curves
-                 if not name.startswith(CLOCKS) and all(name in one.curves for one in stages)]
+                 if not name.startswith(OF_THE_MACHINE) and all(name in one.curves for one in stages)]
         curves[stage] = {name: _band([medians(one.curves[name], steps) for one in stages], f"{stage}: {name}")
                          for name in names}
         common = [name for name in stages[0].evaluation

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 STAGES = ("tokenizer", "generator")
+# Beginnings of the names of what the machine has to do with: all else is the same again when a run is repeated.
+OF_THE_MACHINE = ("time", "images_per_second", "seconds/", "peak_bytes/")
 
 
 class Curve(NamedTuple):

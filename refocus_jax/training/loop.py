@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refocus_jax.runtime import memory
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.runtime.preemption import Preempted, Preemption
@@ -143,7 +144,8 @@ class _Metrics:
         values["images_per_second"] = batch_size * (step - self._logged) / elapsed
         if self._settings.skip_nonfinite:
             values["skipped_steps"] = self._skipped
-        self._writer.scalars(step, values | {f"seconds/{name}": value for name, value in self.seconds.items()})
+        self._writer.scalars(step, values | {f"seconds/{name}": value for name, value in self.seconds.items()}
+                             | {f"peak_bytes/{name}": value for name, value in memory.peaks().items()})
         self.seconds = {}
         self.restart_clock(step)
         return values

@@ -1,0 +1,37 @@
+import subprocess
+import sys
+
+import jax
+
+from refocus_jax.runtime import memory
+
+GROW = """
+import numpy as np
+from refocus_jax.runtime import memory
+memory.peaks()  # looks for devices, which itself needs memory
+before = memory.peaks()["process"]
+held = np.ones(2**28, np.uint8)
+grown = memory.peaks()["process"]
+del held
+print(before, grown, memory.peaks()["process"])
+"""
+
+
+def test_the_peak_of_the_process_grows_with_what_it_holds_and_does_not_fall():
+    run = subprocess.run([sys.executable, "-c", GROW], capture_output=True, text=True, check=True)
+    before, grown, after = map(int, run.stdout.split())
+    assert 0.9 * 2**28 < grown - before < 1.1 * 2**28
+    assert abs(after - grown) < 2**22  # the kernel counts in portions
+
+
+def test_the_fullest_device_counts_where_devices_do(monkeypatch):
+    class Device:
+        def __init__(self, stats):
+            self.stats = stats
+
+        def memory_stats(self):
+            return self.stats
+
+    assert "device" not in memory.peaks()  # CPUs
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device({"peak_bytes_in_use": n}) for n in (3, 7, 5)])
+    assert memory.peaks()["device"] == 7

@@ -1,16 +1,22 @@
 """Tables and line charts as data that JSON can hold, and charts as SVG: what instruments say and reports show."""
 
 import dataclasses
+import html
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 # Told apart in light and dark, and by people who do not tell red from green (after Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 _INK = "#010203"  # stands for the page's own text colour, which an SVG inside the page takes on
+_STYLE = {"font.size": 9, "font.family": "sans-serif", "axes.titlesize": 9, "text.parse_math": False}
+_POINTS = 150  # that a line is drawn with; more than that are summed up
+_LEGEND_INSIDE = 3  # names of lines; more stand below the chart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +36,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """y over x; low and high, if given, bound an interval around it."""
+    """y over x; low and high, if given, bound an interval around it; None and what is not finite are gaps.
+
+    color: a place in `COLORS`, for lines that belong together; default the line's own place. A line without a name is
+    not in the legend.
+    """
 
     name: str
     x: Sequence[float]
@@ -38,11 +48,12 @@ class Line:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     dashed: bool = False
+    color: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """Lines over a common axis."""
+    """Lines over a common axis. log_x, log_y: logarithmic, if anything is positive."""
 
     title: str
     x_label: str
@@ -63,46 +74,78 @@ def chart_from_json(values: dict[str, Any]) -> Chart:
     return Chart(**{**values, "lines": [Line(**line) for line in values["lines"]]})
 
 
-def svg(chart: Chart) -> str:
+def svg(chart: Chart, name: str = "chart") -> str:
     """The chart as an `<svg>` element for a page: text is text, ink has the page's colour, the ground is transparent.
 
-    The same chart gives the same bytes.
+    It is as wide as the page lets it be, and its title is not drawn but told to those who cannot see it. The same
+    chart gives the same bytes.
+
+    Args:
+      name: what its ids begin with; each chart of a page needs another.
     """
-    style = {"svg.fonttype": "none", "svg.hashsalt": chart.title, "font.size": 9, "font.family": "sans-serif",
-             **{name: _INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color",
-                                        "ytick.color", "grid.color")}}
-    with matplotlib.rc_context(style):
-        figure = _draw(chart)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    style = {"svg.fonttype": "none", "svg.hashsalt": name,
+             **{key: _INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color",
+                                      "ytick.color", "grid.color")}}
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE | style):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        _draw(chart, titled=False).savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
-    return text[text.index("<svg"):].replace(_INK, "currentColor")
+    text = text[text.index("<svg"):].replace(_INK, "currentColor")
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0].replace(" \n", " ")), text)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    used = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
+    text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
+    return text.replace(">", f' role="img"><title>{html.escape(chart.title)}</title>', 1)
 
 
 def png(chart: Chart) -> bytes:
     """The chart as a PNG file on white."""
     buffer = io.BytesIO()
-    _draw(chart).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    with matplotlib.rc_context(_STYLE):
+        _draw(chart, titled=True).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _draw(chart: Chart) -> Figure:
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+def _points(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """x, y, low and high as they are drawn: a long line as the means of its stretches, between lowest and highest."""
+    x, y = (np.asarray(values, float) for values in (line.x, line.y))
+    low, high = (None if values is None else np.asarray(values, float) for values in (line.low, line.high))
+    if len(x) > _POINTS:
+        edges = np.linspace(0, len(x), _POINTS + 1).astype(int)
+        parts = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        low, high = y if low is None else low, y if high is None else high
+        low, high = (np.array([reduce(v[part]) for part in parts]) for reduce, v in ((np.min, low), (np.max, high)))
+        x, y = (np.array([v[part].mean() for part in parts]) for v in (x, y))
+    return x, np.where(np.isfinite(y), y, np.nan), low, high
+
+
+def _draw(chart: Chart, titled: bool) -> Figure:
+    named = [line.name for line in chart.lines if line.name]
+    columns = max(1, min(5, 60 // (max(map(len, named), default=0) + 6)))
+    below = -(-len(named) // columns) if len(named) > _LEGEND_INSIDE else 0
+    figure = Figure(figsize=(4.4, 3.0 + 0.2 * below), layout="constrained")
     axes = figure.add_subplot()
     for i, line in enumerate(chart.lines):
-        color = COLORS[i % len(COLORS)]
-        style = "--" if line.dashed or i >= len(COLORS) else "-"
-        marker = "o" if len(line.x) < 20 else None
-        axes.plot(line.x, line.y, style, color=color, label=line.name, linewidth=1.4, marker=marker, markersize=3)
-        if line.low is not None and line.high is not None:
-            axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.2, linewidth=0)
-    if chart.log_x:
+        place = i if line.color is None else line.color
+        color = COLORS[place % len(COLORS)]
+        style = "--" if line.dashed else "-" if place < len(COLORS) else "-."
+        x, y, low, high = _points(line)
+        marker = "o" if len(x) < 20 else None
+        axes.plot(x, y, style, color=color, label=line.name, linewidth=1.4, marker=marker, markersize=3)
+        if low is not None and high is not None:
+            axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+    drawn = axes.get_lines()
+    if chart.log_x and any((line.get_xdata() > 0).any() for line in drawn):
         axes.set_xscale("log")
-    if chart.log_y:
+    if chart.log_y and any((line.get_ydata() > 0).any() for line in drawn):
         axes.set_yscale("log")
-    axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
+    axes.set(xlabel=chart.x_label, ylabel=chart.y_label, title=chart.title if titled else "")
     axes.grid(alpha=0.2, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if any(line.name for line in chart.lines):
+    if below:
+        figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=columns)
+    elif named:
         axes.legend(frameon=False, fontsize=8)
     return figure

@@ -41,15 +41,19 @@ def plan(c: ConfigDict, workdir: str, topology: str | None) -> None:
     target = load(topology)
     planner = Planner(c, target, mesh_lib.make_mesh(target.devices, **c.mesh))
     validate.check(c, planner.mesh.size)
-    before = jax.config.jax_optimization_level
-    jax.config.update("jax_optimization_level", c.plan.optimization)
+    # What is compiled for devices that are not here cannot be read back from the cache of what was compiled.
+    settings = {"jax_optimization_level": c.plan.optimization, "jax_enable_compilation_cache": False}
+    before = {name: getattr(jax.config, name) for name in settings}
     try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
         with cudnn_taken_for_granted():
             content = {"run": os.path.basename(os.path.normpath(workdir)), "topology": topology,
                        "chips": planner.mesh.size, "mesh": dict(planner.mesh.shape), **planner.sizes(),
                        "programs": {name: planner.describe(name) for name in c.plan.programs}}
     finally:
-        jax.config.update("jax_optimization_level", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
     write_json(os.path.join(workdir, "plan.json"), content)
     print(report.lines(content))
 

@@ -74,6 +74,15 @@ def chart_from_json(values: dict[str, Any]) -> Chart:
     return Chart(**{**values, "lines": [Line(**line) for line in values["lines"]]})
 
 
+def text(table: Table) -> str:
+    """The table in columns of text, under its title."""
+    cells = [list(table.columns)] + [["-" if cell is None else str(cell) for cell in row] for row in table.rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(
+        row[1:], widths[1:], strict=True))]).rstrip() for row in cells]
+    return "\n".join([table.title, *lines])
+
+
 def svg(chart: Chart, name: str = "chart") -> str:
     """The chart as an `<svg>` element for a page: text is text, ink has the page's colour, the ground is transparent.
 

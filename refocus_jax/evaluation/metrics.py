@@ -104,9 +104,13 @@ def unigram_entropy(tokens: np.ndarray, labels: np.ndarray, offsets: Sequence[in
     return np.array(result)
 
 
+def bootstrap_means(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> np.ndarray:
+    """Means of values (n, ...) that are drawn from them with replacement, over and over: (resamples, ...)."""
+    rng = np.random.default_rng(seed)
+    return np.array([values[rng.integers(0, len(values), len(values))].mean(axis=0) for _ in range(resamples)])
+
+
 def bootstrap_interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
     """Mean of independent values (n,) and its 95 % interval by bootstrap."""
-    rng = np.random.default_rng(seed)
-    means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)])
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = np.percentile(bootstrap_means(values, seed, resamples), [2.5, 97.5])
     return float(values.mean()), float(low), float(high)

@@ -114,6 +114,9 @@ def get_config() -> ConfigDict:
     c.samples_per_class = 6  # in the pictures of training
     # --mode=sample; see evaluation/samples.py.
     c.draw = ConfigDict(dict(classes=(), count=64, seed=0, batch_size=8, format="grid", output=""))
+    # --mode=aliasing: crops that views and gates are measured on; generated images, a folder or an npz file, default
+    # what --mode=sample has written to WORKDIR/samples.
+    c.aliasing = ConfigDict(dict(images=16, samples=""))
     # --mode=plan: which of tokenizer, generator and sample; the share of the chips' peak that days are reckoned with;
     # whether to look for the largest batch; and XLA's optimization level: O1 compiles sooner, and may need more memory.
     c.plan = ConfigDict(dict(programs=("tokenizer", "generator", "sample"), utilization=0.4, search_batch=False,

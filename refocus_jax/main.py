@@ -7,7 +7,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from refocus_jax import experiment, generate, plan
+from refocus_jax import aliasing, experiment, generate, plan
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 
@@ -18,6 +18,7 @@ MODES = {
     "encode": experiment.encode_data,
     "sample": generate.sample,
     "edit": generate.edit,
+    "aliasing": aliasing.measure,
     "plan": lambda config, workdir: plan.plan(config, workdir, _TOPOLOGY.value),
 }
 
@@ -27,7 +28,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; a run th
 _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "train: both stages, then samples; tokenizer: stage 1; "
                           "encode: training images to tokens, see --config.encode; generator: stage 2; sample: images "
                           "of a trained generator, see --config.draw; edit: paint part of an image anew, see "
-                          "--config.edit; plan: what a machine that is not here would need, see --topology.")
+                          "--config.edit; aliasing: what aliases in views, tokenizer and samples, see "
+                          "--config.aliasing; plan: what a machine that is not here would need, see --topology.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "What --mode=plan plans for: tpu:v5e:4x4, tpu:v5p:4x4x4, "
                                 "gpu:a100:1x8 (hosts x GPUs of each), ...")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes train "

@@ -60,6 +60,7 @@ RANGES: dict[str, Range] = {
     "generator.remat": Range(lambda v: v in REMAT, f"one of {', '.join(REMAT)}"),
     "teacher.logit_weight": NOT_NEGATIVE, "teacher.feature_weight": NOT_NEGATIVE,
     "sampling.cfg": NOT_NEGATIVE, "sampling.top_k": NOT_NEGATIVE, "sampling.top_p": FRACTION,
+    "aliasing.images": POSITIVE,
     "edit.count": POSITIVE, "edit.seed": Range(lambda v: 0 <= v < 2**32, "0 to 2^32 - 1"),
 }
 

@@ -77,6 +77,9 @@ def gates(alpha_mbld: np.ndarray, offsets: Sequence[int]) -> Gates:
                  np.stack([part.std(axis=(1, 2)) for part in parts], axis=1))
 
 
+_COLUMNS = ("Of gates: mean over channels and tokens, the values below which so many of the channels lie, and the "
+            "standard deviation over tokens within a channel. Of Wiener gains: those of the last view that the scale "
+            "sees. ")
 _CANNOT = ("A gate's channels are those of the transformer, not frequencies, and what a gate multiplies has a learned "
            "scale of its own, so a gate of 0.5 and one of 1 before half the weights are the same: the level of a gate "
            "cannot be compared with a Wiener gain. How a gate changes from scale to scale can, as both scales share "
@@ -122,8 +125,8 @@ def gate_tables_and_charts(found: Gates, wiener: Sequence[ScaleGains], grid_size
                          round(float(found.deviation[block, i].mean()), 4),
                          *(None if np.isnan(gain.total) else round(gain.total, 4) for gain in evidence)])
     tables = [Table("learned gates beside Wiener gains", [
-        "last blocks, scale", "mean", *(f"{round(100 * q)} % of channels below" for q in QUANTILES),
-        "deviation over tokens", "Wiener gain of D one scale before", "of A one scale before"], rows, _CANNOT)]
+        "last blocks, scale", "mean", *(f"{round(100 * q)} % below" for q in QUANTILES), "over tokens",
+        "Wiener gain of D", "of A"], rows, _COLUMNS + _CANNOT)]
     if scales > 1:
         rows = []
         for block in range(blocks):
@@ -135,8 +138,10 @@ def gate_tables_and_charts(found: Gates, wiener: Sequence[ScaleGains], grid_size
                              *(None if np.isnan(a.total / b.total) else round(a.total / b.total, 4)
                                for a, b in zip(now, before, strict=True))])
         tables.append(Table("how gates and Wiener gains change from scale to scale", [
-            "last blocks, scales", *(f"ratio, {round(100 * q)} % of channels below" for q in QUANTILES),
-            "ratio of D's Wiener gains", "of A's"], rows, "This can be compared; see above for what cannot."))
+            "last blocks, scales", *(f"{round(100 * q)} % below" for q in QUANTILES),
+            "Wiener gain of D", "of A"], rows,
+            "Ratios: of gates, below which so many of the channels lie, and of the gains of the last views that they "
+            "see. These can be compared."))
     share = np.linspace(0, 1, 101)
     lines = [Line(f"block {block - blocks}, p = {grid_sizes[scale]}", share.tolist(),
                   np.quantile(found.mean[block, i], share).tolist())

@@ -85,3 +85,8 @@ def test_a_png_shows_each_line_in_its_colour():
 
     assert shown(CHART) == [True, True]
     assert shown(dataclasses.replace(CHART, lines=CHART.lines[1:])) == [True, False]
+
+
+def test_a_table_as_text_is_in_columns():
+    table = Table("sizes", ["name", "size"], [["one", 1.5], ["seven", None]], "not shown")
+    assert charts.text(table) == "sizes\nname   size\none     1.5\nseven     -"

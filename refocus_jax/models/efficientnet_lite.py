@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, an ImageNet classifier small enough to ship: features for distances and the perceptual loss.
+"""EfficientNet-Lite, ImageNet classifiers small enough to ship: features for distances and the perceptual loss.
 
 Tan and Le, "EfficientNet" (2019), in the Lite variant that TensorFlow published: no squeeze-and-excitation, ReLU6,
 TensorFlow's SAME padding. Batch statistics are folded into the convolutions.
@@ -28,8 +28,10 @@ class Group(NamedTuple):
     features: int
 
 
-GROUPS = (Group(1, 3, 1, 1, 16), Group(2, 3, 2, 6, 24), Group(2, 5, 2, 6, 40), Group(3, 3, 2, 6, 80),
-          Group(3, 5, 1, 6, 112), Group(4, 5, 2, 6, 192), Group(1, 3, 1, 6, 320))
+LITE0 = (Group(1, 3, 1, 1, 16), Group(2, 3, 2, 6, 24), Group(2, 5, 2, 6, 40), Group(3, 3, 2, 6, 80),
+         Group(3, 5, 1, 6, 112), Group(4, 5, 2, 6, 192), Group(1, 3, 1, 6, 320))
+# The next larger one, of as wide but more blocks; its own weights make it another judge (benchmarks/perceptual.py).
+LITE1 = tuple(group._replace(blocks=group.blocks + (group.blocks > 1)) for group in LITE0)
 _STEM, _HEAD = 32, 1280
 NUM_CLASSES = 1000
 
@@ -88,9 +90,10 @@ class Block(nn.Module):
         return x_bhwc + h if h.shape == x_bhwc.shape else h
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite(nn.Module):
     """Pixels (b, h, w, 3) in [0, 255] to pooled features (b, 1280) and ImageNet logits (b, 1000), float32."""
 
+    groups: tuple[Group, ...] = LITE0
     dtype: jnp.dtype = jnp.float32
     precision: jax.lax.Precision | None = None
 
@@ -104,7 +107,7 @@ class EfficientNetLite0(nn.Module):
         x = nn.Conv(_STEM, (3, 3), (2, 2), dtype=self.dtype, precision=self.precision, name="stem")(
             (pixels_bhwc - 127) / 128)
         x, found, number = nn.relu6(x), [], 0
-        for group in GROUPS:
+        for group in self.groups:
             if group.strides > 1:
                 found.append(x)
             for i in range(group.blocks):
@@ -119,17 +122,17 @@ class EfficientNetLite0(nn.Module):
         return pool, self.classifier(pool)
 
 
-def from_state_dict(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Parameters from the arrays of PyTorch's `efficientnet-lite0` files.
+def from_state_dict(arrays: Mapping[str, np.ndarray], groups: tuple[Group, ...] = LITE0) -> dict[str, Any]:
+    """Parameters from the arrays of PyTorch's `efficientnet-lite0` files, or of another size's.
 
     Raises:
       ValueError: arrays are missing or of another shape; it lists them all.
     """
     sources = {("stem",): state_dict.Source("_conv_stem", "_bn0"), ("head",): state_dict.Source("_conv_head", "_bn1"),
                ("classifier",): state_dict.Source("_fc")}
-    for number in range(sum(group.blocks for group in GROUPS)):
+    for number in range(sum(group.blocks for group in groups)):
         for i, name in enumerate(("expand", "depthwise", "project")):
             if (number, name) != (0, "expand"):  # the first block does not widen
                 block = f"_blocks.{number}"
                 sources[f"block_{number}", name] = state_dict.Source(f"{block}._{name}_conv", f"{block}._bn{i}")
-    return state_dict.parameters(EfficientNetLite0(), arrays, sources, _NORM_EPSILON)
+    return state_dict.parameters(EfficientNetLite(groups), arrays, sources, _NORM_EPSILON)

@@ -11,7 +11,7 @@ from refocus_jax.models.examples import keep_divided
 
 
 class FeatureNetwork(Protocol):
-    """`EfficientNetLite0` or `Vgg16`."""
+    """`EfficientNetLite` or `Vgg16`."""
 
     def stages(self, pixels_bhwc: jax.Array) -> list[jax.Array]: ...
 

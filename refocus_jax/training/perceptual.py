@@ -36,7 +36,7 @@ def choose(setting: str, image_size: int, dtype: jnp.dtype) -> Perceptual | None
     if setting == "none":
         return None
     if setting == "efficientnet_lite0":
-        return Perceptual(efficientnet_lite.EfficientNetLite0(dtype), features.efficientnet_lite0_file,
+        return Perceptual(efficientnet_lite.EfficientNetLite(dtype=dtype), features.efficientnet_lite0_file,
                           efficientnet_lite.from_state_dict)
     if name == "vgg16" and path:
         if image_size < vgg.MIN_IMAGE_SIZE:

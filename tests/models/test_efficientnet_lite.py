@@ -31,7 +31,7 @@ TORCH_LOGITS = (-4.45569, -1.83172, -1.58417, -2.30111, 2.02085)
 def test_numbers_are_those_of_pytorch(params):
     """Computed with PyTorch's own convolutions and BatchNorms from the same file, on sides that 32 does not divide."""
     pixels = np.random.default_rng(0).integers(0, 256, (1, 48, 40, 3), np.uint8).astype(np.float32)
-    network = efficientnet_lite.EfficientNetLite0(precision=jax.lax.Precision.HIGHEST)
+    network = efficientnet_lite.EfficientNetLite(precision=jax.lax.Precision.HIGHEST)
     both = jax.jit(lambda params: [network.apply({"params": params}, pixels, method=m) for m in ("stages", "__call__")])
     stages, (pool, logits) = jax.device_get(both(params))
     for stage, (shape, expected) in zip(stages, TORCH_STAGES, strict=True):
@@ -53,5 +53,5 @@ def test_images_are_resized_as_by_pillow(side):
 
 def test_files_of_other_networks_are_refused(arrays):
     others = {name: array for name, array in arrays.items() if not name.startswith("_fc")}
-    with pytest.raises(ValueError, match="EfficientNetLite0; missing: _fc.bias, _fc.weight; of another shape: nothing"):
+    with pytest.raises(ValueError, match="EfficientNetLite; missing: _fc.bias, _fc.weight; of another shape: nothing"):
         efficientnet_lite.from_state_dict(others)

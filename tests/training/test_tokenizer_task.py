@@ -1,7 +1,9 @@
 """Stage 1: losses, revival, discriminator, resuming, devices."""
 
+import dataclasses
 import functools
 
+import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,10 @@ import pytest
 
 from refocus_jax import experiment
 from refocus_jax.focus import noise_stds
+from refocus_jax.models import perceptual
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.training import loop, tokenizer_task
+from refocus_jax.training import adversarial, loop, tokenizer_task
+from tests.fixtures import small
 
 
 @pytest.fixture(scope="module")
@@ -117,17 +121,113 @@ def test_shared_streams_have_one_network(stepper):
     assert set(state.params) == {"structure", "residual_std"} and set(state.usage) == {"structure"}
 
 
-def test_loss_on_one_device_is_that_on_two(stepper, images):
+class OneStage(nn.Module):
+    """The least of a perceptual network."""
+
+    @nn.compact
+    def stages(self, pixels_bhwc):
+        return [nn.Conv(4, (3, 3))(pixels_bhwc / 255)]
+
+    def __call__(self, pixels_bhwc):
+        return self.stages(pixels_bhwc)
+
+
+@pytest.fixture(scope="module")
+def perceptive(stepper):
+    """A task with a perceptual loss, two sets of parameters for its network, and a first state."""
     task, _, state = stepper()
-    values = []
-    for count in (1, 2):
-        mesh = mesh_lib.make_mesh(jax.devices()[:count])
-        placed = jax.device_put(state, mesh_lib.replicated(mesh))
-        batch = mesh_lib.put_batch(mesh, {"image": images[:4]})
-        key = jax.device_put(jax.random.key(1), mesh_lib.replicated(mesh))
-        values.append(jax.jit(task.update)(placed, None, batch, key)[1])
-    for name in ("loss/total", "loss/reconstruction", "gradient_norm"):
-        np.testing.assert_allclose(values[0][name], values[1][name], rtol=1e-5)
+    task = dataclasses.replace(task, perceptual=OneStage(), losses=dataclasses.replace(task.losses, perceptual=0.5))
+    networks = [small.random_params(task.perceptual.init, np.zeros((1, 8, 8, 3), np.float32), seed=seed)["params"]
+                for seed in (0, 1)]
+    return task, networks, state
+
+
+@pytest.fixture(scope="module")
+def on_devices(perceptive, images):
+    """on_devices(count, network) -> what one step on so many devices reports; and the jitted updates by count."""
+    task, _, state = perceptive
+    meshes = {count: mesh_lib.make_mesh(jax.devices()[:count]) for count in (1, 2)}
+    updates = {count: jax.jit(mesh_lib.on_mesh(mesh, task.update)) for count, mesh in meshes.items()}
+
+    def run(count, network):
+        batch = mesh_lib.put_batch(meshes[count], {"image": images[:4]})
+        placed = jax.device_put((state, network), mesh_lib.replicated(meshes[count]))
+        return updates[count](*placed, batch, jax.device_put(jax.random.key(1), mesh_lib.replicated(meshes[count])))[1]
+
+    return run, updates
+
+
+def test_perceptual_network_is_an_argument_of_the_step(perceptive, on_devices):
+    (task, networks, _), (run, updates) = perceptive, on_devices
+    assert jax.tree.map(lambda a: a.shape, task.frozen_shapes) == jax.tree.map(lambda a: a.shape, networks[0])
+    one, other = (jax.device_get(run(1, network)) for network in networks)
+    assert updates[1]._cache_size() == 1
+    assert one["loss/perceptual"] != other["loss/perceptual"]
+    assert one["loss/reconstruction"] == other["loss/reconstruction"]
+    np.testing.assert_allclose(one["loss/total"] - other["loss/total"],
+                               one["loss/perceptual"] - other["loss/perceptual"], atol=1e-5)
+
+
+def test_loss_on_one_device_is_that_on_two(perceptive, on_devices):
+    (_, (network, _), _), (run, _) = perceptive, on_devices
+    one, two = run(1, network), run(2, network)
+    for name in ("loss/total", "loss/reconstruction", "loss/perceptual", "gradient_norm"):
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def perceptual_terms(perceptive, images):
+    """Of one batch, once the adversary has started: what the loss makes of it, and what it is by definition."""
+    task, (network, _), state = perceptive
+    state, image, key = state.replace(step=jnp.int32(2)), tokenizer_task.to_unit_range(images[:4]), jax.random.key(2)
+    params = {name: value for name, value in state.params.items() if name != "residual_std"}
+
+    def by_loss(params):
+        terms, means, _ = task.loss(params, network, state, image, key)[1]
+        return terms["perceptual"], means["adversarial_weight"]
+
+    def by_definition(params):
+        views = task.tokenizer.optics.views(image, key)
+        _, _, features, reconstruction = task._structure_losses(params, image, views)
+
+        def distance(drawn):
+            return 0.5 * perceptual.distance(task.perceptual, network, drawn, image)
+
+        def to_image(head_params, features):
+            return head.apply({"params": head_params}, features, method="head")
+
+        head = task.tokenizer.structure.autoencoder
+        weight = adversarial.adaptive_weight(
+            to_image, params["structure"]["autoencoder"], features, lambda y: task._pixel_loss(y, image) + distance(y),
+            lambda y: adversarial.generator_loss(task.discriminator.apply({"params": state.discriminator}, y)),
+            task.adversarial.cap)
+        return distance(reconstruction), weight
+
+    return [jax.jit(jax.value_and_grad(f, has_aux=True))(params) for f in (by_loss, by_definition)]
+
+
+def test_perceptual_term_and_its_gradient_are_the_distances(perceptual_terms):
+    ((value, weight), gradient), ((expected, expected_weight), expected_gradient) = perceptual_terms
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(weight, expected_weight, rtol=1e-4)  # of the adversary, against the whole image loss
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, expected_gradient)
+
+
+def test_perceptual_loss_trains_encoder_and_decoder_alone(perceptual_terms):
+    (_, gradient), _ = perceptual_terms
+    size = {name: float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(tree))) for name, tree in (
+        ("encoder", gradient["structure"]["autoencoder"]["encoder"]),
+        ("decoder", gradient["structure"]["autoencoder"]["decoder"]),
+        ("quantizer", gradient["structure"]["quantizer"]), ("alias", gradient["alias"]))}
+    assert size["encoder"] > 0 and size["decoder"] > 0 and size["quantizer"] == 0 == size["alias"]
+
+
+def test_without_weight_a_perceptual_network_is_none(stepper, images):
+    _, update, state = stepper()
+    task, other, first = stepper(None, (("perceptual", "efficientnet_lite0"), ("losses.perceptual", 0.0)))
+    assert task.perceptual is not None and task.frozen_shapes is None
+    (one, values), (same, same_values) = (steps(f, s, images, 3) for f, s in ((update, state), (other, first)))
+    assert values == same_values and "loss/perceptual" not in values[0] and equal(one.params, same.params)
 
 
 def test_parts_of_a_batch_change_nothing(stepper, images):

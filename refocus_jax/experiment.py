@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ from ml_collections import ConfigDict
 
 from refocus_jax import encode, validate
 from refocus_jax.data import pipeline, sources, token_cache
-from refocus_jax.evaluation import report
+from refocus_jax.evaluation import features, measurements, report
+from refocus_jax.evaluation.reference import OpenedReference, ReferenceSettings
 from refocus_jax.evaluation.samples import DrawSettings
 from refocus_jax.focus import Pyramid
 from refocus_jax.interop import var_state_dict
@@ -30,7 +32,7 @@ from refocus_jax.sampling.decode import SamplingSettings
 from refocus_jax.training import loop, optimizer, perceptual
 from refocus_jax.training.adversarial import AdversarialSettings
 from refocus_jax.training.codebook import Revival
-from refocus_jax.training.evaluators import GeneratorEvaluator, TokenizerEvaluator
+from refocus_jax.training.evaluators import GeneratorEvaluator, SampleDistance, TokenizerEvaluator
 from refocus_jax.training.generator_task import GeneratorTask, TeacherSettings
 from refocus_jax.training.tokenizer_task import TokenizerLosses, TokenizerTask
 
@@ -117,6 +119,22 @@ def draw_settings(c: ConfigDict) -> DrawSettings:
     return DrawSettings(**c.draw)
 
 
+def reference_settings(c: ConfigDict) -> ReferenceSettings:
+    """Where `--mode=evaluate` and stage 2 find images to compare with."""
+    return ReferenceSettings(c.evaluation.reference, c.evaluation.reference_count, c.data.source, c.image_size,
+                             c.data.resize_ratio, c.data.crops_per_image)
+
+
+def open_reference(c: ConfigDict) -> tuple[features.Extractor, OpenedReference]:
+    """What looks at images, on the devices of this process, and what samples are compared with, not yet measured.
+
+    Raises:
+      ValueError, FileNotFoundError: one of them is not there, or they do not fit.
+    """
+    extractor = features.load(c.evaluation.features, mesh_lib.make_mesh(jax.local_devices()))
+    return extractor, reference_settings(c).open(measurements.dimensions(extractor))
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A config bound to its data, its devices and its directory."""
@@ -189,6 +207,8 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
         expected = encode.describe(c, train, tokenizers)
         if c.data.tokens:
             encode.check(c.data.tokens, expected)
+    if c.evaluation.during_training:
+        open_reference(c)
     values = json.loads(c.to_json()) | {"class_names": list(train.class_names)}
     _check_workdir(values, workdir)
     write_json(os.path.join(workdir, "config.json"), values)
@@ -342,10 +362,21 @@ def train_generator(run: Run) -> None:
         sample = tokens.sample(_UNIGRAM_EXAMPLES)
     held_out = encode.encode_batches(task.tokenizer, frozen, run.validation_batches(c.generator_batch_size), run.mesh)
     evaluator = GeneratorEvaluator(task, held_out, sample, run.train.class_names, run.mesh, sampling_settings(c),
-                                   c.generator_batch_size, samples_per_class=c.samples_per_class)
+                                   c.generator_batch_size, samples_per_class=c.samples_per_class,
+                                   distance=_sample_distance(run))
     loop.train(task, loop.LoopSettings(**c.generator_training), batches, frozen=frozen,
                key=jax.random.fold_in(run.key, 1), mesh=run.mesh, directory=run.directory("generator"),
                evaluator=evaluator, warm_start=_warm_start(run, task))
+
+
+def _sample_distance(run: Run) -> SampleDistance | None:
+    """What `evaluation.during_training` asks for, with the reference measured; None if it is 0."""
+    e = run.config.evaluation
+    if not e.during_training:
+        return None
+    extractor, reference = open_reference(run.config)
+    measured = reference.measure(extractor, Path(run.workdir) / "evaluation")
+    return SampleDistance(extractor, measured, e.during_training, e.batch_size * run.mesh.size)
 
 
 def _warm_start(run: Run, task: GeneratorTask):

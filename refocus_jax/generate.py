@@ -27,12 +27,23 @@ def load_generator(c: ConfigDict, workdir: str) -> tuple[pretrained.Generator, d
     if os.path.exists(os.path.join(workdir, "config.json")) or not weight_files.is_weight_file(c.init_from):
         step = experiment.latest_step(os.path.join(workdir, "generator"))
         return pretrained.load_generator(workdir), {"generator": str(workdir), "step": step}
-    tokenizer = c.tokenizer_from or None
-    if weight_files.is_weight_file(tokenizer):
-        tokenizer = pretrained.load_tokenizer(tokenizer, grid_sizes=tuple(c.grid_sizes),
-                                              norm_groups=c.tokenizer.norm_groups)
+    tokenizer = load_tokenizer(c, workdir) if c.tokenizer_from else None
     generator = pretrained.load_generator(c.init_from, tokenizer=tokenizer)
     return generator, {"generator": c.init_from, "tokenizer": c.tokenizer_from}
+
+
+def load_tokenizer(c: ConfigDict, workdir: str) -> pretrained.Tokenizer:
+    """The workdir's tokenizer, or that of `tokenizer_from` if no run has started there.
+
+    Raises:
+      FileNotFoundError: neither is there.
+    """
+    if os.path.exists(os.path.join(workdir, "config.json")) or not c.tokenizer_from:
+        return pretrained.load_tokenizer(workdir)
+    if weight_files.is_weight_file(c.tokenizer_from):
+        return pretrained.load_tokenizer(c.tokenizer_from, grid_sizes=tuple(c.grid_sizes),
+                                         norm_groups=c.tokenizer.norm_groups)
+    return pretrained.load_tokenizer(c.tokenizer_from)
 
 
 def sample(c: ConfigDict, workdir: str) -> None:
@@ -40,22 +51,24 @@ def sample(c: ConfigDict, workdir: str) -> None:
     settings, draw = experiment.sampling_settings(c), experiment.draw_settings(c)
     generator, record = load_generator(c, workdir)
     output = Path(draw.output or os.path.join(workdir, "samples"))
-    draw_into(output, generator, record, settings, draw)
+    draw_into(output, generator, draw_record(record, settings, draw), settings, draw)
     if jax.process_index() == 0:
         print(f"{draw.count} images in {output}")
 
 
+def draw_record(record: dict, settings: SamplingSettings, draw: samples.DrawSettings) -> dict:
+    """All that samples hang on, as JSON; `record` says which generator draws them."""
+    return json.loads(json.dumps(record | {"sampling": dataclasses.asdict(settings), "draw": {
+        name: value for name, value in dataclasses.asdict(draw).items() if name not in ("output", "batch_size")}}))
+
+
 def draw_into(output: Path, generator: pretrained.Generator, record: dict, settings: SamplingSettings,
               draw: samples.DrawSettings) -> None:
-    """Draws images into a directory, or what of them is missing; `record` says which generator it is."""
-    record = record | {"sampling": dataclasses.asdict(settings), "draw": {
-        name: value for name, value in dataclasses.asdict(draw).items() if name not in ("output", "batch_size")}}
-
+    """Draws images into a directory, or what of them is missing; `record` comes from `draw_record`."""
     def draw_batch(labels: np.ndarray, seed: int) -> np.ndarray:
         drawn = generator.sample(labels, seed, settings.cfg, settings.top_k, settings.top_p, settings.smooth)
         return pictures.to_uint8(np.asarray(generator.images(drawn)))
 
-    record = json.loads(json.dumps(record))  # as it will be read again
     size = generator.tokenizer.model.optics.image_size
     drawing = samples.draw(draw_batch, draw, generator.class_names, size, output, record)
     with Progress(draw.count, next(drawing), "samples") as progress:

@@ -7,7 +7,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from refocus_jax import aliasing, experiment, generate, plan
+from refocus_jax import aliasing, evaluate, experiment, generate, plan
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 
@@ -19,6 +19,7 @@ MODES = {
     "sample": generate.sample,
     "edit": generate.edit,
     "aliasing": aliasing.measure,
+    "evaluate": lambda config, workdir: evaluate.evaluate(config, workdir, _SAMPLES.value),
     "plan": lambda config, workdir: plan.plan(config, workdir, _TOPOLOGY.value),
 }
 
@@ -29,9 +30,12 @@ _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "train: both stages, t
                           "encode: training images to tokens, see --config.encode; generator: stage 2; sample: images "
                           "of a trained generator, see --config.draw; edit: paint part of an image anew, see "
                           "--config.edit; aliasing: what aliases in views, tokenizer and samples, see "
-                          "--config.aliasing; plan: what a machine that is not here would need, see --topology.")
+                          "--config.aliasing; evaluate: FID and other numbers, see --config.evaluation; plan: what a "
+                          "machine that is not here would need, see --topology.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "What --mode=plan plans for: tpu:v5e:4x4, tpu:v5p:4x4x4, "
                                 "gpu:a100:1x8 (hosts x GPUs of each), ...")
+_SAMPLES = flags.DEFINE_string("samples", None, "What --mode=evaluate measures instead of samples of the workdir's "
+                               "generator: a folder of images or an .npz file, as --config.evaluation.samples.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes train "
                                    "together; under Slurm and on TPU pods they find each other without these flags.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")

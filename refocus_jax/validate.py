@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from refocus_jax.evaluation.image_sets import MIN_IMAGES
 from refocus_jax.models.transformer import REMAT
 
 
@@ -21,6 +22,7 @@ NOT_NEGATIVE = Range(lambda v: v >= 0 and math.isfinite(v), "0 or more")
 GREATER_THAN_ZERO = Range(lambda v: v > 0 and math.isfinite(v), "more than 0")
 FRACTION = Range(lambda v: 0 <= v <= 1, "0 to 1")
 BELOW_ONE = Range(lambda v: 0 <= v < 1, "0 or more and less than 1")
+COMPARABLE = Range(lambda v: v >= MIN_IMAGES, f"{MIN_IMAGES} or more")
 DTYPE = Range(lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16")
 
 _OPTIMIZER = {"learning_rate": NOT_NEGATIVE, "b1": BELOW_ONE, "b2": BELOW_ONE, "weight_decay": NOT_NEGATIVE,
@@ -61,8 +63,23 @@ RANGES: dict[str, Range] = {
     "teacher.logit_weight": NOT_NEGATIVE, "teacher.feature_weight": NOT_NEGATIVE,
     "sampling.cfg": NOT_NEGATIVE, "sampling.top_k": NOT_NEGATIVE, "sampling.top_p": FRACTION,
     "aliasing.images": POSITIVE,
+    "evaluation.count": COMPARABLE, "evaluation.reference_count": COMPARABLE, "evaluation.batch_size": POSITIVE,
+    "evaluation.seed": Range(lambda v: 0 <= v < 2**31, "0 to 2^31 - 1"),
+    "evaluation.parts": Range(lambda v: len(v) > 0 and set(v) <= {"tokenizer", "generator"},
+                              "('tokenizer', 'generator') or one of them"),
+    "evaluation.during_training": Range(lambda v: v == 0 or v >= MIN_IMAGES, f"0 (off), or {MIN_IMAGES} or more"),
     "edit.count": POSITIVE, "edit.seed": Range(lambda v: 0 <= v < 2**32, "0 to 2^32 - 1"),
 }
+
+
+def check_ranges(c: Any) -> None:
+    """Raises a ValueError that names the first setting out of its range, and the range."""
+    for name, limits in RANGES.items():
+        value = c
+        for part in name.split("."):
+            value = value[part]
+        if not limits.fits(value):
+            raise ValueError(f"{name} is {value!r}; give {limits.says}")
 
 
 def check(c: Any, num_devices: int) -> None:
@@ -71,12 +88,7 @@ def check(c: Any, num_devices: int) -> None:
     Args:
       c: a ConfigDict. num_devices: that share a batch.
     """
-    for name, limits in RANGES.items():
-        value = c
-        for part in name.split("."):
-            value = value[part]
-        if not limits.fits(value):
-            raise ValueError(f"{name} is {value!r}; give {limits.says}")
+    check_ranges(c)
     for stage in ("tokenizer", "generator"):
         size, parts = c[f"{stage}_batch_size"], c[f"{stage}_batch_parts"]
         if size % (num_devices * parts):

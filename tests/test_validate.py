@@ -42,6 +42,9 @@ BAD = [
     {"sampling.cfg": -1.0}, {"sampling.top_k": 2000}, {"sampling.top_k": -1}, {"sampling.top_p": 1.5},
     {"samples_per_class": 0}, {"draw.count": 0}, {"draw.format": "gif"}, {"edit.count": 0}, {"edit.seed": -1},
     {"aliasing.images": 0},
+    # evaluation
+    {"evaluation.count": 9}, {"evaluation.reference_count": 0}, {"evaluation.batch_size": 0}, {"evaluation.seed": -1},
+    {"evaluation.during_training": 5}, {"evaluation.parts": ("student",)}, {"evaluation.parts": ()},
     # data
     {"data.source": "foto"}, {"data.source": "npz:/nowhere.npz"}, {"data.resize_ratio": -1.0},
     {"data.resize_ratio": 0.5}, {"data.validation_examples": 0}, {"data.token_examples": -1},

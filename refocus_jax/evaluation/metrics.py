@@ -61,6 +61,16 @@ def usage(counts: np.ndarray) -> float:
     return float((counts > 0).mean())
 
 
+def codebook_use(stream: str, counts_kv: np.ndarray) -> dict[str, float]:
+    """Perplexity and usage of a stream's codebook, by scale and over all; counts of its codes (V,) for each scale."""
+    numbers = {}
+    for name, counts in [*((f"scale_{k + 1}", counts) for k, counts in enumerate(counts_kv)),
+                         ("all", np.sum(counts_kv, axis=0))]:
+        numbers[f"{stream}_perplexity/{name}"] = perplexity(counts)
+        numbers[f"{stream}_usage/{name}"] = usage(counts)
+    return numbers
+
+
 def unigram_cross_entropy(tokens: np.ndarray, labels: np.ndarray, train_tokens: np.ndarray, train_labels: np.ndarray,
                           offsets: Sequence[int], vocab_size: int) -> np.ndarray:
     """Cross-entropy per scale, in nats per token, of a unigram model per scale and class: the floor to beat.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.data.token_cache import TokenSet
-from refocus_jax.evaluation import metrics, pictures
+from refocus_jax.evaluation import comparison, measurements, metrics, pictures
+from refocus_jax.evaluation.features import Extractor
+from refocus_jax.evaluation.reference import Reference
 from refocus_jax.focus.resample import resize
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.runtime import mesh as mesh_lib
@@ -98,11 +100,8 @@ class TokenizerEvaluator:
             if power:  # without blur there is no residual to explain
                 yield f"validation/alias_explained/{scale}", 1 - errors[f"alias/{scale}"].mean() / power
         for stream, per_scale in counts.items():
-            for k, one in enumerate(per_scale):
-                yield f"validation/{stream}_perplexity/scale_{k + 1}", metrics.perplexity(one)
-                yield f"validation/{stream}_usage/scale_{k + 1}", metrics.usage(one)
-            yield f"validation/{stream}_perplexity/all", metrics.perplexity(per_scale.sum(0))
-            yield f"validation/{stream}_usage/all", metrics.usage(per_scale.sum(0))
+            for name, value in metrics.codebook_use(stream, per_scale).items():
+                yield f"validation/{name}", value
         for k, (difference, norm) in enumerate(sum(r[2] for r in results)):
             yield f"validation/latent_gap/scale_{k + 1}", float(np.sqrt(difference / norm))
         yield from self._pictures(results[0][3])
@@ -117,6 +116,30 @@ class TokenizerEvaluator:
 
 
 @dataclasses.dataclass(frozen=True)
+class SampleDistance:
+    """How far samples are from a reference while their generator trains: Fréchet distances alone.
+
+    Attributes:
+      extractor: on the devices of this process. count: of samples. batch_size: drawn at a time, by all devices.
+    """
+
+    extractor: Extractor
+    reference: Reference
+    count: int
+    batch_size: int
+
+    def __call__(self, draw: Callable[[np.ndarray, int], np.ndarray], num_classes: int) -> dict[str, float]:
+        """draw: (labels (b,), seed of the first) to uint8 images, which every process gets."""
+        labels = np.resize(np.arange(num_classes, dtype=np.int32), -(-self.count // self.batch_size) * self.batch_size)
+        parts = []
+        for start in range(0, self.count, self.batch_size):
+            images = draw(labels[start:start + self.batch_size], start)[:self.count - start]
+            parts.append(measurements.features_now(images, self.extractor))
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return comparison.frechet(columns, self.reference, self.extractor.distance)
+
+
+@dataclasses.dataclass(frozen=True)
 class GeneratorEvaluator:
     """Cross-entropy per scale of student and teacher, the unigram floor, samples and the focus pull.
 
@@ -124,6 +147,7 @@ class GeneratorEvaluator:
       validation: held-out tokens, all of them in every process. train: those of stage 2, from which the unigram floor
       is made, or None.
       samples_per_class: in the grid. max_classes: shown at most. seed: of the samples, the same at every evaluation.
+      distance: of samples from a reference, or None.
     """
 
     task: GeneratorTask
@@ -136,6 +160,7 @@ class GeneratorEvaluator:
     seed: int = 0
     samples_per_class: int = 6
     max_classes: int = 16
+    distance: SampleDistance | None = None
 
     @functools.cached_property
     def _measure(self):
@@ -164,9 +189,32 @@ class GeneratorEvaluator:
 
         return jax.jit(run, out_shardings=mesh_lib.replicated(self.mesh))
 
+    @functools.cached_property
+    def _draw(self):
+        """Images of labels that are divided among the devices."""
+        tokenizer = self.task.tokenizer
+
+        def run(params, frozen, labels, seed):
+            drawn = sample(self.task.student, params, tokenizer.structure.quantizer, frozen["structure"]["quantizer"],
+                           labels, sample_keys(seed, labels), self.sampling)
+            return tokenizer.decode(frozen, drawn.f_hat[-1])
+
+        return _jit(self.mesh, run)
+
+    def _distances(self, params, frozen) -> Iterator[tuple[str, float]]:
+        def draw(labels: np.ndarray, seed: int) -> np.ndarray:
+            labels = mesh_lib.put_whole(labels, mesh_lib.batch_sharding(self.mesh))
+            images = self._draw(params["student"], frozen, labels, np.uint32(self.seed + seed))
+            return pictures.to_uint8(jax.device_get(images))
+
+        for name, value in self.distance(draw, len(self.class_names)).items():
+            yield f"validation/{name}", value
+
     def __call__(self, state, frozen) -> Iterator[tuple[str, Any]]:
         params = {**state.params, "student": state.sampled}
         yield from self._numbers(params, frozen)
+        if self.distance is not None:
+            yield from self._distances(params, frozen)
         yield from self._pictures(params, frozen)
 
     def _numbers(self, params, frozen) -> Iterator[tuple[str, float]]:

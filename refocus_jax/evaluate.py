@@ -1,0 +1,210 @@
+"""`--mode=evaluate`: from checkpoints, or from images that are there, to numbers in WORKDIR/evaluation.json.
+
+What takes long is kept in WORKDIR/evaluation, under names that change with all that it hangs on: samples, features of
+them and of the reference, reconstructions. A call that was interrupted goes on with the samples, and a second call
+computes only what has changed. All processes and all their devices share the work.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import refocus_jax
+from refocus_jax import encode, experiment, generate, pretrained, validate
+from refocus_jax.evaluation import comparison, image_sets, measurements, metrics, report
+from refocus_jax.evaluation.features import Extractor
+from refocus_jax.evaluation.image_sets import ImageSet
+from refocus_jax.evaluation.reference import Reference
+from refocus_jax.evaluation.samples import DrawSettings
+from refocus_jax.models.attention import scale_offsets
+from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime import processes, weight_files
+from refocus_jax.runtime.writer import write_json
+from refocus_jax.sampling.decode import SamplingSettings
+from refocus_jax.training.generator_task import flatten_tokens
+from refocus_jax.training.tokenizer_task import to_unit_range
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
+_LOOKED_AT = {
+    "inception": "Features of FID's Inception, which sees images at 299 x 299 by TensorFlow 1's bilinear resize.",
+    "efficientnet_lite0": "Features of EfficientNet-Lite0, which sees images at 224 x 224 by bicubic resize. Their "
+                          "Fréchet distance is an FD-EffLite0: no FID, and not to be compared with any.",
+}
+
+
+def evaluate(c: ConfigDict, workdir: str, samples: str | None = None) -> None:
+    """Measures tokenizer and generator of a workdir (`config.evaluation.parts`), or the images of a path.
+
+    Args:
+      samples: a path to take instead of `config.evaluation.samples`.
+
+    Raises:
+      ValueError, FileNotFoundError: a setting out of range, a path that is not there, nothing to evaluate.
+    """
+    validate.check_ranges(c)
+    samples = samples or c.evaluation.samples
+    directory = Path(workdir) / "evaluation"
+    # What is wrong with settings and paths is said before work begins.
+    sampling = experiment.sampling_settings(c)
+    given = image_sets.of_path("evaluation.samples", samples) if samples else None
+    extractor, reference = experiment.open_reference(c)
+    tokenizer, generator, notes = (None, None, []) if given else _load(c, workdir)
+    notes.append(_LOOKED_AT[extractor.name])
+    result: dict[str, Any] = {"tokenizer": {}, "generator": {}, "settings": _settings(c, samples)}
+    if tokenizer:
+        held_out = experiment.reference_settings(c).crops("validation")
+        result["tokenizer"] = _evaluate_tokenizer(c, tokenizer, held_out, extractor, directory)
+        notes.append(f"Reconstructions: of {held_out.says}; rounded to 8 bits.")
+        if "ssim" not in result["tokenizer"]:
+            notes.append(f"No SSIM: the images are smaller than its window of {metrics.SSIM_WINDOW} pixels.")
+    if generator:
+        given, result["samples"] = _draw(c, sampling, *generator, directory)
+    elif given:
+        result["samples"] = {"path": samples}
+    if given:
+        columns = measurements.of_features(given, extractor, directory)
+        measured = reference.measure(extractor, directory)
+        result["generator"] = comparison.compare(columns, measured, extractor.distance)
+        result["samples"] |= {"count": len(given), "says": given.says}
+        result["reference"] = {"from": c.evaluation.reference, "count": measured.moments["pool"].count,
+                               "says": reference.says}
+        notes += [f"Samples: {given.says}.", f"Reference: {reference.says}.",
+                  *comparison.warnings(len(given), measured)]
+    result |= {"features": {name: getattr(extractor, name) for name in ("name", "distance", "source", "sha256")},
+               "packages": {name: importlib.metadata.version(name) for name in _PACKAGES} | {
+                   "refocus_jax": refocus_jax.__version__},
+               "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "notes": notes}
+    write_json(os.path.join(workdir, "evaluation.json"), result)
+    if jax.process_index() == 0:
+        print(summary(result))
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """An evaluation.json in words: a table for each part, then the notes."""
+    tables = [report.table(name, result[name]) for name in ("tokenizer", "generator") if result[name]]
+    return "\n\n".join([*tables, "\n".join(f"- {note}" for note in result["notes"])])
+
+
+def _settings(c: ConfigDict, samples: str) -> dict[str, Any]:
+    """All that the numbers hang on beside images and weights."""
+    return {"evaluation": c.evaluation.to_dict() | {"samples": samples}, "sampling": c.sampling.to_dict(),
+            "image_size": c.image_size, "inception_score_splits": comparison.SPLITS,
+            "precision_recall_neighbours": comparison.NEIGHBOURS,
+            "data": {name: c.data[name] for name in ("source", "resize_ratio", "crops_per_image")}}
+
+
+_Generator = tuple[pretrained.Generator, dict[str, Any]]
+
+
+def _load(c: ConfigDict, workdir: str) -> tuple[pretrained.Tokenizer | None, _Generator | None, list[str]]:
+    """Those of `evaluation.parts` that there are; the generator with a record of which it is; what is missing.
+
+    Raises:
+      FileNotFoundError: there is none. ValueError: they make images of another size than the config's.
+    """
+    tokenizer, generator, missing = None, None, []
+    trained = experiment.latest_step(os.path.join(workdir, "generator")) is not None
+    if trained or weight_files.is_weight_file(c.init_from) or "tokenizer" not in c.evaluation.parts:
+        if "generator" in c.evaluation.parts:
+            generator = generate.load_generator(c, workdir)
+    elif "generator" in c.evaluation.parts:
+        missing.append("No generator: stage 2 has no checkpoint yet.")
+    if "tokenizer" in c.evaluation.parts:
+        tokenizer = generator[0].tokenizer if generator else generate.load_tokenizer(c, workdir)
+    for found in filter(None, (tokenizer, generator and generator[0].tokenizer)):
+        if found.model.optics.image_size != c.image_size:
+            raise ValueError(f"image_size is {c.image_size}, and the tokenizer's in {workdir} is "
+                             f"{found.model.optics.image_size}; give the config that it was trained with")
+    return tokenizer, generator, missing
+
+
+def _draw(c: ConfigDict, sampling: SamplingSettings, generator: pretrained.Generator, record: dict[str, Any],
+          directory: Path) -> tuple[ImageSet, dict[str, Any]]:
+    """The samples of a generator with these very weights and settings, drawn now unless they lie there; and which."""
+    e = c.evaluation
+    draw = DrawSettings(count=e.count, seed=e.seed, batch_size=e.batch_size * jax.device_count(), format="npz")
+    weights = encode.digests({"student": generator.params, "tokenizer": generator.tokenizer.params["structure"]})
+    identity = generate.draw_record(weights, sampling, draw)
+    folder = directory / measurements.folder_name("samples", identity)
+    if not processes.agree((folder / "samples.npz.json").exists()):
+        generate.draw_into(folder, generator, identity, sampling, draw)
+    samples = image_sets.of_path("evaluation.samples", str(folder / "samples.npz"))
+    step = f", step {record['step']}" if "step" in record else ""
+    guidance = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sampling).items())
+    says = f"{len(samples)} of {record['generator']}{step} ({guidance}; seed {e.seed})"
+    return dataclasses.replace(samples, says=says), record | identity | {"path": str(folder / "samples.npz")}
+
+
+def _evaluate_tokenizer(c: ConfigDict, tokenizer: pretrained.Tokenizer, held_out: ImageSet, extractor: Extractor,
+                        directory: Path) -> dict[str, float]:
+    """What reconstructions of held-out images lose, and which codes they use."""
+    model, mesh = tokenizer.model, extractor.mesh
+    identity = {
+        "images": held_out.identity, "tokenizer": encode.digests(tokenizer.params), "sha256": extractor.sha256,
+        "optics": dataclasses.asdict(model.optics), "pyramid": model.structure.pyramid,
+        "residual": model.structure.quantizer.residual}
+    measure = _Reconstruct(model, mesh_lib.put_whole(tokenizer.params, mesh_lib.replicated(mesh)), extractor)
+    columns = measurements.keep(directory, "reconstructions", identity, held_out.images, measure,
+                                c.evaluation.batch_size * mesh.size)
+    originals = Reference.of(measurements.of_features(held_out, extractor, directory))
+    numbers = {"psnr": metrics.psnr(columns["squared_error"])}
+    if "ssim" in columns:
+        numbers["ssim"] = float(columns["ssim"].mean(dtype=np.float64))
+    distances = comparison.frechet(columns, originals, extractor.distance)
+    numbers |= {f"reconstruction_{name}": value for name, value in distances.items()}
+    for stream in ("structure", "alias"):
+        if stream in columns:
+            numbers |= metrics.codebook_use(stream, _counts(columns[stream], model, stream))
+    return numbers
+
+
+def _counts(tokens_nl: np.ndarray, model: DualTokenizer, stream: str) -> np.ndarray:
+    """How often each code occurs at each scale, (k, V)."""
+    codebook = model.structure.quantizer if stream == "structure" else model.alias.codebook
+    offsets = scale_offsets(model.grid_sizes if stream == "structure" else model.grid_sizes[:-1])
+    return np.stack([np.bincount(tokens_nl[:, a:b].ravel(), minlength=codebook.vocab_size)
+                     for a, b in itertools.pairwise(offsets)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reconstruct:
+    """Images uint8 (b, h, w, 3) to tokens, errors and features of their reconstructions, on the extractor's devices."""
+
+    tokenizer: DualTokenizer
+    params: Any
+    extractor: Extractor
+
+    @functools.cached_property
+    def _jitted(self):
+        def run(params, image_uint8):
+            image = to_unit_range(image_uint8)
+            structure, alias = self.tokenizer.encode(params, image)
+            decoded = self.tokenizer.decode(params, self.tokenizer.f_hats(params, structure)[-1])
+            rounded = jnp.rint((decoded + 1) * 127.5).astype(jnp.uint8)
+            decoded = to_unit_range(rounded)
+            found = {"squared_error": jnp.square(decoded - image).mean(axis=(1, 2, 3)),
+                     "structure": flatten_tokens(structure)}
+            if alias:
+                found["alias"] = flatten_tokens(alias)
+            if image.shape[1] >= metrics.SSIM_WINDOW:
+                found["ssim"] = metrics.ssim(decoded, image)
+            return found, rounded
+
+        mesh = self.extractor.mesh
+        return jax.jit(mesh_lib.on_mesh(mesh, run), out_shardings=mesh_lib.replicated(mesh))
+
+    def __call__(self, image_bhwc: np.ndarray) -> dict[str, np.ndarray]:
+        found, rounded = jax.device_get(self._jitted(self.params, mesh_lib.put_whole(
+            image_bhwc, mesh_lib.batch_sharding(self.extractor.mesh))))
+        return found | measurements.columns(self.extractor(rounded))

@@ -1,0 +1,206 @@
+"""From checkpoints, folders and files to numbers; a small network stands in for those that look at images."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from refocus_jax import evaluate, experiment, generate, pretrained
+from refocus_jax.evaluation import features, metrics, samples
+from refocus_jax.runtime.checkpoint import Checkpoints
+from tests.fixtures import extractor as small_extractor
+
+
+@pytest.fixture(scope="module")
+def load_once():
+    """A generator that has been loaded once keeps its compiled programs."""
+    return functools.cache(pretrained.load_generator)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, load_once):
+    monkeypatch.setattr(features, "load", small_extractor.load)
+    monkeypatch.setattr(pretrained, "load_generator", load_once)
+
+
+@pytest.fixture(scope="module")
+def small(micro, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    np.savez(folder / "images.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0,
+             classes=np.array(["even", "odd"]))
+
+    def make(**changes):
+        c = micro()
+        c.data.source = f"npz:{folder}/images.npz"
+        c.evaluation.update(count=12, reference_count=16, batch_size=2)
+        c.update_from_flattened_dict(changes)
+        return c
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def start(small):
+    """Makes a workdir with random parameters of both stages, or of stage 1 alone: quicker than training."""
+    def random(shape):
+        values = np.random.default_rng(shape.size).normal(size=shape.shape) / np.sqrt(max(shape.shape, default=1))
+        return jnp.asarray(values, shape.dtype)
+
+    def make(directory, stages=("tokenizer", "generator")):
+        c = small()
+        experiment.prepare(c, str(directory))
+        tasks = {"tokenizer": experiment.tokenizer_task(c), "generator": experiment.generator_task(c, 2)}
+        for stage in stages:
+            with Checkpoints(directory / stage / "checkpoints") as checkpoints:
+                shapes = jax.eval_shape(tasks[stage].init, jax.random.key(0))
+                checkpoints.save(3, jax.tree.map(random, shapes))
+        return str(directory)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def workdir(start, tmp_path_factory):
+    return start(tmp_path_factory.mktemp("run"))
+
+
+def run(c, workdir, samples=None):
+    evaluate.evaluate(c, workdir, samples)
+    return json.loads(Path(workdir, "evaluation.json").read_text())
+
+
+def test_a_workdir_is_evaluated_and_all_is_said(workdir, small, images, capsys):
+    found = run(small(), workdir)
+    tokenizer, generator = found["tokenizer"], found["generator"]
+    assert {"psnr", "reconstruction_fd_efflite0", "structure_perplexity/scale_1", "structure_usage/all",
+            "alias_perplexity/scale_2"} <= set(tokenizer) and "ssim" not in tokenizer
+    assert list(generator) == ["fd_efflite0", "kid_efflite0", "kid_efflite0_standard_error", "precision", "recall",
+                               "inception_score_efflite0", "inception_score_efflite0_standard_deviation"]
+    assert all(np.isfinite(value) for part in (tokenizer, generator) for value in part.values())
+    assert found["features"] == {"name": "efficientnet_lite0", "distance": "fd_efflite0", "source": "weights.pth",
+                                 "sha256": "5" * 64}
+    assert found["samples"]["step"] == 3 and found["samples"]["count"] == 12
+    assert found["samples"]["sampling"]["top_p"] == 0.95 and len(found["samples"]["student"]) == 32
+    assert found["settings"]["evaluation"]["seed"] == 0 and found["reference"]["count"] == 16
+    assert found["packages"]["jax"] == jax.__version__ and set(found["packages"]) == {
+        "jax", "jaxlib", "flax", "numpy", "pillow", "refocus_jax"}
+    notes = " ".join(found["notes"])
+    assert "no FID" in notes and "224 x 224 by bicubic" in notes and "No SSIM" in notes
+    printed = capsys.readouterr().out
+    assert "fd_efflite0" in printed and "psnr" in printed and notes.split(".")[0] in printed
+
+    # What the tokenizer itself says of the held-out images.
+    loaded = pretrained.load_tokenizer(workdir)
+    x = images[::4]
+    decoded = np.asarray(loaded.decode(loaded.encode(x / np.float32(127.5) - 1)))
+    rounded = np.rint((decoded + 1) * 127.5) / 127.5 - 1
+    assert tokenizer["psnr"] == pytest.approx(metrics.psnr(np.square(rounded - (x / 127.5 - 1)).mean((1, 2, 3))), 1e-3)
+    tokens = np.concatenate([np.ravel(t) for t in loaded.encode(x / np.float32(127.5) - 1)])
+    assert tokenizer["structure_usage/all"] == len(np.unique(tokens)) / 32
+
+
+def test_a_second_call_computes_nothing_anew(workdir, small, monkeypatch):
+    before = run(small(), workdir)
+    monkeypatch.setattr(generate, "draw_into", None)
+    monkeypatch.setattr(features.Extractor, "__call__", None)
+    assert run(small(), workdir) == before
+    with pytest.raises(TypeError):  # samples of another seed are others
+        run(small(**{"evaluation.seed": 1}), workdir)
+
+
+def test_the_samples_of_a_call_are_those_that_sample_draws(workdir, small, tmp_path):
+    c = small(**{"draw.count": 12, "draw.format": "npz", "draw.batch_size": 12, "draw.output": str(tmp_path)})
+    generate.sample(c, workdir)
+    path = run(c, workdir)["samples"]["path"]
+    with np.load(path) as drawn, np.load(tmp_path / "samples.npz") as expected:
+        np.testing.assert_array_equal(drawn["arr_0"], expected["arr_0"])
+        np.testing.assert_array_equal(np.bincount(drawn["arr_1"]), [6, 6])
+    again = run(small(), workdir, samples=str(tmp_path / "samples.npz"))
+    assert again["generator"] == run(c, workdir)["generator"]
+    assert again["tokenizer"] == {} and again["samples"]["path"] == str(tmp_path / "samples.npz")
+
+
+def test_a_kill_while_sampling_costs_one_batch(workdir, small, monkeypatch):
+    c, add, drawn = small(**{"evaluation.seed": 5}), samples._Drawn.add, []
+    before = Path(workdir, "evaluation.json").read_text()
+
+    def add_two(self, batch):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(len(batch))
+        add(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(samples._Drawn, "add", add_two)
+        with pytest.raises(KeyboardInterrupt):
+            run(c, workdir)
+    assert Path(workdir, "evaluation.json").read_text() == before
+    monkeypatch.setattr(samples._Drawn, "add", lambda self, batch: (drawn.append(len(batch)), add(self, batch)))
+    found = run(c, workdir)
+    assert drawn == [4, 4, 4]
+    shutil.rmtree(Path(found["samples"]["path"]).parent)
+    assert run(c, workdir)["generator"] == found["generator"] and drawn == [4] * 6
+
+
+def test_images_need_no_run(small, images, tmp_path, capsys):
+    """A folder against ADM's file of moments, by Inception; what cannot be said is not."""
+    for i, image in enumerate(images[:20]):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    extracted = small_extractor.load("inception", None).apply(
+        small_extractor.load("inception", None).params, images)
+    np.savez(tmp_path / "adm.npz", **{
+        name + suffix: value for suffix, a in (("", extracted.pool), ("_s", extracted.spatial))
+        for name, value in (("mu", np.asarray(a, np.float64).mean(0)),
+                            ("sigma", np.cov(np.asarray(a, np.float64), rowvar=False)))})
+    c = small(**{"evaluation.features": "inception:weights.pth", "evaluation.reference": str(tmp_path / "adm.npz")})
+    found = run(c, str(tmp_path / "empty"), samples=str(tmp_path / "images"))
+    assert list(found["generator"]) == ["fid", "sfid", "inception_score", "inception_score_standard_deviation"]
+    assert found["generator"]["fid"] > 0 and found["reference"]["count"] is None
+    assert "The reference holds only means and covariances" in " ".join(found["notes"])
+    assert "299 x 299" in capsys.readouterr().out
+
+    np.savez(tmp_path / "same.npz", arr_0=images)
+    c.evaluation.samples = str(tmp_path / "same.npz")
+    found = run(c, str(tmp_path / "empty"))
+    assert abs(found["generator"]["fid"]) < 1e-5 and abs(found["generator"]["sfid"]) < 1e-5
+    c.evaluation.reference = str(tmp_path / "images")
+    found = run(c, str(tmp_path / "empty"))
+    assert found["generator"]["recall"] == 1.0 and found["reference"]["count"] == 20
+
+
+def test_a_tokenizer_alone_is_evaluated_alone(start, small, tmp_path):
+    directory = start(tmp_path / "run", ["tokenizer"])
+    found = run(small(), directory)
+    assert found["tokenizer"] and not found["generator"]
+    assert "No generator: stage 2 has no checkpoint yet." in found["notes"]
+    with pytest.raises(FileNotFoundError):
+        run(small(**{"evaluation.parts": ("generator",)}), directory)
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), [
+    ({"evaluation.count": 3}, ValueError, "evaluation.count is 3; give 10 or more"),
+    ({"evaluation.samples": "/nowhere"}, FileNotFoundError, "evaluation.samples is /nowhere, but there is no such"),
+    ({"evaluation.reference": "/nowhere"}, FileNotFoundError, "evaluation.reference is '/nowhere', which is no split"),
+    ({"data.source": "npz:/nowhere"}, FileNotFoundError, "data.source is npz:/nowhere"),
+    ({"image_size": 16}, ValueError, "image_size is 16, and the tokenizer's in .* is 8; give the config"),
+    ({"sampling.top_k": 500}, ValueError, "sampling.top_k is 500"),
+])
+def test_what_is_wrong_is_named_before_work_begins(workdir, small, changes, error, message, monkeypatch):
+    monkeypatch.setattr(features.Extractor, "__call__", None)
+    monkeypatch.setattr(generate, "draw_into", None)
+    with pytest.raises(error, match=message):
+        evaluate.evaluate(small(**changes), workdir)
+
+
+def test_a_workdir_without_a_run_is_named(small, tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no config.json: give the --workdir of a run that has started"):
+        evaluate.evaluate(small(), str(tmp_path / "empty"))
+    assert not (tmp_path / "empty").exists()

@@ -140,6 +140,8 @@ def get_config() -> ConfigDict:
     # --mode=edit: an image file; a mask file, white where to paint anew, or box:LEFT,TOP,RIGHT,BOTTOM or outside:...;
     # the class, by number or name.
     c.edit = ConfigDict(dict(image="", mask="", label="0", count=4, seed=0))
+    # --mode=report: workdirs to show beside this one; curves of healthy runs, see benchmarks/reference.py.
+    c.report = ConfigDict(dict(compare=(), reference=""))
     c.lock()
     return c
 

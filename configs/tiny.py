@@ -74,4 +74,5 @@ def get_config(argument=None):
     c.generator_training.update(steps=900, log_every=20, evaluate_every=450, save_every=200)
     c.sampling.update(top_k=0, top_p=0.95)
     c.evaluation.update(count=448, reference_count=448)
+    c.report.reference = "docs/reference/tiny.json"
     return common.apply_arguments(c, argument, smoke=smoke)

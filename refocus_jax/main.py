@@ -7,7 +7,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from refocus_jax import aliasing, evaluate, experiment, generate, plan
+from refocus_jax import aliasing, evaluate, experiment, generate, plan, report
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 
@@ -20,6 +20,7 @@ MODES = {
     "edit": generate.edit,
     "aliasing": aliasing.measure,
     "evaluate": lambda config, workdir: evaluate.evaluate(config, workdir, _SAMPLES.value),
+    "report": report.write,
     "plan": lambda config, workdir: plan.plan(config, workdir, _TOPOLOGY.value),
 }
 
@@ -30,8 +31,9 @@ _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "train: both stages, t
                           "encode: training images to tokens, see --config.encode; generator: stage 2; sample: images "
                           "of a trained generator, see --config.draw; edit: paint part of an image anew, see "
                           "--config.edit; aliasing: what aliases in views, tokenizer and samples, see "
-                          "--config.aliasing; evaluate: FID and other numbers, see --config.evaluation; plan: what a "
-                          "machine that is not here would need, see --topology.")
+                          "--config.aliasing; evaluate: FID and other numbers, see --config.evaluation; report: a page "
+                          "of one run or of several, see --config.report; plan: what a machine that is not here would "
+                          "need, see --topology.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "What --mode=plan plans for: tpu:v5e:4x4, tpu:v5p:4x4x4, "
                                 "gpu:a100:1x8 (hosts x GPUs of each), ...")
 _SAMPLES = flags.DEFINE_string("samples", None, "What --mode=evaluate measures instead of samples of the workdir's "

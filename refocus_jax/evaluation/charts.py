@@ -10,11 +10,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Told apart in light and dark, and by people who do not tell red from green (after Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 _INK = "#010203"  # stands for the page's own text colour, which an SVG inside the page takes on
-_STYLE = {"font.size": 9, "font.family": "sans-serif", "axes.titlesize": 9, "text.parse_math": False}
+_STYLE = {"font.size": 9, "font.family": "sans-serif", "axes.titlesize": 9}
 _POINTS = 150  # that a line is drawn with; more than that are summed up
 _LEGEND_INSIDE = 3  # names of lines; more stand below the chart
 
@@ -130,11 +131,16 @@ def _points(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.n
     return x, np.where(np.isfinite(y), y, np.nan), low, high
 
 
+def _plain(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
+
+
 def _draw(chart: Chart, titled: bool) -> Figure:
     named = [line.name for line in chart.lines if line.name]
-    columns = max(1, min(5, 60 // (max(map(len, named), default=0) + 6)))
+    columns = max(1, min(5, 65 // (max(map(len, named), default=0) + 6)))
     below = -(-len(named) // columns) if len(named) > _LEGEND_INSIDE else 0
-    figure = Figure(figsize=(4.4, 3.0 + 0.2 * below), layout="constrained")
+    figure = Figure(figsize=(4.1, 2.8 + 0.2 * below), layout="constrained")
     axes = figure.add_subplot()
     for i, line in enumerate(chart.lines):
         place = i if line.color is None else line.color
@@ -142,7 +148,7 @@ def _draw(chart: Chart, titled: bool) -> Figure:
         style = "--" if line.dashed else "-" if place < len(COLORS) else "-."
         x, y, low, high = _points(line)
         marker = "o" if len(x) < 20 else None
-        axes.plot(x, y, style, color=color, label=line.name, linewidth=1.4, marker=marker, markersize=3)
+        axes.plot(x, y, style, color=color, label=_plain(line.name), linewidth=1.4, marker=marker, markersize=3)
         if low is not None and high is not None:
             axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     drawn = axes.get_lines()
@@ -150,7 +156,10 @@ def _draw(chart: Chart, titled: bool) -> Figure:
         axes.set_xscale("log")
     if chart.log_y and any((line.get_ydata() > 0).any() for line in drawn):
         axes.set_yscale("log")
-    axes.set(xlabel=chart.x_label, ylabel=chart.y_label, title=chart.title if titled else "")
+    if not chart.log_x:
+        whole = all((line.get_xdata() % 1 == 0).all() for line in drawn)  # as steps and scales are
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=whole, min_n_ticks=1))
+    axes.set(xlabel=_plain(chart.x_label), ylabel=_plain(chart.y_label), title=_plain(chart.title) if titled else "")
     axes.grid(alpha=0.2, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if below:

@@ -151,7 +151,8 @@ class Verdict:
         lines = [f"{'Healthy' if self.healthy else 'Not healthy'}: {', '.join(so_far)}; {self.compared} curves beside "
                  f"those of {seeds} runs with seeds {', '.join(map(str, self.reference.about['seeds']))}."]
         if not self.departures:
-            lines.append("None of them leaves the range of these runs, widened as evaluation/health.py says.")
+            lines.append(f"None of them leaves the range of these runs, widened by {TOLERANCE:g} times its width on "
+                         "both sides.")
         lines += [f"- {departure}" for departure in self.departures]
         lines += [f"- {name} is missing: the reference has it, this run does not." for name in self.missing]
         lines += [f"{stage}: not begun yet." for stage in self.reference.curves if stage not in self.last_steps]

@@ -1,0 +1,155 @@
+"""An HTML page that needs nothing else: pictures, charts, tables and settings in sections; no script, no request."""
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
+
+from refocus_jax.evaluation import charts
+from refocus_jax.evaluation.charts import Chart, Table
+
+_LARGEST = 2 * 2**20  # bytes of a PNG file that is shown as it is, unless its pixels matter
+_SMALL = 400  # pixels; pictures that are not wider are enlarged
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """source: a data URI. width: in the page's pixels, if there is room. crisp: pixels are enlarged as they are."""
+
+    source: str
+    alt: str
+    caption: str
+    width: int
+    crisp: bool
+    kind: str = "picture"
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A chart. name: of its own, for ids."""
+
+    name: str
+    chart: Chart
+    caption: str
+    kind: str = "chart"
+
+    @property
+    def svg(self) -> Markup:
+        return Markup(charts.svg(self.chart, self.name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tabled:
+    """A table. Its columns of numbers, and of words that begin with a digit, are aligned to the right.
+
+    meanings: of the rows, empty or one for each, to stand below their names.
+    """
+
+    table: Table
+    meanings: Sequence[str] = ()
+    kind: str = "table"
+
+    @property
+    def numeric(self) -> set[int]:
+        def is_number(value):
+            return value is None or isinstance(value, int | float) or bool(re.match(r"[-+~<>]?\d", str(value)))
+
+        return {i for i in range(1, len(self.table.columns)) if all(is_number(row[i]) for row in self.table.rows)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """What is not there, and the command that makes it, if there is one."""
+
+    text: str
+    command: str = ""
+    kind: str = "missing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Sentences, as a list."""
+
+    title: str
+    lines: Sequence[str]
+    kind: str = "words"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Nested settings, folded up."""
+
+    title: str
+    content: Mapping[str, Any]
+    kind: str = "settings"
+
+
+Item = Picture | Drawing | Tabled | Missing | Words | Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Items under a heading, next to each other where there is room; a group of one item that needs little stands next
+    to other such groups."""
+
+    id: str
+    title: str
+    items: Sequence[Item]
+    note: str = ""
+
+    @property
+    def wide(self) -> bool:
+        return len(self.items) > 1 or isinstance(self.items[0], Tabled | Settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Groups under a heading, in the page's list of contents; across rows, or, as columns, down these."""
+
+    id: str
+    title: str
+    groups: Sequence[Group]
+    intro: str = ""
+    columns: bool = False
+
+
+def render(title: str, sections: Sequence[Section]) -> str:
+    """The page. All text is escaped."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["cell"] = cell
+    return environment.get_template("page.html.jinja").render(title=title, sections=sections)
+
+
+def cell(value: Any) -> str:
+    """The text of a number (four digits), a word, a list, or a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "not a number" if math.isnan(value) else str(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def picture(path: Path, alt: str, caption: str = "", crisp: bool = False) -> Item:
+    """A picture file as it is, or, if it is large and its pixels do not matter, as a JPEG."""
+    try:
+        with Image.open(path) as image:
+            data, form, width = path.read_bytes(), image.format, image.width
+            if len(data) > _LARGEST and form == "PNG" and not crisp:
+                buffer = io.BytesIO()
+                image.convert("RGB").save(buffer, format="JPEG", quality=90, subsampling=0)
+                data, form = buffer.getvalue(), "JPEG"
+                caption = f"{caption} (a JPEG of {path.name})".strip()
+    except (FileNotFoundError, UnidentifiedImageError):
+        return Missing(f"{path.name} is not there, or no picture.")
+    source = f"data:image/{form.lower()};base64,{base64.b64encode(data).decode()}"
+    return Picture(source, alt, caption, 2 * width if width <= _SMALL else width, crisp)

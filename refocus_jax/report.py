@@ -1,0 +1,50 @@
+"""`--mode=report`: a workdir, or several side by side, as one page."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from refocus_jax.evaluation import health, report, runs
+from refocus_jax.evaluation.health import Verdict
+from refocus_jax.evaluation.runs import RecordedRun
+
+
+def write(c: ConfigDict, workdir: str) -> None:
+    """Writes WORKDIR/report.html: this run, with those of `config.report.compare` beside it.
+
+    Raises:
+      FileNotFoundError: one of them is no workdir. ValueError: a file in it is damaged, or a run is named twice.
+    """
+    if jax.process_index():
+        return
+    paths = [Path(workdir), *map(Path, c.report.compare)]
+    found = _named([runs.read(path) for path in paths])
+    verdicts = {name: _verdict(c.report.reference, run) for name, run in found.items()} if c.report.reference else {}
+    path = Path(workdir) / "report.html"
+    temporary = path.with_name(".report.html.tmp")
+    temporary.write_text(report.html(found, verdicts), encoding="utf-8")
+    os.replace(temporary, path)
+    for name, verdict in verdicts.items():
+        print(f"{name}: {verdict}\n")
+    print(f"{path}, {path.stat().st_size / 2**20:.1f} MiB; it needs no other file and no network")
+
+
+def _named(found: Sequence[RecordedRun]) -> dict[str, RecordedRun]:
+    """Runs by the last parts of their paths, or by the whole paths where these are not different."""
+    for names in ([run.path.resolve().name for run in found], [str(run.path) for run in found]):
+        if len(set(names)) == len(names):
+            return dict(zip(names, found, strict=True))
+    raise ValueError(f"report.compare names a workdir twice: {', '.join(names)}; give each once, and not --workdir")
+
+
+def _verdict(reference: str, run: RecordedRun) -> Verdict | str:
+    content = runs.read_json(Path(reference))
+    if content is None:
+        return f"Not compared: report.reference is {reference}, which is not there."
+    try:
+        return health.compare(health.from_json(content), run)
+    except ValueError as error:
+        return f"Not compared: {error}"

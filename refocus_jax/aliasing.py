@@ -4,29 +4,23 @@ The views need a config and its data alone. Each further part is measured where 
 """
 
 import dataclasses
-import io
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from refocus_jax import experiment, pretrained, validate
+from refocus_jax import experiment, generate, pretrained, validate
 from refocus_jax.data import pipeline, sources
-from refocus_jax.evaluation import aliasing, charts, patterns, pictures, resolution, samples, spectra, wiener
+from refocus_jax.evaluation import aliasing, image_sets, patterns, pictures, resolution, spectra, wiener
 from refocus_jax.evaluation.aliasing import SHOWN
-from refocus_jax.evaluation.charts import Chart, Table
+from refocus_jax.evaluation.findings import Findings
+from refocus_jax.evaluation.image_sets import ImageSet
 from refocus_jax.focus import GRID_SIZES, Pyramid
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.runtime import weight_files
 from refocus_jax.runtime.checkpoint import Checkpoints
-from refocus_jax.runtime.writer import write_json
 from refocus_jax.training import loop
 from refocus_jax.training.tokenizer_task import to_unit_range
 
@@ -34,51 +28,6 @@ from refocus_jax.training.tokenizer_task import to_unit_range
 PRESETS = {name: Pyramid(GRID_SIZES[name], stride=16, rho_max=12.0) for name in ("var10", "k4")}
 _TRIED = 16  # records that are looked at for one that is large enough
 _CELL = 128  # pixels, side of a view in the picture of the zone plate
-
-
-@dataclasses.dataclass
-class Findings:
-    """What is found, in the order of reading."""
-
-    tables: list[Table] = dataclasses.field(default_factory=list)
-    charts: list[Chart] = dataclasses.field(default_factory=list)
-    pictures: list[tuple[str, str, np.ndarray]] = dataclasses.field(default_factory=list)  # title, note, uint8
-    skipped: list[str] = dataclasses.field(default_factory=list)
-
-    def add(self, tables: list[Table], lines: list[Chart]) -> None:
-        self.tables += tables
-        self.charts += lines
-
-    def write(self, directory: Path, settings: dict[str, Any]) -> None:
-        """A PNG file per picture and chart, and last of all aliasing.json, which names those of the pictures."""
-        directory.mkdir(parents=True, exist_ok=True)
-        for title, _, image in self.pictures:
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, format="PNG")
-            _write(directory / _file_name(title), buffer.getvalue())
-        for chart in self.charts:
-            _write(directory / _file_name(chart.title), charts.png(chart))
-        write_json(directory / "aliasing.json", {
-            "tables": [charts.to_json(table) for table in self.tables],
-            "charts": [charts.to_json(chart) for chart in self.charts],
-            "pictures": [{"file": _file_name(title), "title": title, "note": note} for title, note, _ in self.pictures],
-            "settings": settings | {"skipped": self.skipped}})
-
-    def print(self) -> None:
-        for table in self.tables:
-            print(charts.text(table), end="\n\n")
-        for reason in self.skipped:
-            print(f"Not measured: {reason}.")
-
-
-def _file_name(title: str) -> str:
-    return re.sub(r"\W+", "_", title.lower()) + ".png"
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def measure(c: ConfigDict, workdir: str) -> None:
@@ -90,25 +39,32 @@ def measure(c: ConfigDict, workdir: str) -> None:
     if jax.process_count() > 1:
         raise ValueError(f"--mode=aliasing runs in one process, and this is one of {jax.process_count()}; start it on "
                          "one machine alone")
-    validate.check(c, mesh_lib.make_mesh(**c.mesh).size)
+    validate.check_ranges(c)
     started = os.path.exists(os.path.join(workdir, "config.json"))
     run, class_names = pretrained.load_config(workdir) if started else (c, ())
     optics = experiment.build_tokenizer(run).optics
     found, data = Findings(), Data(c)
-    generated = _generated(c, workdir)  # opened first: a wrong path is an error, and soon
+    # Opened before anything is measured, as they may be refused.
+    generated = _generated(c, workdir)
+    held_out = None if generated is None else data.held_out(len(generated.images[0]))
     crops = _views(found, data, optics)
+    if run.tokenizer.pyramid == "var":
+        found.skipped.append("the scales of VAR's pyramid, which are area averages of the one encoding of the image, "
+                             "and no views")
     tokenizer = _load_tokenizer(found, c, workdir)
     if tokenizer is not None:
         _tokenizer(found, tokenizer)
     if generated is None:
-        found.skipped.append("no folder of images or npz file in WORKDIR/samples, and no aliasing.samples: no spectrum "
-                             "of generated images")
+        found.skipped.append("generated images: --mode=sample and --mode=evaluate have left no PNG or npz files, and "
+                             "aliasing.samples is not given")
     else:
-        _spectra(found, data, generated)
+        powers = {"data": spectra.measure(held_out.images, held_out.says),
+                  "generated": spectra.measure(generated.images, generated.says)}
+        found.add([spectra.table(powers, "data")], [spectra.chart(powers)])
     gains = wiener.gains(optics, crops)
     found.add(*wiener.gain_tables_and_charts(gains, optics.grid_sizes))
     _teacher(found, data, run, class_names, workdir, tokenizer, gains)
-    found.write(Path(workdir) / "aliasing", {
+    found.write(Path(workdir) / "aliasing" / "aliasing.json", {
         "source": c.data.source, "images": len(crops), "optics": dataclasses.asdict(optics)})
     found.print()
     print(f"{len(found.charts)} charts, {len(found.pictures)} pictures and aliasing.json in {workdir}/aliasing")
@@ -120,8 +76,8 @@ class Data:
 
     config: ConfigDict
 
-    def crops(self, side: int, enlarge: bool) -> np.ndarray:
-        """Up to `aliasing.images` crops (n, side, side, 3) in [-1, 1] of training images.
+    def crops(self, side: int, enlarge: bool) -> list[np.ndarray]:
+        """Up to `aliasing.images` crops (side, side, 3) in [-1, 1] of training images.
 
         Optics are not trained, so any image will do, and the training images of `photos` are the larger ones. Without
         `enlarge`, of images alone that need not be enlarged for that: none, if the source is of small images.
@@ -131,17 +87,18 @@ class Data:
         if not enlarge:
             source = _at_least(source, max(d.resize_ratio, 1.0) * side, count)
         if not len(source):
-            return np.zeros((0, side, side, 3), np.float32)
-        batches = pipeline.validation_batches(source, image_size=side, batch_size=1, resize_ratio=d.resize_ratio,
-                                              crops_per_image=-(-count // len(source)), limit=count)
-        return np.concatenate([to_unit_range(np.asarray(batch["image"])) for batch in batches])
+            return []
+        crops = pipeline.spread_crops(source, image_size=side, resize_ratio=d.resize_ratio,
+                                      crops_per_image=-(-count // len(source)))
+        return [to_unit_range(example["image"]) for example in crops[:count]]
 
-    def held_out(self, side: int, batch_size: int, limit: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of held-out crops as in training's evaluations."""
+    def held_out(self, side: int) -> ImageSet:
+        """Crops as of training's evaluations, of any size."""
         d = self.config.data
-        return iter(pipeline.validation_batches(
-            sources.load(d.source, "validation"), image_size=side, batch_size=batch_size, resize_ratio=d.resize_ratio,
-            crops_per_image=d.crops_per_image, limit=limit))
+        return image_sets.of_source(
+            sources.load(d.source, "validation"), f"held-out images of {d.source}", image_size=side,
+            resize_ratio=d.resize_ratio, crops_per_image=d.crops_per_image,
+            limit=d.validation_examples)
 
 
 def _at_least(source: sources.Source, side: float, count: int) -> sources.ArraySource:
@@ -156,7 +113,7 @@ def _at_least(source: sources.Source, side: float, count: int) -> sources.ArrayS
     return sources.ArraySource([r["image"] for r in large], [r["label"] for r in large], source.class_names)
 
 
-def _views(found: Findings, data: Data, optics: Pyramid) -> np.ndarray:
+def _views(found: Findings, data: Data, optics: Pyramid) -> list[np.ndarray]:
     """The run's own grids and the presets, on photographs and the zone plate; returns the crops of the run's size."""
     crops = {optics.image_size: data.crops(optics.image_size, enlarge=True)}
     for title, pyramid in {"this run's grids": optics, **PRESETS}.items():
@@ -168,10 +125,11 @@ def _views(found: Findings, data: Data, optics: Pyramid) -> np.ndarray:
                 continue  # the run's own grids, seen already
         if size not in crops:
             crops[size] = data.crops(size, enlarge=False)
+        found.tables.append(aliasing.radii_table(f"{title} at {size} px", grids, pyramid.rho_max))
         plate = np.repeat(patterns.zone_plate(size)[..., None], 3, axis=-1)
-        for what, images in (("photographs", crops[size]), ("zone plate", plate[None])):
-            if not len(images):
-                found.skipped.append(f"the source has no images of {size} px: {title} on the zone plate alone")
+        for what, images in (("photographs", crops[size]), ("zone plate", [plate])):
+            if not images:
+                found.skipped.append(f"{title} on photographs: the source has none of {size} px")
                 continue
             powers, heading = aliasing.measure(variants, images), f"{title} at {size} px, {what}"
             found.add(aliasing.tables(heading, powers, grids, own), aliasing.charts(heading, powers, grids, own))
@@ -193,20 +151,14 @@ def _zone_plate_picture(plate: np.ndarray, pyramids: dict[str, Pyramid]) -> np.n
 
 
 def _load_tokenizer(found: Findings, c: ConfigDict, workdir: str) -> pretrained.Tokenizer | None:
-    """The workdir's tokenizer, or that of `tokenizer_from`; None if there is neither."""
-    if os.path.exists(os.path.join(workdir, "config.json")):
-        try:
-            return pretrained.load_tokenizer(workdir)
-        except FileNotFoundError as error:
-            found.skipped.append(f"no tokenizer ({error})")
-            return None
-    if weight_files.is_weight_file(c.tokenizer_from):
-        return pretrained.load_tokenizer(c.tokenizer_from, grid_sizes=tuple(c.grid_sizes),
-                                         norm_groups=c.tokenizer.norm_groups)
-    if c.tokenizer_from:
-        return pretrained.load_tokenizer(c.tokenizer_from)
-    found.skipped.append("no tokenizer: the workdir has none, and tokenizer_from is not given")
-    return None
+    """The workdir's tokenizer, or that of `tokenizer_from`; None if the workdir has none and no other is given."""
+    try:
+        return generate.load_tokenizer(c, workdir)
+    except FileNotFoundError as error:
+        if c.tokenizer_from:
+            raise
+        found.skipped.append(f"a tokenizer: {error}")
+        return None
 
 
 def _tokenizer(found: Findings, tokenizer: pretrained.Tokenizer) -> None:
@@ -221,9 +173,9 @@ def _tokenizer(found: Findings, tokenizer: pretrained.Tokenizer) -> None:
     texts = {height: text for height in resolution.TEXT_HEIGHTS
              if (text := patterns.text(size, height, resolution.TEXT_REPEATS)) is not None}
     if not edges:
-        found.skipped.append(f"images of {size} px are too small for slanted edges")
+        found.skipped.append(f"slanted edges: images of {size} px are too small")
     if not texts:
-        found.skipped.append(f"images of {size} px are too small for text")
+        found.skipped.append(f"text: images of {size} px are too small")
     decoded_plate, *decoded_edges = resolution.reconstruct_grey(reconstruct, [plate, *edges.values()])
     decoded_pages = {height: resolution.reconstruct_grey(reconstruct, text.pages) for height, text in texts.items()}
     mtfs = {name: tuple(resolution.edge_mtf(image.T if name == "horizontal" else image) for image in pair)
@@ -248,24 +200,12 @@ def _grey_picture(rows: list[list[np.ndarray]], columns: list[str]) -> np.ndarra
                          ["image", "decoded"], columns)
 
 
-def _generated(c: ConfigDict, workdir: str) -> str | None:
-    """Where generated images are: `aliasing.samples`, or what --mode=sample has written; None if there are none."""
-    if c.aliasing.samples:
-        if not os.path.exists(c.aliasing.samples):
-            raise FileNotFoundError(f"aliasing.samples is {c.aliasing.samples}, but there is no such folder or file; "
-                                    "give a folder of images, or an npz file")
-        return c.aliasing.samples
-    candidates = (os.path.join(workdir, "samples", name) for name in ("png", "samples.npz"))
-    return next((path for path in candidates if os.path.exists(path)), None)
-
-
-def _spectra(found: Findings, data: Data, generated: str) -> None:
-    """Power spectra of generated images and of held-out images of the same size."""
-    drawn = list(samples.read_images(generated))
-    batches = data.held_out(len(drawn[0]), 1, data.config.data.validation_examples)
-    powers = {"data": spectra.measure((batch["image"][0] for batch in batches), "data.source"),
-              "generated": spectra.measure(drawn, generated)}
-    found.add([spectra.table(powers, "data")], [spectra.chart(powers)])
+def _generated(c: ConfigDict, workdir: str) -> ImageSet | None:
+    """Generated images: `aliasing.samples`, or what --mode=sample or --mode=evaluate has left in the workdir."""
+    places = [c.aliasing.samples] if c.aliasing.samples else [
+        path for name in ("samples/png", "samples/samples.npz", "evaluation/*/samples.npz")
+        for path in sorted(map(str, Path(workdir).glob(name)), key=os.path.getmtime, reverse=True)]
+    return image_sets.of_path("aliasing.samples", places[0]) if places else None
 
 
 def _teacher(found: Findings, data: Data, run: ConfigDict, class_names: tuple[str, ...], workdir: str,
@@ -274,7 +214,7 @@ def _teacher(found: Findings, data: Data, run: ConfigDict, class_names: tuple[st
     checkpoints = os.path.join(workdir, "generator", "checkpoints")
     gated = run.teacher.enabled and run.teacher.gate == "learned"
     if not gated or tokenizer is None or not os.path.isdir(checkpoints):
-        found.skipped.append("no teacher with a learned gate has been trained in this workdir")
+        found.skipped.append("gates: no teacher that has them has been trained in this workdir")
         return
     task, mesh = experiment.generator_task(run, len(class_names)), mesh_lib.make_mesh()
     with Checkpoints(checkpoints) as saved:
@@ -287,7 +227,10 @@ def _teacher(found: Findings, data: Data, run: ConfigDict, class_names: tuple[st
         _, captured = task.student_logits(params, batch["label"], inputs)
         return task.teach(params, frozen, captured, batch["label"], inputs, alias)[0].gates
 
-    batches = data.held_out(run.image_size, 1, data.config.aliasing.images)
+    d = data.config.data
+    batches = pipeline.validation_batches(
+        sources.load(d.source, "validation"), image_size=run.image_size, batch_size=1, resize_ratio=d.resize_ratio,
+        crops_per_image=d.crops_per_image, limit=data.config.aliasing.images)
     alpha = np.concatenate([jax.device_get(gates(params, tokenizer.params, batch)) for batch in batches], axis=1)
     offsets = np.array(task.student.offsets[-1 - task.teacher.num_alias_scales:]) - task.first_alias_token
     found.add(*wiener.gate_tables_and_charts(wiener.gates(alpha, offsets), gains, task.student.grid_sizes))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.evaluation.charts import Chart, Line, Table
-from refocus_jax.focus import Pyramid
+from refocus_jax.focus import Pyramid, radii
 from refocus_jax.focus.spectrum import cosine_lowpass
 from refocus_jax.focus.views import DOWNSAMPLERS
 
@@ -149,6 +149,18 @@ def tables(title: str, found: Mapping[str, Powers], grid_sizes: Sequence[int], o
         columns = ["view operator", *(f"p = {p}" for p in grid_sizes[:-1])]
         result.append(Table(f"{title}: {label}", columns, cells, note))
     return result
+
+
+def radii_table(title: str, grid_sizes: Sequence[int], rho_max: float) -> Table:
+    """How large the blur of each schedule is beside what the view's Nyquist rate asks for."""
+    factors = grid_sizes[-1] / np.asarray(grid_sizes, np.float64)
+    cosine, nyquist = (radii(len(factors), rho_max, name, factors)[:-1] for name in ("cosine", "nyquist"))
+    rows = {"down-sampling factor s": factors[:-1], f"radius, cosine from {rho_max:g}": cosine,
+            "radius, nyquist (1.22 s)": nyquist, "cosine over nyquist": cosine / nyquist}
+    return Table(f"{title}: radii in pixels", ["", *(f"p = {p}" for p in grid_sizes[:-1])],
+                 [[name, *values.round(2).tolist()] for name, values in rows.items()],
+                 "A disk of the nyquist radius has its first null at the view's Nyquist rate. A disk of half a pixel "
+                 "or less does not blur.")
 
 
 def charts(title: str, found: Mapping[str, Powers], grid_sizes: Sequence[int], own: str | None = None) -> list[Chart]:

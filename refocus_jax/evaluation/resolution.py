@@ -194,7 +194,7 @@ def tables_and_charts(found: Gratings, moire: float, mtfs: dict[str, tuple[Mtf |
         [name, round(float(found.gain[:, part].mean()), 3), round(100 * float(found.moire[:, part].mean()), 2)]
         for name, part in limits] + [["zone plate", None, round(100 * moire, 2)]],
         "Gain is the amplitude at the grating's own frequency, 1 is perfect; moire is the energy at all others."))
-    for field, label in (("gain", "gain"), ("moire", "energy at other frequencies, of the grating's")):
+    for field, label in (("gain", "gain"), ("moire", "share of the grating's energy")):
         charts.append(Chart(f"tokenizer: {field} of gratings", "cycles per pixel", label, [
             Line(f"{name} lines", found.frequencies.tolist(), values.tolist())
             for name, values in zip(ANGLES, getattr(found, field), strict=True)]))

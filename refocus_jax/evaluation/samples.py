@@ -13,8 +13,6 @@ import jax
 import numpy as np
 from PIL import Image
 
-from refocus_jax.data import npz
-from refocus_jax.data.images import SUFFIXES, decode_rgb
 from refocus_jax.evaluation import pictures
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.writer import write_json
@@ -188,25 +186,3 @@ def write_npz(path: Path, images: np.ndarray, labels: np.ndarray, seed: int) -> 
         with archive.open("arr_1.npy", "w") as file:
             np.lib.format.write_array(file, labels[order].astype(np.int64))
     os.replace(temporary, path)
-
-
-def read_images(path: str | os.PathLike) -> Iterator[np.ndarray]:
-    """The images of a folder and the folders in it, or ADM's npz file: uint8 (h, w, 3) each, in order of their names.
-
-    Raises:
-      FileNotFoundError: no such folder or file, or no images there. ValueError: an image that cannot be read.
-    """
-    path = Path(path)
-    if path.suffix == ".npz" and path.is_file():
-        images = npz.read(path, ("arr_0",)).get("arr_0")
-        if images is None or images.dtype != np.uint8 or images.shape[3:] != (3,):
-            raise ValueError(f"{path} has no uint8 images arr_0 (n, h, w, 3); give a folder of image files, or an npz "
-                             "file as --mode=sample writes it")
-        yield from images
-        return
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"{path} holds no images; give a folder of image files, or an npz file")
-    for file in files:
-        with file.open("rb") as stream:
-            yield decode_rgb(stream, str(file))

@@ -61,7 +61,9 @@ def evaluate(c: ConfigDict, workdir: str, samples: str | None = None) -> None:
     extractor, reference = experiment.open_reference(c)
     tokenizer, generator, notes = (None, None, []) if given else _load(c, workdir)
     notes.append(_LOOKED_AT[extractor.name])
-    result: dict[str, Any] = {"tokenizer": {}, "generator": {}, "settings": _settings(c, samples)}
+    result: dict[str, Any] = {"tokenizer": {}, "generator": {}, "settings": _settings(c, samples), "steps": {
+        stage: experiment.latest_step(os.path.join(workdir, stage)) for stage in ("tokenizer", "generator")
+        if not samples}}
     if tokenizer:
         held_out = experiment.reference_settings(c).crops("validation")
         result["tokenizer"] = _evaluate_tokenizer(c, tokenizer, held_out, extractor, directory)
@@ -92,15 +94,19 @@ def evaluate(c: ConfigDict, workdir: str, samples: str | None = None) -> None:
 
 def summary(result: Mapping[str, Any]) -> str:
     """An evaluation.json in words: a table for each part, then the notes."""
-    tables = [report.table(name, result[name]) for name in ("tokenizer", "generator") if result[name]]
+    tables = []
+    for name in ("tokenizer", "generator"):
+        step = result["steps"].get(name)
+        if result[name]:
+            tables.append(report.table(name, result[name] if step is None else {"step": step} | result[name]))
     return "\n\n".join([*tables, "\n".join(f"- {note}" for note in result["notes"])])
 
 
 def _settings(c: ConfigDict, samples: str) -> dict[str, Any]:
     """All that the numbers hang on beside images and weights."""
     return {"evaluation": c.evaluation.to_dict() | {"samples": samples}, "sampling": c.sampling.to_dict(),
-            "image_size": c.image_size, "inception_score_splits": comparison.SPLITS,
-            "precision_recall_neighbours": comparison.NEIGHBOURS,
+            "tokenizer_from": c.tokenizer_from, "init_from": c.init_from, "image_size": c.image_size,
+            "inception_score_splits": comparison.SPLITS, "precision_recall_neighbours": comparison.NEIGHBOURS,
             "data": {name: c.data[name] for name in ("source", "resize_ratio", "crops_per_image")}}
 
 

@@ -85,6 +85,7 @@ def test_a_workdir_is_evaluated_and_all_is_said(workdir, small, images, capsys):
     assert all(np.isfinite(value) for part in (tokenizer, generator) for value in part.values())
     assert found["features"] == {"name": "efficientnet_lite0", "distance": "fd_efflite0", "source": "weights.pth",
                                  "sha256": "5" * 64}
+    assert found["steps"] == {"tokenizer": 3, "generator": 3}
     assert found["samples"]["step"] == 3 and found["samples"]["count"] == 12
     assert found["samples"]["sampling"]["top_p"] == 0.95 and len(found["samples"]["student"]) == 32
     assert found["settings"]["evaluation"]["seed"] == 0 and found["reference"]["count"] == 16

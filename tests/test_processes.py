@@ -1,32 +1,54 @@
-"""Two processes of four devices train a tokenizer by the command line; one process of two devices goes on."""
+"""Two processes of four devices train and evaluate by the command line; one process of two devices goes on."""
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
+import pytest
 
-from refocus_jax import experiment
+from refocus_jax import evaluate, experiment
+from refocus_jax.evaluation import features
+from refocus_jax.runtime.checkpoint import Checkpoints
+from tests.fixtures import extractor
+
+# The command line, with a small network that looks at images.
+MAIN = """
+from absl import app
+from refocus_jax import main
+from refocus_jax.evaluation import features
+from tests.fixtures import extractor
+features.load = extractor.load
+app.run(main.main)
+"""
 
 
-def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path):
-    np.savez(tmp_path / "images.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0)
-    settings = {"tokenizer_batch_size": 8, "generator_batch_size": 8, "tokenizer_training.steps": 2,
-                "data.source": f"npz:{tmp_path}/images.npz"}
+def run_both(workdir, mode, settings):
+    """The command line in two processes of four devices; both must succeed."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4",
                                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command = [sys.executable, "-m", "refocus_jax.main", "--config=tests/fixtures/micro.py", "--mode=tokenizer",
-               f"--workdir={tmp_path}/run", "--config.mesh.fsdp=2", f"--coordinator=localhost:{port}",
+    command = [sys.executable, "-c", MAIN, "--config=tests/fixtures/micro.py", f"--mode={mode}",
+               f"--workdir={workdir}", "--config.mesh.fsdp=2", f"--coordinator=localhost:{port}",
                "--num_processes=2", *(f"--config.{name}={value}" for name, value in settings.items())]
     started = [subprocess.Popen([*command, f"--process_id={i}"], env=environment, text=True, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT) for i in range(2)]
     printed = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
+    return printed
+
+
+def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypatch):
+    np.savez(tmp_path / "images.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0)
+    settings = {"tokenizer_batch_size": 8, "generator_batch_size": 8, "tokenizer_training.steps": 2,
+                "data.source": f"npz:{tmp_path}/images.npz"}
+    run_both(tmp_path / "run", "tokenizer", settings)
 
     c = micro()
     c.update_from_flattened_dict(settings | {"tokenizer_training.steps": 3})
@@ -35,3 +57,23 @@ def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path):
     assert [line["step"] for line in lines if "loss/total" in line] == [1, 2, 3]
     assert [line["step"] for line in lines if "validation/psnr" in line] == [2, 3]
     assert experiment.latest_step(str(tmp_path / "run/tokenizer")) == 3
+
+    # A generator too, untrained: what two draw and measure is what one does.
+    with Checkpoints(tmp_path / "run/generator/checkpoints") as checkpoints:
+        checkpoints.save(1, jax.jit(experiment.generator_task(c, 2).init)(jax.random.key(0)))
+    settings |= {"evaluation.count": 11, "evaluation.reference_count": 13}
+    printed = run_both(tmp_path / "run", "evaluate", settings | {"evaluation.batch_size": 1})
+    assert "fd_efflite0" in printed[0] and "fd_efflite0" not in printed[1]
+    two = json.loads((tmp_path / "run/evaluation.json").read_text())
+    shutil.move(two["samples"]["path"], tmp_path / "samples.npz")
+    shutil.rmtree(tmp_path / "run/evaluation")
+    monkeypatch.setattr(features, "load", extractor.load)
+    c.update_from_flattened_dict(settings | {"evaluation.batch_size": 4})
+    evaluate.evaluate(c, str(tmp_path / "run"))
+    one = json.loads((tmp_path / "run/evaluation.json").read_text())
+    with np.load(tmp_path / "samples.npz") as drawn, np.load(one["samples"]["path"]) as expected:
+        for name in ("arr_0", "arr_1"):
+            np.testing.assert_array_equal(drawn[name], expected[name])
+    for part in ("tokenizer", "generator"):
+        assert one[part] == pytest.approx(two[part], abs=1e-4) and one[part]
+    assert one["samples"] == two["samples"] and one["reference"] == two["reference"]

@@ -93,6 +93,11 @@ def test_mtf_hangs_on_no_brightness_or_contrast():
     assert resolution.edge_mtf(0.3 * edge + 0.2).mtf50 == pytest.approx(resolution.edge_mtf(edge).mtf50)
 
 
+def test_mtf_is_measured_across_the_edge_however_it_leans():
+    upright, leaning = (gaussian(patterns.slanted_edge(128, np.radians(angle), 0.6)[None], 2.0)[0] for angle in (5, 20))
+    assert resolution.edge_mtf(leaning).mtf50 == pytest.approx(resolution.edge_mtf(upright).mtf50, rel=0.02)
+
+
 def test_what_is_no_edge_has_no_mtf():
     edge = resolution.slanted_edges(SIZE)["vertical"]
     assert resolution.edge_mtf(np.zeros((SIZE, SIZE))) is None

@@ -177,6 +177,13 @@ def test_images_need_no_run(small, images, tmp_path, capsys):
     assert found["generator"]["recall"] == 1.0 and found["reference"]["count"] == 20
 
 
+def test_stage_2_is_told_of_a_wrong_reference_before_stage_1(small, tmp_path):
+    c = small(**{"evaluation.during_training": 10, "evaluation.reference": "/nowhere"})
+    with pytest.raises(FileNotFoundError, match="evaluation.reference is '/nowhere'"):
+        experiment.prepare(c, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tokenizer_alone_is_evaluated_alone(start, small, tmp_path):
     directory = start(tmp_path / "run", ["tokenizer"])
     found = run(small(), directory)

@@ -16,6 +16,7 @@ from refocus_jax.evaluation import features
 from refocus_jax.interop import export_sampler, var_torch
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
+from tests.fixtures import extractor as small_extractor
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,12 @@ def small(micro, images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdir(small, tmp_path_factory):
-    """A finished run."""
-    directory = str(tmp_path_factory.mktemp("run"))
-    experiment.train(small(), directory)
+    """A finished run, whose samples a small network has looked at while it trained."""
+    directory, c = str(tmp_path_factory.mktemp("run")), small()
+    c.evaluation.update(during_training=10, batch_size=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "load", small_extractor.load)
+        experiment.train(c, directory)
     return directory
 
 
@@ -57,7 +61,7 @@ def test_a_run_writes_what_the_readme_says(workdir):
     assert {"cross_entropy/scale_1", "accuracy/scale_3", "gradient_norm/student", "images_per_second"} <= set(logged[0])
     evaluation = json.loads((root / "generator" / "evaluation.json").read_text())
     assert {"validation/bits_per_image", "validation/below_unigram_cross_entropy",
-            "validation/teacher_minus_student/low"} <= set(evaluation)
+            "validation/teacher_minus_student/low", "validation/fd_efflite0"} <= set(evaluation)
     evaluation = json.loads((root / "tokenizer" / "evaluation.json").read_text())
     assert {"validation/psnr_gain", "validation/view_psnr/scale_1", "validation/alias_explained/scale_2",
             "validation/structure_perplexity/all", "validation/alias_usage/scale_2"} <= set(evaluation)

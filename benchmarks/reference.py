@@ -4,9 +4,10 @@
     python -m benchmarks.reference make --workdirs runs/tiny_0 runs/tiny_1 runs/tiny_2 --machine "two shared cores" \\
         --out docs/reference/tiny.json
 
-`compare` says in plain words which curves leave the range of the reference, from which step on, and what to look at; it
-exits with 0 if none does, with 1 if one does, and with 2 if the run is of other settings. It may be asked while
-the run goes on. How the range is drawn: refocus_jax/evaluation/health.py.
+`compare` says in plain words which curves leave the range of the reference, from which step on, and what to look at,
+and puts the last evaluation beside the reference's. It exits with 0 if no curve leaves the range, with 1 if one does,
+and with 2 if the run cannot be compared, as one of other settings. It may be asked while the run goes on. How the range
+is drawn: refocus_jax/evaluation/health.py.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from refocus_jax.evaluation import health, runs
+from refocus_jax.evaluation import charts, health, runs
 
 REFERENCE = Path("docs/reference/tiny.json")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -38,8 +39,9 @@ def compare(workdir: Path, reference: Path) -> bool:
     if content is None:
         raise FileNotFoundError(f"--reference {reference} is not there; start from the root of the repository, or give "
                                 "the path of a file that `make` wrote")
-    verdict = health.compare(health.from_json(content), runs.read(workdir))
-    print(verdict)
+    expected, run = health.from_json(content), runs.read(workdir)
+    verdict = health.compare(expected, run)
+    print(verdict, charts.text(health.final_table(expected, run)), sep="\n\n")
     return verdict.healthy
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refocus_jax import experiment, generate, pretrained
+from refocus_jax import experiment, generate, pretrained, report
 from refocus_jax.evaluation import features
 from refocus_jax.interop import export_sampler, var_torch
 from refocus_jax.runtime import mesh as mesh_lib
@@ -93,6 +93,18 @@ def test_loaded_generator_samples_and_scores(workdir):
     assert all((a[0] == b[2]).all() for a, b in zip(alone.tokens, drawn.tokens, strict=True))
     with pytest.raises(ValueError, match="classes are 0 to 1"):
         generator.sample([3])
+
+
+def test_a_report_shows_all_that_a_run_has_written(workdir, small, capsys):
+    report.write(small(), workdir)
+    assert f"{workdir}/report.html" in capsys.readouterr().out
+    page = (Path(workdir) / "report.html").read_text()
+    assert page.count('<img src="data:image/') == 5
+    for title in ("Loss of stage 1", "Parts of stage 1&#x27;s loss", "Held-out reconstruction", "Codes in use",
+                  "Code perplexity", "Alias code perplexity", "Dead codes", "Cross-entropy of the student",
+                  "Cross-entropy per scale", "Accuracy per scale", "Teacher minus student", "Distillation"):
+        assert f"<title>{title}</title>" in page, title
+    assert "GiB" in page and "unigram_cross_entropy" in page  # memory; the evaluation's tables
 
 
 def test_a_finished_run_goes_through_again_unchanged(workdir, small):

@@ -138,7 +138,7 @@ def _plain(text: str) -> str:
 
 def _draw(chart: Chart, titled: bool) -> Figure:
     named = [line.name for line in chart.lines if line.name]
-    columns = max(1, min(5, 65 // (max(map(len, named), default=0) + 6)))
+    columns = max(1, min(5, 58 // (max(map(len, named), default=0) + 6)))
     below = -(-len(named) // columns) if len(named) > _LEGEND_INSIDE else 0
     figure = Figure(figsize=(4.1, 2.8 + 0.2 * below), layout="constrained")
     axes = figure.add_subplot()
@@ -158,7 +158,7 @@ def _draw(chart: Chart, titled: bool) -> Figure:
         axes.set_yscale("log")
     if not chart.log_x:
         whole = all((line.get_xdata() % 1 == 0).all() for line in drawn)  # as steps and scales are
-        axes.xaxis.set_major_locator(MaxNLocator(7, integer=whole, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=whole, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.set(xlabel=_plain(chart.x_label), ylabel=_plain(chart.y_label), title=_plain(chart.title) if titled else "")
     axes.grid(alpha=0.2, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

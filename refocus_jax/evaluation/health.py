@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from refocus_jax.evaluation.charts import Table
 from refocus_jax.evaluation.runs import OF_THE_MACHINE, STAGES, Curve, RecordedRun
 
 POINTS = 20
@@ -279,6 +280,15 @@ def _departure(judged: Judged, name: str, band: Band, chosen: Sequence[int], val
             back = float(steps[i + within[0]]) if len(within) else None
             return [Departure(judged, name, float(steps[i]), back, float(values[i]), float(low[i]), float(high[i]))]
     return []
+
+
+def final_table(reference: Reference, run: RecordedRun) -> Table:
+    """A run's last evaluations beside those of the reference; they are shown and not judged."""
+    rows = [[f"{stage}, {name}", *(float(f"{value:.4g}") for value in (
+                run.stages[stage].evaluation[name], *(numbers[key] for key in ("mean", "low", "high"))))]
+            for stage, found in reference.final.items() if stage in run.stages
+            for name, numbers in found.items() if name in run.stages[stage].evaluation]
+    return Table("Last evaluations", ["", "this run", "reference: mean", "lowest", "highest"], rows)
 
 
 def to_json(reference: Reference) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from refocus_jax.evaluation.charts import Chart, Table
 
 _LARGEST = 2 * 2**20  # bytes of a PNG file that is shown as it is, unless its pixels matter
 _SMALL = 400  # pixels; pictures that are not wider are enlarged
+_HALF = 560  # pixels, half of the page's width
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """source: a data URI. width: in the page's pixels, if there is room. crisp: pixels are enlarged as they are."""
+    """source: a data URI. width: of the file in pixels. crisp: it is enlarged pixel by pixel and never made smaller,
+    which would show patterns that are not in it."""
 
     source: str
     alt: str
@@ -31,6 +33,11 @@ class Picture:
     width: int
     crisp: bool
     kind: str = "picture"
+
+    @property
+    def shown_width(self) -> int:
+        """In the page's pixels, if there is room."""
+        return 2 * self.width if self.width <= _SMALL else self.width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +58,12 @@ class Drawing:
 class Tabled:
     """A table. Its columns of numbers, and of words that begin with a digit, are aligned to the right.
 
-    meanings: of the rows, empty or one for each, to stand below their names.
+    meanings: of the rows, empty or one for each, to stand below their names. folded: only its title, until it is asked.
     """
 
     table: Table
     meanings: Sequence[str] = ()
+    folded: bool = False
     kind: str = "table"
 
     @property
@@ -108,7 +116,9 @@ class Group:
 
     @property
     def wide(self) -> bool:
-        return len(self.items) > 1 or isinstance(self.items[0], Tabled | Settings)
+        first = self.items[0]
+        large = isinstance(first, Picture) and first.width > _HALF
+        return len(self.items) > 1 or large or isinstance(first, Tabled | Settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,4 +162,4 @@ def picture(path: Path, alt: str, caption: str = "", crisp: bool = False) -> Ite
     except (FileNotFoundError, UnidentifiedImageError):
         return Missing(f"{path.name} is not there, or no picture.")
     source = f"data:image/{form.lower()};base64,{base64.b64encode(data).decode()}"
-    return Picture(source, alt, caption, 2 * width if width <= _SMALL else width, crisp)
+    return Picture(source, alt, caption, width, crisp)

@@ -210,17 +210,17 @@ def _metrics(runs: Runs) -> Iterator[Group]:
                 yield Group(f"{stage}-evaluation-{i}", title, [Missing("No evaluation yet: the first comes at step "
                             f"{run.config[f'{stage}_training']['evaluate_every']} or at the end.")])
                 continue
-            columns, rows = _by_scale(found.evaluation)
-            cells = [[metric, *(row.get(column) for column in columns)] for metric, row in rows.items()]
-            columns = ["", *(column.replace("_", "\N{NO-BREAK SPACE}") for column in columns)]
-            yield Group(f"{stage}-evaluation-{i}", title, [Tabled(Table(
-                f"Held-out images, step {found.evaluation['step']}", columns, cells), list(map(meanings.of, rows)))])
+            yield Group(f"{stage}-evaluation-{i}", title, [_scale_table(
+                f"Held-out images, step {found.evaluation['step']}", found.evaluation)])
     evaluations = {name: read_json(run.path / "evaluation.json") for name, run in runs.items()}
     missing = [Missing(f"Evaluation{_of(runs, name)} (FID and others): not there yet.", _command(run, "evaluate"))
                for name, run in runs.items() if evaluations[name] is None]
     there = {name: evaluation for name, evaluation in evaluations.items() if evaluation is not None}
     items: list[Item] = []
     for part in STAGES:
+        if len(there) == 1:
+            items += [_scale_table(part.capitalize(), one[part]) for one in there.values() if one.get(part)]
+            continue
         names = dict.fromkeys(key for evaluation in there.values() for key in evaluation.get(part, {}))
         rows = [[key, *(evaluation.get(part, {}).get(key) for evaluation in there.values())] for key in names]
         if rows:
@@ -231,6 +231,14 @@ def _metrics(runs: Runs) -> Iterator[Group]:
         rest = {key: value for key, value in evaluation.items() if key not in (*STAGES, "notes")}
         items.append(Settings(f"How it was measured{_of(runs, name)}", rest))
     yield Group("evaluation", "Evaluation", [*items, *missing])
+
+
+def _scale_table(title: str, evaluation: Mapping[str, float]) -> Tabled:
+    """A row per metric, a column per scale."""
+    columns, rows = _by_scale(evaluation)
+    cells = [[metric, *(row.get(column) for column in columns)] for metric, row in rows.items()]
+    return Tabled(Table(title, ["", *(column.replace("_", " ") for column in columns)], cells),
+                  list(map(meanings.of, rows)))
 
 
 def _aliasing(runs: Runs) -> Iterator[Group]:
@@ -246,7 +254,7 @@ def _aliasing(runs: Runs) -> Iterator[Group]:
         for j, one in enumerate(map(charts.chart_from_json, found["charts"])):
             yield Group(f"aliasing-{i}-chart-{j}", one.title + _of(runs, name),
                         [Drawing(f"aliasing-{i}-{j}", one, "")], one.note)
-        tables: list[Item] = [Tabled(Table(**one)) for one in found["tables"]]
+        tables: list[Item] = [Tabled(Table(**one), folded=True) for one in found["tables"]]
         yield Group(f"aliasing-{i}-tables", f"Aliasing in numbers{_of(runs, name)}",
                     [*tables, Settings("How it was measured", found["settings"])])
 

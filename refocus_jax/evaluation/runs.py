@@ -1,5 +1,4 @@
-"""What a workdir holds, read for reports and comparisons: settings, curves, evaluations and pictures, as far as they
-are there."""
+"""What a workdir holds, for reports and comparisons: settings, curves and evaluations, as far as they are there."""
 
 import dataclasses
 import json
@@ -27,13 +26,12 @@ class Stage:
 
     Attributes:
       curves: by name, every number of metrics.jsonl but the steps; "time" is in seconds since 1970.
-      evaluation: the numbers of the last evaluation.json, "step" among them. pictures: files by name.
+      evaluation: the numbers of the last evaluation.json, "step" among them.
     """
 
     name: str
     curves: Mapping[str, Curve]
     evaluation: Mapping[str, float]
-    pictures: Mapping[str, Path]
 
     @property
     def last_step(self) -> int:
@@ -91,9 +89,9 @@ def read_json(path: Path) -> Any:
 
 
 def _stage(directory: Path) -> Stage:
-    pictures = sorted((directory / "pictures").glob("**/[!.]*.*"))
-    return Stage(directory.name, _curves(directory / "metrics.jsonl"), read_json(directory / "evaluation.json") or {},
-                 {path.relative_to(directory / "pictures").as_posix(): path for path in pictures})
+    evaluation = read_json(directory / "evaluation.json") or {}
+    return Stage(directory.name, _curves(directory / "metrics.jsonl"),
+                 {name: value if name == "step" else float(value) for name, value in evaluation.items()})
 
 
 def _curves(metrics: Path) -> dict[str, Curve]:

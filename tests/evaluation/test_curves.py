@@ -71,7 +71,7 @@ def test_an_interval_is_drawn_around_its_mean(recorded):
     bounds = {f"{name}/{end}": stage.curves[f"{name}/mean"]._replace(values=np.array(values))
               for end, values in (("low", [-3.0, -4.0]), ("high", [1.0, 2.0]))}
     run = RecordedRun(recorded["seed 0"].path, recorded["seed 0"].config,
-                      {"generator": Stage("generator", {**stage.curves, **bounds}, {}, {})})
+                      {"generator": Stage("generator", {**stage.curves, **bounds}, {})})
     line, = by_name(curves.drawings({"mine": run}))["generator-teacher-minus-student-mean"].chart.lines
     assert list(line.low) == [-3, -4] and list(line.high) == [1, 2]
 
@@ -81,7 +81,7 @@ def timed(lines):
     names = {name for line in lines for name in line} - {"step"}
     found = {name: Curve(*map(np.array, zip(*((line["step"], line[name]) for line in lines if name in line),
                                             strict=True))) for name in names}
-    return RecordedRun(None, workdirs.config(), {"tokenizer": Stage("tokenizer", found, {}, {})})
+    return RecordedRun(None, workdirs.config(), {"tokenizer": Stage("tokenizer", found, {})})
 
 
 def test_time_is_that_of_training_and_not_of_pauses():
@@ -92,7 +92,7 @@ def test_time_is_that_of_training_and_not_of_pauses():
                  {"step": 30, "time": 50_000.0, "seconds/restore": 2.0, "images_per_second": 5.0}])
     assert curves.wall_seconds(run) == pytest.approx(23 + 5 + 20 + 18)
     assert curves.wall_seconds(RecordedRun(None, {"tokenizer_batch_size": 8}, {
-        "tokenizer": Stage("tokenizer", {}, {}, {})})) == 0
+        "tokenizer": Stage("tokenizer", {}, {})})) == 0
 
 
 def test_costs_of_a_stage():

@@ -37,6 +37,10 @@ def judge(directory, workdir, capsys):
 def test_its_own_runs_and_others_of_the_same_kind_are_healthy(directory, reference, tmp_path, capsys):
     code, words = judge(directory, directory / "seed_1", capsys)
     assert code == 0 and words.startswith("Healthy: tokenizer up to step 2400 of 2400, generator up to step 900 of 900")
+    bits = runs.read(directory / "seed_1").stages["generator"].evaluation["validation/bits_per_image"]
+    line, = [line.split() for line in words.splitlines() if "bits_per_image" in line]
+    own, mean, low, high = map(float, line[2:])
+    assert own == float(f"{bits:.4g}") and low <= own <= high and low < mean < high
     for seed in range(3, 23):
         verdict = health.compare(reference, runs.read(workdirs.write(tmp_path / str(seed), seed)))
         assert verdict.healthy, str(verdict)

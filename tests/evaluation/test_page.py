@@ -57,7 +57,9 @@ def test_pictures_are_kept_to_the_pixel_unless_they_are_large_and_need_not_be(tm
     form, found = pixels(large)
     assert form == "JPEG" and found.shape == noise.shape and abs(found.astype(int) - noise).mean() < 20
     assert large.caption == "run (a JPEG of large.png)" and len(large.source) < 2 * page._LARGEST
-    assert page.picture(tmp_path / "small.png", "alt").width == 200 and large.width == 900
+    small = page.picture(tmp_path / "small.png", "alt")
+    assert small.shown_width == 200 and large.shown_width == 900  # small ones are enlarged
+    assert [Group("id", "", [one]).wide for one in (small, large)] == [False, True]
 
 
 def test_what_is_no_picture_is_said_to_be_missing(tmp_path):

@@ -53,9 +53,10 @@ _CHARTS = (
     _Number("tokenizer", "loss/total", "Loss of stage 1", "loss", note="The sum of all its parts, of training batches. "
             "It rises where the adversary begins."),
     _Parts("tokenizer", {"loss/reconstruction": "image", "loss/view": "coarser views",
-                         "loss/alias_reconstruction": "alias residual", "loss/vq": "codes"},
+                         "loss/alias_reconstruction": "alias residual", "loss/vq": "codes",
+                         "loss/perceptual": "features"},
            "Parts of stage 1's loss", "loss", "How far the decoded image, its coarser views and the alias residual are "
-           "off, and how far latents are from their codes."),
+           "off, how far latents are from their codes, and features of the image, where a network is asked."),
     _Number("tokenizer", "validation/psnr", "Held-out reconstruction", "PSNR in dB", "validation/thumbnail_psnr",
             "Higher is better. Dashed: the plain thumbnail with as many pixels as the last scale has tokens."),
     _PerScale("tokenizer", "validation/view_psnr", "Held-out reconstruction of the coarser views", "PSNR in dB"),

@@ -27,7 +27,7 @@ FLOOR = 0.025
 # Settings that shape what is learned, and what within them does not. A setting that one of the two configs does not
 # have did not exist when it was written, and counts as off.
 _SETTINGS = ("image_size", "grid_sizes", "class_names", "data", "focus", "tokenizer_from", "init_from", "tokenizer",
-             "alias", "losses", "revival", "adversarial", "discriminator", "tokenizer_batch_size",
+             "alias", "losses", "perceptual", "revival", "adversarial", "discriminator", "tokenizer_batch_size",
              "tokenizer_optimizer", "discriminator_optimizer", "tokenizer_training.steps", "generator", "label_drop",
              "average_decay", "teacher", "generator_batch_size", "generator_optimizer", "generator_training.steps")
 _HOW_NOT_WHAT = ("data.num_workers", "data.num_classes", "generator.remat", "generator.attention")
@@ -163,6 +163,8 @@ class Verdict:
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config.json that shapes what is learned, flat."""
     flat = flatten_dict(config, sep=".")
+    if not flat.get("losses.perceptual"):
+        flat.pop("perceptual", None)  # the name of a network that nothing asks
     return {name: value for name, value in flat.items() if name not in _HOW_NOT_WHAT
             and any(f"{name}.".startswith(f"{section}.") for section in _SETTINGS)}
 

@@ -94,12 +94,16 @@ def test_other_settings_are_refused_by_name_and_those_of_the_machine_are_not(dir
         "sampling.cfg": 2.0})
     assert judge(directory, run, capsys)[0] == 0
     config = workdirs.config(3)
+    config["perceptual"] = "vgg16:PATH"  # not asked, as its weight is 0
     config["losses"]["new"] = 0.0  # as of a later version that has it, and leaves it off
     (run / "config.json").write_text(json.dumps(config))
     assert judge(directory, run, capsys)[0] == 0
     config["losses"]["new"] = 0.5
     (run / "config.json").write_text(json.dumps(config))
     assert "losses.new is None there and 0.5 here" in judge(directory, run, capsys)[1]
+    config["losses"].update(new=0.0, perceptual=1.0)
+    (run / "config.json").write_text(json.dumps(config))
+    assert "; perceptual is None there and 'vgg16:PATH' here" in judge(directory, run, capsys)[1]
 
 
 @pytest.mark.parametrize(("problem", "seed", "settings"), [

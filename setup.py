@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["refocus_jax", "refocus_jax.*"]),
-    package_data={"refocus_jax.evaluation": ["page.html.jinja"]},
+    package_data={"refocus_jax.reporting": ["page.html.jinja"]},
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8; platform_system != 'Windows'",  # the file format of tfds sources

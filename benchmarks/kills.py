@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from refocus_jax.evaluation.runs import OF_THE_MACHINE, STAGES
+from refocus_jax.reporting.runs import OF_THE_MACHINE, STAGES
 
 
 def start(config: str, workdir: Path, cache: Path, log) -> subprocess.Popen:

@@ -21,8 +21,9 @@ from PIL import Image
 
 from configs import tiny
 from refocus_jax import experiment, pretrained
-from refocus_jax.evaluation import distances, features, metrics, pictures
+from refocus_jax.evaluation import distances, features, metrics
 from refocus_jax.models import efficientnet_lite
+from refocus_jax.reporting import pictures
 from refocus_jax.runtime import mesh as mesh_lib
 
 SHOWN = 8

@@ -7,7 +7,7 @@
 `compare` says in plain words which curves leave the range of the reference, from which step on, and what to look at,
 and puts the last evaluation beside the reference's. It exits with 0 if no curve leaves the range, with 1 if one does,
 and with 2 if the run cannot be compared, as one of other settings. It may be asked while the run goes on. How the range
-is drawn: refocus_jax/evaluation/health.py.
+is drawn: refocus_jax/reporting/health.py.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from refocus_jax.evaluation import charts, health, runs
+from refocus_jax.reporting import charts, health, runs
 
 REFERENCE = Path("docs/reference/tiny.json")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")

@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 
 from refocus_jax import experiment, generate, pretrained, validate
 from refocus_jax.data import pipeline, sources
-from refocus_jax.evaluation import aliasing, image_sets, patterns, pictures, resolution, spectra, wiener
+from refocus_jax.evaluation import aliasing, image_sets, patterns, resolution, spectra, wiener
 from refocus_jax.evaluation.aliasing import SHOWN
 from refocus_jax.evaluation.findings import Findings
 from refocus_jax.evaluation.image_sets import ImageSet
 from refocus_jax.focus import GRID_SIZES, Pyramid
+from refocus_jax.reporting import pictures
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training import loop

@@ -21,13 +21,14 @@ from ml_collections import ConfigDict
 
 import refocus_jax
 from refocus_jax import encode, experiment, generate, pretrained, validate
-from refocus_jax.evaluation import comparison, image_sets, measurements, metrics, report
+from refocus_jax.evaluation import comparison, image_sets, measurements, metrics
 from refocus_jax.evaluation.features import Extractor
 from refocus_jax.evaluation.image_sets import ImageSet
 from refocus_jax.evaluation.reference import Reference
 from refocus_jax.evaluation.samples import DrawSettings
 from refocus_jax.models.attention import scale_offsets
 from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.reporting import report
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import processes, weight_files
 from refocus_jax.runtime.writer import write_json

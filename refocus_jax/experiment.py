@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from refocus_jax import encode, validate
 from refocus_jax.data import pipeline, sources, token_cache
-from refocus_jax.evaluation import features, measurements, report
+from refocus_jax.evaluation import features, measurements
 from refocus_jax.evaluation.reference import OpenedReference, ReferenceSettings
 from refocus_jax.evaluation.samples import DrawSettings
 from refocus_jax.focus import Pyramid
@@ -24,6 +24,7 @@ from refocus_jax.models.discriminator import PatchDiscriminator
 from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer
 from refocus_jax.models.tokenizer import PYRAMIDS, AliasTokenizer, Autoencoder, DualTokenizer, StructureTokenizer
 from refocus_jax.models.transformer import Transformer
+from refocus_jax.reporting import report
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import processes, weight_files
 from refocus_jax.runtime.checkpoint import Checkpoints

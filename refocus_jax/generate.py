@@ -12,7 +12,8 @@ from PIL import Image
 
 from refocus_jax import experiment, pretrained
 from refocus_jax.data.images import decode_rgb
-from refocus_jax.evaluation import pictures, samples
+from refocus_jax.evaluation import samples
+from refocus_jax.reporting import pictures
 from refocus_jax.runtime import weight_files
 from refocus_jax.runtime.progress import Progress
 from refocus_jax.sampling.decode import SamplingSettings

@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from refocus_jax.evaluation import health, report, runs
-from refocus_jax.evaluation.health import Verdict
-from refocus_jax.evaluation.runs import RecordedRun
+from refocus_jax.reporting import health, report, runs
+from refocus_jax.reporting.health import Verdict
+from refocus_jax.reporting.runs import RecordedRun
 
 
 def write(c: ConfigDict, workdir: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from refocus_jax import aliasing, experiment
-from refocus_jax.evaluation import charts
 from refocus_jax.focus import Pyramid
+from refocus_jax.reporting import charts
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import small
 

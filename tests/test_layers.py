@@ -11,8 +11,8 @@ import refocus_jax
 ROOT = Path(refocus_jax.__file__).parent
 # Each may import its own layer and those before it. `__init__` is the root package, which everything imports.
 LAYERS = (
-    {"__init__"}, {"focus"}, {"models"}, {"sampling"}, {"runtime"}, {"data"}, {"evaluation"}, {"training"},
-    {"planning"}, {"validate", "encode", "experiment", "pretrained", "interop", "generate", "plan",
+    {"__init__"}, {"focus"}, {"models"}, {"sampling"}, {"runtime"}, {"data"}, {"reporting"}, {"evaluation"},
+    {"training"}, {"planning"}, {"validate", "encode", "experiment", "pretrained", "interop", "generate", "plan",
                   "evaluate", "aliasing", "report"}, {"main"},
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -22,7 +22,7 @@ ROOMS = {
     "tensorboardX": {"runtime/writer.py"},
     "ml_collections": {"experiment.py", "encode.py", "pretrained.py", "generate.py", "plan.py", "main.py",
                        "evaluate.py", "aliasing.py", "report.py"},
-    "matplotlib": {"evaluation/charts.py"},
+    "matplotlib": {"reporting/charts.py"},
     "torch": set(),
     "tensorflow": set(),
     "clu.metric_writers": set(),  # imports TensorFlow, as does the next

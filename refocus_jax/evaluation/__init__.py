@@ -1,1 +1,1 @@
-"""Metrics and pictures: numpy in, numbers and uint8 arrays out."""
+"""Metrics, features and instruments: images and tokens in, numbers out."""

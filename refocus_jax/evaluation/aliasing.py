@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refocus_jax.evaluation.charts import Chart, Line, Table
 from refocus_jax.focus import Pyramid, radii
 from refocus_jax.focus.spectrum import cosine_lowpass
 from refocus_jax.focus.views import DOWNSAMPLERS
+from refocus_jax.reporting.charts import Chart, Line, Table
 
 # What charts show; tables have every combination.
 SHOWN = ("none + stride", "none + bilinear", "none + area", "gaussian cosine + bilinear", "disk cosine + bilinear",

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from refocus_jax.evaluation import charts
-from refocus_jax.evaluation.charts import Chart, Table
+from refocus_jax.reporting import charts
+from refocus_jax.reporting.charts import Chart, Table
 from refocus_jax.runtime.writer import write_json
 
 

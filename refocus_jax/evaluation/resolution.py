@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refocus_jax.evaluation import patterns
-from refocus_jax.evaluation.charts import Chart, Line, Table
+from refocus_jax.reporting.charts import Chart, Line, Table
 
 CONTRAST = 0.6  # of gratings and edges: dark 0.2 and light 0.8 of white, ISO 12233's 4 : 1
 ANGLES = {"vertical": 0.0, "diagonal": math.pi / 4, "horizontal": math.pi / 2}  # of the gratings' lines

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from refocus_jax.evaluation import pictures
+from refocus_jax.reporting import pictures
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.writer import write_json
 

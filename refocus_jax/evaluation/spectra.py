@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from refocus_jax.evaluation import metrics
-from refocus_jax.evaluation.charts import Chart, Line, Table
 from refocus_jax.evaluation.patterns import luminance
+from refocus_jax.reporting.charts import Chart, Line, Table
 
 
 def ring_means(values_hw: np.ndarray, radius_hw: np.ndarray, num_rings: int) -> np.ndarray:

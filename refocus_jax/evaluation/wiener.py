@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.evaluation.aliasing import split
-from refocus_jax.evaluation.charts import Chart, Line, Table
 from refocus_jax.evaluation.spectra import ring_means
 from refocus_jax.focus import Pyramid
 from refocus_jax.focus.spectrum import cosine_spectrum
+from refocus_jax.reporting.charts import Chart, Line, Table
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

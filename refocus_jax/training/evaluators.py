@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.data.token_cache import TokenSet
-from refocus_jax.evaluation import comparison, measurements, metrics, pictures
+from refocus_jax.evaluation import comparison, measurements, metrics
 from refocus_jax.evaluation.features import Extractor
 from refocus_jax.evaluation.reference import Reference
 from refocus_jax.focus.resample import resize
 from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.reporting import pictures
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.sampling.decode import SamplingSettings, sample, sample_keys
 from refocus_jax.training.codebook import count

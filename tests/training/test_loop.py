@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refocus_jax.evaluation.runs import OF_THE_MACHINE
+from refocus_jax.reporting.runs import OF_THE_MACHINE
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.runtime.preemption import Preempted

@@ -7,11 +7,11 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from refocus_jax.evaluation import charts, curves, meanings, page
-from refocus_jax.evaluation.charts import Table
-from refocus_jax.evaluation.health import Reference, Verdict
-from refocus_jax.evaluation.page import Drawing, Group, Item, Missing, Section, Settings, Tabled, Words
-from refocus_jax.evaluation.runs import STAGES, RecordedRun, read_json
+from refocus_jax.reporting import charts, curves, meanings, page
+from refocus_jax.reporting.charts import Table
+from refocus_jax.reporting.health import Reference, Verdict
+from refocus_jax.reporting.page import Drawing, Group, Item, Missing, Section, Settings, Tabled, Words
+from refocus_jax.reporting.runs import STAGES, RecordedRun, read_json
 
 # Runs by the names that a report gives them.
 Runs = Mapping[str, RecordedRun]

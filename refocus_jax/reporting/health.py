@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from refocus_jax.evaluation.charts import Table
-from refocus_jax.evaluation.runs import OF_THE_MACHINE, STAGES, Curve, RecordedRun
+from refocus_jax.reporting.charts import Table
+from refocus_jax.reporting.runs import OF_THE_MACHINE, STAGES, Curve, RecordedRun
 
 POINTS = 20
 TOLERANCE = 2.0

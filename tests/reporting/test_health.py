@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import reference as command
-from refocus_jax.evaluation import health, runs
-from refocus_jax.evaluation.runs import Curve
+from refocus_jax.reporting import health, runs
+from refocus_jax.reporting.runs import Curve
 from tests.fixtures import workdirs
 
 

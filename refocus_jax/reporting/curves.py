@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from refocus_jax.evaluation.charts import Chart, Line, Table
-from refocus_jax.evaluation.health import Reference
-from refocus_jax.evaluation.page import Drawing
-from refocus_jax.evaluation.runs import STAGES, RecordedRun, Stage
+from refocus_jax.reporting.charts import Chart, Line, Table
+from refocus_jax.reporting.health import Reference
+from refocus_jax.reporting.page import Drawing
+from refocus_jax.reporting.runs import STAGES, RecordedRun, Stage
 
 _REFERENCE_COLOR = 7  # grey
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refocus_jax.evaluation import charts
-from refocus_jax.evaluation.charts import Chart, Line, Table
+from refocus_jax.reporting import charts
+from refocus_jax.reporting.charts import Chart, Line, Table
 
 CHART = Chart("loss of both", "step", "nats", [
     Line("ours", [1, 2, 4], [3.0, 2.0, 1.5], low=[2.9, 1.8, 1.4], high=[3.1, 2.2, 1.6]),

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from refocus_jax.evaluation import curves, health, report, runs
+from refocus_jax.reporting import curves, health, report, runs
 from tests.fixtures import workdirs
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from refocus_jax import focus
-from refocus_jax.evaluation import pictures
+from refocus_jax.reporting import pictures
 
 
 def test_to_uint8_rounds_and_clips():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from refocus_jax.evaluation import runs
+from refocus_jax.reporting import runs
 from refocus_jax.runtime.writer import Writer
 from tests.fixtures import workdirs
 

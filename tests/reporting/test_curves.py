@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from refocus_jax.evaluation import curves, health, runs
-from refocus_jax.evaluation.runs import Curve, RecordedRun, Stage
+from refocus_jax.reporting import curves, health, runs
+from refocus_jax.reporting.runs import Curve, RecordedRun, Stage
 from tests.fixtures import workdirs
 
 

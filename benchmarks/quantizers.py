@@ -2,8 +2,8 @@
 
     python -m benchmarks.quantizers --source=npz:PATH --directory=runs/quantizers
 
-trains `tiny`'s tokenizer three times as long as `tiny`, without its adversary, and a small generator on its tokens,
-for every quantizer and seed; prints one table and writes samples.png, the sample grids side by side. Runs that are
+trains `tiny`'s tokenizer three times as long as `tiny`, on pixel losses alone, and a small generator on its tokens, for
+every quantizer and seed; prints one table and writes samples.png, the sample grids side by side. Runs that are
 there already are not repeated. What is known stands in docs/quantizers.md.
 """
 
@@ -25,7 +25,7 @@ def config(variant: str, source: str, seed: int, generator_steps: int):
     c.seed = seed
     c.data.source = source
     c.data.crops_per_image = 1
-    c.adversarial.weight = 0.0
+    c.adversarial.weight = c.losses.perceptual = 0.0
     # VAR's phi where scales add up, none where each stands alone.
     c.tokenizer.num_phi = 0 if variant == "independent" else 4
     c.tokenizer_training.steps *= 3

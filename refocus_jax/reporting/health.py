@@ -103,7 +103,7 @@ class Reference:
     """Several runs of one experiment; see `make`.
 
     Attributes:
-      settings: what shapes them. curves, final: by stage and name; final has mean, low and high of the last evaluation.
+      settings: what shapes them. curves, final: by stage and name; final has mean, low and high of the last numbers.
       about: seeds, machine and packages, in words.
     """
 
@@ -214,9 +214,9 @@ def make(runs: Sequence[RecordedRun], about: Mapping[str, Any]) -> Reference:
                  if not name.startswith(OF_THE_MACHINE) and all(name in one.curves for one in stages)]
         curves[stage] = {name: _band([medians(one.curves[name], steps) for one in stages], f"{stage}: {name}")
                          for name in names}
-        common = [name for name in stages[0].evaluation
-                  if name != "step" and all(name in one.evaluation for one in stages)]
-        final[stage] = {name: _range([float(one.evaluation[name]) for one in stages]) for name in common}
+        last = [run.last_numbers(stage) for run in runs]
+        final[stage] = {name: _range([one[name] for one in last]) for name in last[0]
+                        if all(name in one for one in last)}
     return Reference({**about, "seeds": seeds}, shaping, curves, final)
 
 
@@ -287,9 +287,9 @@ def _departure(judged: Judged, name: str, band: Band, chosen: Sequence[int], val
 def final_table(reference: Reference, run: RecordedRun) -> Table:
     """A run's last evaluations beside those of the reference; they are shown and not judged."""
     rows = [[f"{stage}, {name}", *(float(f"{value:.4g}") for value in (
-                run.stages[stage].evaluation[name], *(numbers[key] for key in ("mean", "low", "high"))))]
+                run.last_numbers(stage)[name], *(numbers[key] for key in ("mean", "low", "high"))))]
             for stage, found in reference.final.items() if stage in run.stages
-            for name, numbers in found.items() if name in run.stages[stage].evaluation]
+            for name, numbers in found.items() if name in run.last_numbers(stage)]
     return Table("Last evaluations", ["", "this run", "reference: mean", "lowest", "highest"], rows)
 
 

@@ -116,11 +116,8 @@ def _important(runs: Runs) -> Iterator[Group]:
     """The few numbers that matter: of evaluation.json of the workdir, else of the stages' last evaluations."""
     numbers = {}
     for name, run in runs.items():
-        evaluations = [(stage, found.evaluation) for stage, found in run.stages.items()]
-        whole = read_json(run.path / "evaluation.json") or {}
-        evaluations += [(stage, whole.get(stage, {})) for stage in STAGES]
         numbers[name] = {f"{stage}/{key.removeprefix('validation/')}": value
-                         for stage, evaluation in evaluations for key, value in evaluation.items()}
+                         for stage in run.stages for key, value in run.last_numbers(stage).items()}
     shown = [name for name in _IMPORTANT if any(name in found for found in numbers.values())]
     rows = [[_IMPORTANT[name], *(found.get(name) for found in numbers.values())] for name in shown]
     rows.append(["Time", *(curves.duration(curves.wall_seconds(run)) for run in runs.values())])
@@ -212,10 +209,9 @@ def _metrics(runs: Runs) -> Iterator[Group]:
                 continue
             yield Group(f"{stage}-evaluation-{i}", title, [_scale_table(
                 f"Held-out images, step {found.evaluation['step']}", found.evaluation)])
-    evaluations = {name: read_json(run.path / "evaluation.json") for name, run in runs.items()}
     missing = [Missing(f"Evaluation{_of(runs, name)} (FID and others): not there yet.", _command(run, "evaluate"))
-               for name, run in runs.items() if evaluations[name] is None]
-    there = {name: evaluation for name, evaluation in evaluations.items() if evaluation is not None}
+               for name, run in runs.items() if run.evaluation is None]
+    there = {name: run.evaluation for name, run in runs.items() if run.evaluation is not None}
     items: list[Item] = []
     for part in STAGES:
         if len(there) == 1:

@@ -44,12 +44,14 @@ class RecordedRun:
     """A workdir on disk.
 
     Attributes:
-      config: its config.json. stages: those that have begun, by name.
+      config: its config.json. stages: those that have begun, by name. evaluation: what --mode=evaluate has written,
+      None if it has not been asked.
     """
 
     path: Path
     config: Mapping[str, Any]
     stages: Mapping[str, Stage]
+    evaluation: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -58,6 +60,11 @@ class RecordedRun:
     def steps(self, stage: str) -> int:
         """How many a stage shall have."""
         return self.config[f"{stage}_training"]["steps"]
+
+    def last_numbers(self, stage: str) -> dict[str, float]:
+        """Of a stage that has begun: those of its last evaluation, and those of --mode=evaluate."""
+        during = {name: value for name, value in self.stages[stage].evaluation.items() if name != "step"}
+        return during | dict((self.evaluation or {}).get(stage, {}))
 
 
 def read(workdir: str | Path) -> RecordedRun:
@@ -71,7 +78,7 @@ def read(workdir: str | Path) -> RecordedRun:
     if config is None:
         raise FileNotFoundError(f"{path} holds no run: it has no config.json; give the --workdir of a training")
     stages = {name: _stage(path / name) for name in STAGES if (path / name / "metrics.jsonl").exists()}
-    return RecordedRun(path, config, stages)
+    return RecordedRun(path, config, stages, read_json(path / "evaluation.json"))
 
 
 def read_json(path: Path) -> Any:

@@ -67,6 +67,14 @@ def test_better_than_the_reference_is_healthy_where_there_is_a_better(directory,
     assert judge(directory, workdirs.write(tmp_path, 3, changed=changed), capsys)[0] == 0
 
 
+def test_a_perceptual_network_without_weight_is_no_setting():
+    def named(weight):
+        config = workdirs.config(**{"losses.perceptual": weight, "perceptual": "vgg16:PATH"})
+        return "perceptual" in health.settings(config)
+
+    assert named(0.1) and not named(0.0)
+
+
 def test_a_run_that_goes_on_is_judged_so_far(directory, tmp_path, capsys):
     run = workdirs.write(tmp_path / "part", 3, stages=("tokenizer",), until=0.5,
                          changed={"loss/view": lambda t, v: v if t < 0.3 else 5 * v})
@@ -94,16 +102,12 @@ def test_other_settings_are_refused_by_name_and_those_of_the_machine_are_not(dir
         "sampling.cfg": 2.0})
     assert judge(directory, run, capsys)[0] == 0
     config = workdirs.config(3)
-    config["perceptual"] = "vgg16:PATH"  # not asked, as its weight is 0
     config["losses"]["new"] = 0.0  # as of a later version that has it, and leaves it off
     (run / "config.json").write_text(json.dumps(config))
     assert judge(directory, run, capsys)[0] == 0
     config["losses"]["new"] = 0.5
     (run / "config.json").write_text(json.dumps(config))
     assert "losses.new is None there and 0.5 here" in judge(directory, run, capsys)[1]
-    config["losses"].update(new=0.0, perceptual=1.0)
-    (run / "config.json").write_text(json.dumps(config))
-    assert "; perceptual is None there and 'vgg16:PATH' here" in judge(directory, run, capsys)[1]
 
 
 @pytest.mark.parametrize(("problem", "seed", "settings"), [

@@ -26,6 +26,16 @@ def test_what_has_been_written_is_read(tmp_path):
     np.testing.assert_array_equal(stage.curves["validation/psnr"].steps, [20])
     assert stage.last_step == 20
     assert stage.evaluation == {"step": 20, "validation/psnr": 20, "validation/gap": np.inf}
+    assert run.evaluation is None and run.last_numbers("tokenizer") == {"validation/psnr": 20, "validation/gap": np.inf}
+
+
+def test_what_was_measured_of_a_run_is_among_its_last_numbers(tmp_path):
+    workdirs.write(tmp_path, stages=("tokenizer",))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"tokenizer": {"ssim": 0.5}, "generator": {}, "notes": ["x"]}))
+    run = runs.read(tmp_path)
+    found = run.last_numbers("tokenizer")
+    assert found["ssim"] == 0.5 and run.evaluation["notes"] == ["x"]
+    assert found.keys() == {"ssim", *run.stages["tokenizer"].evaluation} - {"step"}
 
 
 def test_a_directory_without_a_run_and_damaged_files_are_named(tmp_path):

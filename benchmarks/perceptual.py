@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from benchmarks.data import timed_steps
 from configs import tiny
 from refocus_jax import experiment, pretrained
 from refocus_jax.evaluation import distances, features, metrics
@@ -40,7 +41,6 @@ def config(weight: float, seed: int, steps: int):
 
 def judge(path: str, mesh) -> features.Extractor:
     """Like efficientnet_lite0's extractor, of the larger network."""
-    lite0 = features.load("efficientnet_lite0", mesh)
     network = efficientnet_lite.EfficientNetLite(efficientnet_lite.LITE1, precision=jax.lax.Precision.HIGHEST)
 
     def apply(params, image):
@@ -48,8 +48,8 @@ def judge(path: str, mesh) -> features.Extractor:
         return features.Features(pool, None, logits)
 
     from_state_dict = functools.partial(efficientnet_lite.from_state_dict, groups=efficientnet_lite.LITE1)
-    return features.Extractor("efficientnet_lite1", "fd_efflite1", path, "", apply,
-                              features.read_parameters(path, from_state_dict), lite0.mesh)
+    params = mesh_lib.put_whole(features.read_parameters(path, from_state_dict), mesh_lib.replicated(mesh))
+    return features.Extractor("efficientnet_lite1", "fd_efflite1", path, "", apply, params, mesh)
 
 
 def detail(image_bhwc: np.ndarray) -> float:
@@ -59,16 +59,14 @@ def detail(image_bhwc: np.ndarray) -> float:
     return spectrum[:, fine[0][:, None] | fine[1][None]].mean()
 
 
-def frechet(extractor, image, original) -> float:
-    return distances.frechet_distance(*(distances.Moments.of(extractor(i).pool) for i in (image, original)))
+def moments(extractor: features.Extractor, image_bhwc: np.ndarray) -> distances.Moments:
+    return distances.Moments.of(extractor(image_bhwc).pool)
 
 
-def row(weight: float, seed: int, directory: Path, extractors, original: np.ndarray) -> tuple[str, np.ndarray]:
-    """A line of the table, and reconstructions."""
+def row(weight: float, seed: int, directory: Path, judges, original: np.ndarray) -> tuple[str, np.ndarray]:
+    """A line of the table, and reconstructions. judges: extractors with the moments of the originals."""
     stage = directory / "tokenizer"
     values = json.loads((stage / "evaluation.json").read_text())
-    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    speed = np.median([line["images_per_second"] for line in lines if "images_per_second" in line])
     tokenizer = pretrained.load_tokenizer(str(directory))
     batches = np.split(original, range(64, len(original), 64))
     decoded = [np.asarray(tokenizer.decode(tokenizer.encode(batch / np.float32(127.5) - 1))) for batch in batches]
@@ -76,10 +74,25 @@ def row(weight: float, seed: int, directory: Path, extractors, original: np.ndar
                                    for d, o in zip(decoded, batches, strict=True)]))
     image = pictures.to_uint8(np.concatenate(decoded))
     views = np.mean([value for name, value in values.items() if name.startswith("validation/view_psnr/")])
-    distance = " | ".join(f"{frechet(extractor, image, original):.2f}" for extractor in extractors)
+    distance = " | ".join(f"{distances.frechet_distance(moments(extractor, image), reference):.2f}"
+                          for extractor, reference in judges)
     return (f"| {weight:g} | {seed} | {values['validation/psnr']:.2f} | {views:.2f} | {ssim:.4f} | "
             f"{detail(image) / detail(original):.3f} | {distance} | "
-            f"{values['validation/structure_perplexity/all']:.0f} | {speed:.1f} |"), image
+            f"{values['validation/structure_perplexity/all']:.0f} |"), image
+
+
+def processor_seconds(run: experiment.Run, weights: tuple[float, ...], turns: int = 5, steps: int = 6) -> list[float]:
+    """Of one step with each weight of the loss, the median; in turns, since other programs may be running."""
+    steppers = []
+    for weight in weights:
+        c = config(weight, 0, steps)
+        task = experiment.tokenizer_task(c)
+        frozen = mesh_lib.put_whole(experiment.load_perceptual_params(c), mesh_lib.replicated(run.mesh))
+        steppers.append((jax.jit(task.update), jax.jit(task.init)(jax.random.key(0)), frozen))
+    batches, rows = iter(run.batches(c.tokenizer_batch_size, 0)), []
+    for _ in range(turns + 1):
+        rows.append([timed_steps(*stepper, batches, run.mesh, steps)[:, 2] for stepper in steppers])
+    return list(np.median(rows[1:], axis=(0, 2)))  # the first turn compiles
 
 
 def main():
@@ -100,17 +113,20 @@ def main():
     original = np.concatenate([batch["image"] for batch in run.validation_batches(c.tokenizer_batch_size)])
     extractors = [features.load("efficientnet_lite0", mesh)]
     extractors += [judge(arguments.judge, mesh)] if arguments.judge else []
-    lines, shown = [], [original[::len(original) // SHOWN][:SHOWN]]
+    judges = [(extractor, moments(extractor, original)) for extractor in extractors]
+    lines, shown = [], [original[::len(original) // SHOWN + 1]]
     for (weight, seed), directory in runs.items():
-        line, image = row(weight, seed, directory, extractors, original)
+        line, image = row(weight, seed, directory, judges, original)
         lines.append(line)
-        shown.append(image[::len(original) // SHOWN][:SHOWN])
+        shown.append(image[::len(original) // SHOWN + 1])
     names = " | ".join(f"FD ({extractor.name})" for extractor in extractors)
-    print(f"| weight | seed | PSNR | view PSNR | SSIM | fine detail | {names} | perplexity | images/s |\n"
-          f"| --- | --- | --- | --- | --- | --- |{' --- |' * len(extractors)} --- | --- |", *lines, sep="\n")
+    print(f"| weight | seed | PSNR | view PSNR | SSIM | fine detail | {names} | perplexity |\n"
+          f"| --- | --- | --- | --- | --- | --- |{' --- |' * len(extractors)} --- |", *lines, sep="\n")
     cells = [[pictures.enlarge(image, 128, smooth=False) for image in images] for images in shown]
     titles = ["original", *(f"{weight:g}" for weight, _ in runs)]
     Image.fromarray(pictures.grid(cells, row_labels=titles)).save(arguments.directory / "reconstructions.png")
+    without, with_it = processor_seconds(run, (0.0, max(arguments.weights)))
+    print(f"\nprocessor seconds per step: {without:.3f} without, {with_it:.3f} with the loss")
 
 
 if __name__ == "__main__":

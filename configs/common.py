@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
     c.alias.norm_groups = 32
 
     c.losses = ConfigDict(dict(l1=0.2, l2=1.0, view=1.0, consistency=0.25, commitment=0.25, alias=1.0,
-                               perceptual=0.3))
+                               perceptual=0.3))  # docs/perceptual.md
     c.perceptual = "efficientnet_lite0"  # the network of losses.perceptual; or vgg16:PATH (torchvision's), or none
     c.revival = ConfigDict(dict(every=50, stop_fraction=0.9))
     c.adversarial = ConfigDict(dict(weight=0.5, start=20_000, cap=100.0))

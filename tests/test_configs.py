@@ -52,7 +52,8 @@ def test_student_has_the_published_number_of_parameters(name, vocab_size):
 def test_tokenizer_step_traces(name):
     before, after, values = traced_tokenizer(name)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), before) == jax.tree.map(lambda a: (a.shape, a.dtype), after)
-    terms = ("reconstruction", "view", "vq", "alias_reconstruction", "alias_vq", "adversarial", "discriminator")
+    terms = ("reconstruction", "view", "vq", "alias_reconstruction", "alias_vq", "perceptual", "adversarial",
+             "discriminator")
     assert {f"loss/{term}" for term in terms} <= set(values)
     assert all(value.shape == () for value in values.values())
 

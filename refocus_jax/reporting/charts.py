@@ -9,8 +9,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 # Told apart in light and dark, and by people who do not tell red from green (after Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
@@ -136,6 +137,13 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def _mark_decades(axis: Axis, low: float, high: float) -> None:
+    """Numbers at powers of ten, and at their double and fivefold where there are few."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _draw(chart: Chart, titled: bool) -> Figure:
     named = [line.name for line in chart.lines if line.name]
     columns = max(1, min(5, 58 // (max(map(len, named), default=0) + 6)))
@@ -156,6 +164,9 @@ def _draw(chart: Chart, titled: bool) -> Figure:
         axes.set_xscale("log")
     if chart.log_y and any((line.get_ydata() > 0).any() for line in drawn):
         axes.set_yscale("log")
+    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if axis.get_scale() == "log":
+            _mark_decades(axis, *getattr(axes, f"get_{name}lim")())
     if not chart.log_x:
         whole = all((line.get_xdata() % 1 == 0).all() for line in drawn)  # as steps and scales are
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=whole, min_n_ticks=1, steps=[1, 2, 5, 10]))

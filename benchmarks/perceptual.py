@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.data import timed_steps
-from configs import tiny
+from configs import d16, tiny
 from refocus_jax import experiment, pretrained
 from refocus_jax.evaluation import distances, features, metrics
-from refocus_jax.models import efficientnet_lite
+from refocus_jax.models import efficientnet_lite, perceptual
+from refocus_jax.planning import flops
 from refocus_jax.reporting import pictures
 from refocus_jax.runtime import mesh as mesh_lib
 
@@ -95,6 +96,17 @@ def processor_seconds(run: experiment.Run, weights: tuple[float, ...], turns: in
     return list(np.median(rows[1:], axis=(0, 2)))  # the first turn compiles
 
 
+def added_flops(c) -> float:
+    """What the loss adds to a step of stage 1, as a share of the rest: products and convolutions."""
+    task = experiment.tokenizer_task(c)
+    shape = (c.tokenizer_batch_size, c.image_size, c.image_size, 3)
+    image, state = jax.ShapeDtypeStruct(shape, jnp.float32), jax.eval_shape(task.init, jax.random.key(0))
+    distance = jax.value_and_grad(functools.partial(perceptual.distance, task.perceptual), argnums=1)
+    loss = flops.count(distance, task.frozen_shapes, image, image)
+    batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+    return loss / (flops.count(task.update, state, task.frozen_shapes, batch, jax.random.key(0)) - loss)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, required=True)
@@ -127,6 +139,8 @@ def main():
     Image.fromarray(pictures.grid(cells, row_labels=titles)).save(arguments.directory / "reconstructions.png")
     without, with_it = processor_seconds(run, (0.0, max(arguments.weights)))
     print(f"\nprocessor seconds per step: {without:.3f} without, {with_it:.3f} with the loss")
+    for name, c in (("tiny", tiny.get_config()), ("d16", d16.get_config())):
+        print(f"added to the FLOPs of {name}'s stage 1: {added_flops(c):.2%}")
 
 
 if __name__ == "__main__":

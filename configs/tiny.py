@@ -3,39 +3,49 @@
     python -m refocus_jax.main --config=configs/tiny.py --workdir=runs/tiny
     python -m refocus_jax.main --config=configs/tiny.py:smoke --workdir=runs/smoke    # the same path in three minutes
 
-What the first command printed on two shared cores, on 448 crops of the held-out quarters of the photographs; stage 2
-drew its 8192 crops in another order then. Stage 1 took 7.4 minutes and stage 2, resumed in a second process, 6.7; about
-27 CPU-minutes and 2.2 GB in all:
+What the first command printed, from a fresh clone, on 448 crops of the held-out quarters of the photographs. On two
+cores it took 18 minutes beside other jobs (seed 2; 24 minutes of processor time, 2.1 GiB at most); stage 1 is two
+thirds of that:
 
     tokenizer, step 2400       all   scale 1   scale 2   scale 3   scale 4
-    psnr                     24.04
+    psnr                     24.47
     thumbnail_psnr           22.85
-    psnr_gain                1.189
-    view_psnr                          18.58      21.3     22.94
-    alias_explained                  0.06173   0.07308   0.08609
-    alias_perplexity         35.95     34.96     41.43      33.7
-    structure_perplexity     502.9     75.76     288.6     473.6     466.7
-    latent_gap                        0.7037    0.4941    0.3421
+    psnr_gain                1.618
+    view_psnr                          19.36     21.74     23.31
+    alias_explained                  0.06087   0.07254   0.08599
+    alias_perplexity         34.42     37.56     39.92     32.17
+    alias_usage                  1      0.75    0.9688    0.9922
+    structure_perplexity     773.6       132     463.5     717.4     769.4
+    structure_usage          0.999    0.1973    0.6533    0.9619     0.999
+    latent_gap                        0.4948     0.608    0.6023
 
     generator, step 900               all   scale 1   scale 2   scale 3   scale 4
-    cross_entropy                   3.691     3.761      4.03      3.86     3.627
-    accuracy                                 0.1429    0.1434    0.1582    0.1965
-    bits_per_image                  452.7
-    unigram_cross_entropy           5.374     3.871     5.192     5.492     5.379
-    unigram_entropy                 5.249     3.124     4.847     5.344     5.284
-    below_unigram_cross_entropy    0.3131
-    below_unigram_entropy          0.2968
-    teacher_minus_student/mean  -0.006545
-    teacher_minus_student/low   -0.008452
-    teacher_minus_student/high  -0.004663
+    cross_entropy                    4.82      4.81     4.883     4.868     4.804
+    accuracy                                0.09598   0.07031   0.07352   0.07704
+    bits_per_image                  591.1
+    unigram_cross_entropy           6.015     4.945     5.701      6.02      6.05
+    unigram_entropy                 5.843     3.818     5.424     5.885      5.89
+    below_unigram_cross_entropy    0.1987
+    below_unigram_entropy          0.1751
+    teacher_minus_student/mean  -0.005322
+    teacher_minus_student/low   -0.007171
+    teacher_minus_student/high  -0.003567
 
-So: 1.2 dB above the thumbnail, half of all codes in use, the student 31 % below a unigram model of scale and class. The
-teacher is ahead of the student by 0.0065 nats per token of the last two scales (95 % interval 0.0047 to 0.0085 over
-crops, which overlap in what they show): real and small, as alias tokens tell 6 to 9 % of the residual's energy
-(docs/alias_tokenizer.md).
+and `--mode=evaluate` after it, of as many samples and crops:
 
-For comparison, VAR's pyramid with the same budget for stage 1 (`tiny.py:var --mode=tokenizer
---config.tokenizer.num_phi=4`): 0.61 dB above the thumbnail, perplexity 42 116 345 472 per scale and 502 over all.
+    tokenizer                        generator
+    ssim                     0.674   fd_efflite0               122.1   precision   0.125
+    reconstruction_fd_efflite0       kid_efflite0            0.04634   recall    0.01562
+                             106.6     standard_error       0.002265
+
+So: 1.6 dB above the thumbnail, three quarters of the codes as if equally in use, the student 20 % below a unigram model
+of scale and class. The teacher is ahead of the student by 0.0053 nats per token of the last two scales (95 % interval
+0.0036 to 0.0072 over crops, which overlap in what they show): real and small, as alias tokens tell 6 to 9 % of the
+residual's energy (docs/alias_tokenizer.md). Seeds 0, 1 and 2 agree to 0.03 dB and 7 bits per image; their curves stand
+in docs/reference/tiny.json, and `python -m benchmarks.reference compare --workdir runs/tiny` holds yours against them.
+
+Without the perceptual loss (docs/perceptual.md) stage 1 came 1.19 dB above the thumbnail with perplexity 503 over all,
+and with VAR's pyramid (`tiny.py:var --mode=tokenizer --config.tokenizer.num_phi=4`) 0.61 dB with 502.
 """
 
 from configs import common

@@ -1,7 +1,7 @@
 """Both stages on the photographs of the scikit-image wheel at 64 px, on a laptop's CPU.
 
     python -m refocus_jax.main --config=configs/tiny.py --workdir=runs/tiny
-    python -m refocus_jax.main --config=configs/tiny.py:smoke --workdir=runs/smoke    # the same path in three minutes
+    python -m refocus_jax.main --config=configs/tiny.py:smoke --workdir=runs/smoke    # the same path in a few minutes
 
 What the first command printed, from a fresh clone, on 448 crops of the held-out quarters of the photographs. On two
 cores it took 18 minutes beside other jobs (seed 2; 24 minutes of processor time, 2.1 GiB at most); stage 1 is two

@@ -1,4 +1,4 @@
-"""From a config to data, models, tasks and runs: the only place below `main` that reads a ConfigDict."""
+"""From a config to data, models, tasks and runs; the modes beside it start from here."""
 
 import dataclasses
 import json

@@ -179,28 +179,25 @@ class GeneratorEvaluator:
 
         return _jit(self.mesh, measure)
 
+    def _drawn(self, student_params, frozen, labels, seed) -> list[jax.Array]:
+        """Cumulative latents of samples after every scale."""
+        quantizer = self.task.tokenizer.structure.quantizer
+        return sample(self.task.student, student_params, quantizer, frozen["structure"]["quantizer"], labels,
+                      sample_keys(seed, labels), self.sampling).f_hat
+
     @functools.cached_property
     def _sample(self):
-        tokenizer = self.task.tokenizer
-
         def run(params, frozen, labels, seed):
-            drawn = sample(self.task.student, params["student"], tokenizer.structure.quantizer,
-                           frozen["structure"]["quantizer"], labels, sample_keys(seed, labels), self.sampling)
-            return [tokenizer.decode_view(frozen, f_hat, k) for k, f_hat in enumerate(drawn.f_hat)]
+            f_hats = self._drawn(params["student"], frozen, labels, seed)
+            return [self.task.tokenizer.decode_view(frozen, f_hat, k) for k, f_hat in enumerate(f_hats)]
 
         return jax.jit(run, out_shardings=mesh_lib.replicated(self.mesh))
 
     @functools.cached_property
     def _draw(self):
         """Images of labels that are divided among the devices."""
-        tokenizer = self.task.tokenizer
-
-        def run(params, frozen, labels, seed):
-            drawn = sample(self.task.student, params, tokenizer.structure.quantizer, frozen["structure"]["quantizer"],
-                           labels, sample_keys(seed, labels), self.sampling)
-            return tokenizer.decode(frozen, drawn.f_hat[-1])
-
-        return _jit(self.mesh, run)
+        return _jit(self.mesh, lambda params, frozen, labels, seed: self.task.tokenizer.decode(
+            frozen, self._drawn(params, frozen, labels, seed)[-1]))
 
     def _distances(self, params, frozen) -> Iterator[tuple[str, float]]:
         def draw(labels: np.ndarray, seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import optax
 from scipy.cluster.vq import kmeans2
 
 from configs import tiny
-from refocus_jax import experiment
+from refocus_jax import build
 from refocus_jax.data import pipeline, sources
 from refocus_jax.models.quantizer import Codebook
 from refocus_jax.models.tokenizer import AliasTokenizer, Autoencoder
@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     arguments = parser.parse_args()
     c = tiny.get_config()
-    tokenizer = experiment.build_tokenizer(c)
+    tokenizer = build.tokenizer(c)
     cut = dict(image_size=c.image_size, resize_ratio=0.0)
 
     @jax.jit

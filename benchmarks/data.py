@@ -25,7 +25,7 @@ from absl import flags
 from PIL import Image
 
 from configs import tiny
-from refocus_jax import experiment
+from refocus_jax import build, weights
 from refocus_jax.data import pipeline, sources
 from refocus_jax.runtime import mesh as mesh_lib
 
@@ -107,9 +107,9 @@ def main():
             print(f"| {num_workers} | {wall:.0f} | {processor:.0f} |", flush=True)
         print("\n| num_workers | s per step | share of it waiting |\n| --- | --- | --- |")
         c, mesh = tiny.get_config(), mesh_lib.make_mesh()
-        task = experiment.tokenizer_task(c)
+        task = build.tokenizer_task(c)
         update = jax.jit(task.update)
-        frozen = mesh_lib.put_whole(experiment.load_perceptual_params(c), mesh_lib.replicated(mesh))
+        frozen = mesh_lib.put_whole(weights.load_perceptual(c), mesh_lib.replicated(mesh))
         state = jax.jit(task.init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(0))
         for num_workers in (0, 2):
             iterator = iter(pipeline.training_batches(

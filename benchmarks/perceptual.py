@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.data import timed_steps
 from configs import d16, tiny
-from refocus_jax import experiment, pretrained
+from refocus_jax import build, experiment, pretrained, weights
 from refocus_jax.evaluation import distances, features, metrics
 from refocus_jax.models import efficientnet_lite, perceptual
 from refocus_jax.planning import flops
@@ -82,13 +82,14 @@ def row(weight: float, seed: int, directory: Path, judges, original: np.ndarray)
             f"{values['validation/structure_perplexity/all']:.0f} |"), image
 
 
-def processor_seconds(run: experiment.Run, weights: tuple[float, ...], turns: int = 5, steps: int = 6) -> list[float]:
+def processor_seconds(run: experiment.Run, loss_weights: tuple[float, ...], turns: int = 5,
+                      steps: int = 6) -> list[float]:
     """Of one step with each weight of the loss, the median; in turns, since other programs may be running."""
     steppers = []
-    for weight in weights:
+    for weight in loss_weights:
         c = config(weight, 0, steps)
-        task = experiment.tokenizer_task(c)
-        frozen = mesh_lib.put_whole(experiment.load_perceptual_params(c), mesh_lib.replicated(run.mesh))
+        task = build.tokenizer_task(c)
+        frozen = mesh_lib.put_whole(weights.load_perceptual(c), mesh_lib.replicated(run.mesh))
         steppers.append((jax.jit(task.update), jax.jit(task.init)(jax.random.key(0)), frozen))
     batches, rows = iter(run.batches(c.tokenizer_batch_size, 0)), []
     for _ in range(turns + 1):
@@ -98,7 +99,7 @@ def processor_seconds(run: experiment.Run, weights: tuple[float, ...], turns: in
 
 def added_flops(c) -> float:
     """What the loss adds to a step of stage 1, as a share of the rest: products and convolutions."""
-    task = experiment.tokenizer_task(c)
+    task = build.tokenizer_task(c)
     shape = (c.tokenizer_batch_size, c.image_size, c.image_size, 3)
     image, state = jax.ShapeDtypeStruct(shape, jnp.float32), jax.eval_shape(task.init, jax.random.key(0))
     distance = jax.value_and_grad(functools.partial(perceptual.distance, task.perceptual), argnums=1)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import d16
-from refocus_jax import experiment
+from refocus_jax import build
 from refocus_jax.planning import flops
 from refocus_jax.sampling import decode
 
@@ -73,8 +73,8 @@ def random_like(tree, seed: int = 0):
 
 
 def sampling(config, batches, repeat: int) -> None:
-    student = experiment.build_student(config, NUM_CLASSES)
-    quantizer = experiment.build_tokenizer(config).structure.quantizer
+    student = build.student(config, NUM_CLASSES)
+    quantizer = build.tokenizer(config).structure.quantizer
     settings = decode.SamplingSettings()
     inputs = jax.ShapeDtypeStruct((1, student.offsets[-1] - student.offsets[1], student.latent_channels), jnp.float32)
     labels = jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -99,7 +99,7 @@ def tokenizing(repeat: int) -> None:
     image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 256, 256, 3)), jnp.float32)
     for argument in ("var", None):
         config = float32(d16.get_config(argument))
-        tokenizer = experiment.build_tokenizer(config)
+        tokenizer = build.tokenizer(config)
         params = abstract_random(tokenizer.init, jax.random.key(0))
         params["residual_std"] = jnp.ones(len(config.grid_sizes) - 1)
         report(f"tokenize, {argument or 'focus'}", tokenizer.encode, (params, image), repeat)
@@ -109,9 +109,9 @@ def training(repeat: int) -> None:
     """One update on one sequence of tokens; activations that are computed again do not count."""
     for argument in ("noteacher", None):
         config = float32(d16.get_config(argument))
-        task = experiment.generator_task(config, NUM_CLASSES)
+        task = build.generator_task(config, NUM_CLASSES)
         config.generator.remat = "none"
-        plain = experiment.generator_task(config, NUM_CLASSES)
+        plain = build.generator_task(config, NUM_CLASSES)
         state = jax.jit(task.init)(jax.random.key(0))
         frozen = abstract_random(task.tokenizer.init, jax.random.key(0))
         length, alias_length = task.student.offsets[-1], task.student.offsets[-2]

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from configs import common, tiny
-from refocus_jax import experiment
+from refocus_jax import build
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training import loop
@@ -36,7 +36,7 @@ def main():
     c = tiny.get_config()
     if given.depth:
         common.depth(c, given.depth)
-    task, mesh = experiment.generator_task(c, NUM_CLASSES), mesh_lib.make_mesh()
+    task, mesh = build.generator_task(c, NUM_CLASSES), mesh_lib.make_mesh()
     frozen, key = mesh_lib.put_whole((jax.jit(task.tokenizer.init)(jax.random.key(0)), jax.random.key(1)),
                                      mesh_lib.replicated(mesh))
     rng = np.random.default_rng(0)

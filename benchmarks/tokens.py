@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.data import timed_steps
 from benchmarks.sample import abstract_random
 from configs import d16
-from refocus_jax import encode, experiment
+from refocus_jax import build, encode
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.runtime import mesh as mesh_lib
 
@@ -38,7 +38,7 @@ def main():
     c.encode.update(passes=1, batch_size=given.batch)
 
     source, mesh = sources.load(c.data.source, "train"), mesh_lib.make_mesh()
-    task = experiment.generator_task(c, len(source.class_names))
+    task = build.generator_task(c, len(source.class_names))
     frozen = abstract_random(task.tokenizer.init, jax.random.key(0))
     frozen = jax.device_put(frozen | {"residual_std": jnp.ones(len(c.grid_sizes) - 1)}, mesh_lib.replicated(mesh))
     state = jax.jit(task.init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(1))

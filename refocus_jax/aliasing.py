@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from refocus_jax import experiment, generate, pretrained, validate
+from refocus_jax import build, generate, pretrained, validate
 from refocus_jax.data import pipeline, sources
 from refocus_jax.evaluation import aliasing, image_sets, patterns, resolution, spectra, wiener
 from refocus_jax.evaluation.aliasing import SHOWN
@@ -43,7 +43,7 @@ def measure(c: ConfigDict, workdir: str) -> None:
     validate.check_ranges(c)
     started = os.path.exists(os.path.join(workdir, "config.json"))
     run, class_names = pretrained.load_config(workdir) if started else (c, ())
-    optics = experiment.build_tokenizer(run).optics
+    optics = build.tokenizer(run).optics
     found, data = Findings(), Data(c)
     # Opened before anything is measured, as they may be refused.
     generated = _generated(c, workdir)
@@ -217,7 +217,7 @@ def _teacher(found: Findings, data: Data, run: ConfigDict, class_names: tuple[st
     if not gated or tokenizer is None or not os.path.isdir(checkpoints):
         found.skipped.append("gates: no teacher that has them has been trained in this workdir")
         return
-    task, mesh = experiment.generator_task(run, len(class_names)), mesh_lib.make_mesh()
+    task, mesh = build.generator_task(run, len(class_names)), mesh_lib.make_mesh()
     with Checkpoints(checkpoints) as saved:
         params = saved.restore({"params": loop.abstract_state(task, mesh).params}, partial=True)["params"]
 

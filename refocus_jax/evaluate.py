@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import refocus_jax
-from refocus_jax import encode, experiment, generate, pretrained, validate
+from refocus_jax import build, encode, generate, pretrained, validate, weights
 from refocus_jax.evaluation import comparison, image_sets, measurements, metrics
 from refocus_jax.evaluation.features import Extractor
 from refocus_jax.evaluation.image_sets import ImageSet
@@ -57,16 +57,16 @@ def evaluate(c: ConfigDict, workdir: str, samples: str | None = None) -> None:
     samples = samples or c.evaluation.samples
     directory = Path(workdir) / "evaluation"
     # What is wrong with settings and paths is said before work begins.
-    sampling = experiment.sampling_settings(c)
+    sampling = build.sampling_settings(c)
     given = image_sets.of_path("evaluation.samples", samples) if samples else None
-    extractor, reference = experiment.open_reference(c)
+    extractor, reference = build.open_reference(c)
     tokenizer, generator, notes = (None, None, []) if given else _load(c, workdir)
     notes.append(_LOOKED_AT[extractor.name])
     result: dict[str, Any] = {"tokenizer": {}, "generator": {}, "settings": _settings(c, samples), "steps": {
-        stage: experiment.latest_step(os.path.join(workdir, stage)) for stage in ("tokenizer", "generator")
+        stage: weights.latest_step(os.path.join(workdir, stage)) for stage in ("tokenizer", "generator")
         if not samples}}
     if tokenizer:
-        held_out = experiment.reference_settings(c).crops("validation")
+        held_out = build.reference_settings(c).crops("validation")
         result["tokenizer"] = _evaluate_tokenizer(c, tokenizer, held_out, extractor, directory)
         notes.append(f"Reconstructions: of {held_out.says}; rounded to 8 bits.")
         if "ssim" not in result["tokenizer"]:
@@ -121,7 +121,7 @@ def _load(c: ConfigDict, workdir: str) -> tuple[pretrained.Tokenizer | None, _Ge
       FileNotFoundError: there is none. ValueError: they make images of another size than the config's.
     """
     tokenizer, generator, missing = None, None, []
-    trained = experiment.latest_step(os.path.join(workdir, "generator")) is not None
+    trained = weights.latest_step(os.path.join(workdir, "generator")) is not None
     if trained or weight_files.is_weight_file(c.init_from) or "tokenizer" not in c.evaluation.parts:
         if "generator" in c.evaluation.parts:
             generator = generate.load_generator(c, workdir)
@@ -141,8 +141,8 @@ def _draw(c: ConfigDict, sampling: SamplingSettings, generator: pretrained.Gener
     """The samples of a generator with these very weights and settings, drawn now unless they lie there; and which."""
     e = c.evaluation
     draw = DrawSettings(count=e.count, seed=e.seed, batch_size=e.batch_size * jax.device_count(), format="npz")
-    weights = encode.digests({"student": generator.params, "tokenizer": generator.tokenizer.params["structure"]})
-    identity = generate.draw_record(weights, sampling, draw)
+    digests = encode.digests({"student": generator.params, "tokenizer": generator.tokenizer.params["structure"]})
+    identity = generate.draw_record(digests, sampling, draw)
     folder = directory / measurements.folder_name("samples", identity)
     if not processes.agree((folder / "samples.npz.json").exists()):
         generate.draw_into(folder, generator, identity, sampling, draw)

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from refocus_jax import experiment, pretrained
+from refocus_jax import build, pretrained, weights
 from refocus_jax.data.images import decode_rgb
 from refocus_jax.evaluation import samples
 from refocus_jax.reporting import pictures
@@ -26,7 +26,7 @@ def load_generator(c: ConfigDict, workdir: str) -> tuple[pretrained.Generator, d
       FileNotFoundError: neither is there.
     """
     if os.path.exists(os.path.join(workdir, "config.json")) or not weight_files.is_weight_file(c.init_from):
-        step = experiment.latest_step(os.path.join(workdir, "generator"))
+        step = weights.latest_step(os.path.join(workdir, "generator"))
         return pretrained.load_generator(workdir), {"generator": str(workdir), "step": step}
     tokenizer = load_tokenizer(c, workdir) if c.tokenizer_from else None
     generator = pretrained.load_generator(c.init_from, tokenizer=tokenizer)
@@ -49,7 +49,7 @@ def load_tokenizer(c: ConfigDict, workdir: str) -> pretrained.Tokenizer:
 
 def sample(c: ConfigDict, workdir: str) -> None:
     """Draws `config.draw.count` images with `config.sampling`, into WORKDIR/samples."""
-    settings, draw = experiment.sampling_settings(c), experiment.draw_settings(c)
+    settings, draw = build.sampling_settings(c), build.draw_settings(c)
     generator, record = load_generator(c, workdir)
     output = Path(draw.output or os.path.join(workdir, "samples"))
     draw_into(output, generator, draw_record(record, settings, draw), settings, draw)
@@ -79,7 +79,7 @@ def draw_into(output: Path, generator: pretrained.Generator, record: dict, setti
 
 def edit(c: ConfigDict, workdir: str) -> None:
     """Paints the masked part of `config.edit.image` anew, `config.edit.count` times, into WORKDIR/edits."""
-    settings = experiment.sampling_settings(c)
+    settings = build.sampling_settings(c)
     if jax.process_count() > 1:
         raise ValueError(f"--mode=edit runs in one process, and this is one of {jax.process_count()}; start it on one "
                          "machine alone")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from refocus_jax import experiment, validate
+from refocus_jax import build, validate
 from refocus_jax.planning import flops, report
 from refocus_jax.planning.compile import Program, compile_program
 from refocus_jax.planning.targets import Target, cudnn_taken_for_granted, load
@@ -73,7 +73,7 @@ class Planner:
     def sizes(self) -> dict[str, Any]:
         """Parameters, and what the teacher adds to a student that trains alone."""
         c = self.config
-        task = experiment.generator_task(c, self.num_classes, "cpu")
+        task = build.generator_task(c, self.num_classes, "cpu")
         params = jax.eval_shape(task.init, jax.random.key(0)).params
         tokenizers = jax.eval_shape(task.tokenizer.init, jax.random.key(0))
         found = {"parameters": {name: _size(tree) for name, tree in {**params, **tokenizers}.items()}}
@@ -127,7 +127,7 @@ class Planner:
 
     def _frozen(self):
         """The tokenizers, as stage 2 has them."""
-        params = jax.eval_shape(experiment.tokenizer_task(self.config).init, jax.random.key(0)).params
+        params = jax.eval_shape(build.tokenizer_task(self.config).init, jax.random.key(0)).params
         return mesh_lib.abstract(params, mesh_lib.replicated(self.mesh))
 
     def _step(self, task, frozen, batch, settings):
@@ -138,13 +138,13 @@ class Planner:
     def _tokenizer(self, batch: int):
         c = self.config
         images = {"image": self._images(batch), "label": self._labels(batch)}
-        task = experiment.tokenizer_task(c)
+        task = build.tokenizer_task(c)
         frozen = mesh_lib.abstract(task.frozen_shapes, mesh_lib.replicated(self.mesh))
         return self._step(task, frozen, images, c.tokenizer_training)
 
     def _generator(self, batch: int):
         c = self.config
-        task = experiment.generator_task(c, self.num_classes, self.target.platform)
+        task = build.generator_task(c, self.num_classes, self.target.platform)
         return self._step(task, self._frozen(), self._generator_batch(task, batch), c.generator_training)
 
     def _generator_batch(self, task, batch: int):
@@ -161,15 +161,15 @@ class Planner:
     def _sample(self, batch: int):
         """Images of `draw.batch_size` classes per chip, from labels to pixels."""
         c = self.config
-        student = experiment.build_student(c, self.num_classes, self.target.platform)
-        tokenizer, settings = experiment.build_tokenizer(c), experiment.sampling_settings(c)
+        student = build.student(c, self.num_classes, self.target.platform)
+        tokenizer, settings = build.tokenizer(c), build.sampling_settings(c)
 
         def run(params, frozen, labels, seed):
             drawn = decode.sample(student, params, tokenizer.structure.quantizer, frozen["structure"]["quantizer"],
                                   labels, decode.sample_keys(seed, labels), settings)
             return tokenizer.decode_view(frozen, drawn.f_hat[-1], len(c.grid_sizes) - 1)
 
-        task = experiment.generator_task(c, self.num_classes, self.target.platform)
+        task = build.generator_task(c, self.num_classes, self.target.platform)
         params = loop.abstract_state(task, self.mesh).params["student"]
         frozen = {"structure": self._frozen()["structure"]}
         seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=mesh_lib.replicated(self.mesh))

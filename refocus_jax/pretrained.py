@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from refocus_jax import experiment
+from refocus_jax import build, weights
 from refocus_jax.focus import Pyramid
 from refocus_jax.interop import var_state_dict
 from refocus_jax.models.tokenizer import DualTokenizer
@@ -239,8 +239,8 @@ def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
     if arrays is None:
         _refuse(source, grid_sizes=grid_sizes, norm_groups=norm_groups)
         config, _ = load_config(source)
-        params = experiment.load_tokenizer_params(config, config.tokenizer_from or source, mesh_lib.make_mesh())
-        return Tokenizer(experiment.build_tokenizer(config), params)
+        params = weights.load_tokenizer(config, config.tokenizer_from or source, mesh_lib.make_mesh())
+        return Tokenizer(build.tokenizer(config), params)
     structure, params = var_state_dict.import_tokenizer(arrays, grid_sizes,
                                                         norm_groups or var_state_dict.OFFICIAL_NORM_GROUPS)
     # VAR has no focus: all its scales come from the one encoding of the image itself.
@@ -280,8 +280,8 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
     if arrays is None:
         _refuse(source, tokenizer=tokenizer, grid_sizes=grid_sizes, num_heads=num_heads)
         config, class_names = load_config(source)
-        params = experiment.load_student_params(config, len(class_names), source, mesh_lib.make_mesh())
-        return Generator(experiment.build_student(config, len(class_names)), params, load_tokenizer(source),
+        params = weights.load_student(config, len(class_names), source, mesh_lib.make_mesh())
+        return Generator(build.student(config, len(class_names)), params, load_tokenizer(source),
                          class_names)
     network, params = var_state_dict.import_transformer(arrays, grid_sizes, num_heads)
     tokenizer = _official_tokenizer(source, tokenizer, network.grid_sizes)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refocus_jax import aliasing, experiment
+from refocus_jax import aliasing, build, experiment
 from refocus_jax.focus import Pyramid
 from refocus_jax.reporting import charts
 from refocus_jax.runtime.checkpoint import Checkpoints
@@ -74,8 +74,8 @@ def test_a_run_has_its_tokenizer_its_images_and_its_teacher_measured(config, tmp
     monkeypatch.setattr(aliasing, "PRESETS", {})
     workdir = tmp_path / "run"
     run = experiment.prepare(config, str(workdir))
-    for stage, task in (("tokenizer", experiment.tokenizer_task(config)),
-                        ("generator", experiment.generator_task(config, run.num_classes))):
+    for stage, task in (("tokenizer", build.tokenizer_task(config)),
+                        ("generator", build.generator_task(config, run.num_classes))):
         with Checkpoints(workdir / stage / "checkpoints") as checkpoints:
             zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype),
                                  jax.eval_shape(task.init, jax.random.key(0)))

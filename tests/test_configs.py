@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from refocus_jax import experiment
+from refocus_jax import build
 
 IMAGENET_CLASSES = 1000
 # Millions of student parameters, DESIGN section 8 (the official sizes with V = 4096, the paper's with 8192).
@@ -27,7 +27,7 @@ def config(name, argument=None):
 def traced_tokenizer(name, argument=None):
     """Abstract state before and after one stage-1 update; configs with one tokenizer share the trace."""
     c = config(name, argument)
-    task = experiment.tokenizer_task(c)
+    task = build.tokenizer_task(c)
     state = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"image": jax.ShapeDtypeStruct((2, c.image_size, c.image_size, 3), jnp.uint8)}
     return state, *jax.eval_shape(task.update, state, task.frozen_shapes, batch, jax.random.key(0))
@@ -42,7 +42,7 @@ def count(tree):
 def test_student_has_the_published_number_of_parameters(name, vocab_size):
     c = config(name)
     c.tokenizer.vocab_size = vocab_size
-    task = experiment.generator_task(c, IMAGENET_CLASSES)
+    task = build.generator_task(c, IMAGENET_CLASSES)
     state = jax.eval_shape(task.init, jax.random.key(0))
     millions = count(state.params["student"]) / 1e6
     assert round(millions, 1) == SIZES[name][vocab_size == 8192]
@@ -61,9 +61,9 @@ def test_tokenizer_step_traces(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_generator_step_traces(name):
     c = config(name)
-    task = experiment.generator_task(c, IMAGENET_CLASSES)
+    task = build.generator_task(c, IMAGENET_CLASSES)
     state = jax.eval_shape(task.init, jax.random.key(0))
-    tokenizer = experiment.tokenizer_task(c)
+    tokenizer = build.tokenizer_task(c)
     frozen = jax.eval_shape(tokenizer.init, jax.random.key(0)).params
     length, alias = task.student.offsets[-1], task.student.offsets[-2]
     batch = {"structure": jax.ShapeDtypeStruct((2, length), jnp.int32),
@@ -81,8 +81,8 @@ def test_generator_step_traces(name):
 def test_every_argument_changes_the_config_and_builds(argument):
     c = config("d16", argument)
     assert c.to_json() != config("d16").to_json()
-    assert (experiment.build_tokenizer(c).alias is not None) == c.teacher.enabled
-    experiment.generator_task(c, IMAGENET_CLASSES)
+    assert (build.tokenizer(c).alias is not None) == c.teacher.enabled
+    build.generator_task(c, IMAGENET_CLASSES)
 
 
 def test_arguments_combine_and_a_wrong_one_is_named():
@@ -100,9 +100,9 @@ def test_arguments_combine_and_a_wrong_one_is_named():
 def test_attention_suits_the_devices(changes, chosen):
     c = config("d16")
     c.generator.update(changes)
-    assert {platform: experiment.build_student(c, 2, platform).attention for platform in chosen} == chosen
-    assert experiment.generator_task(c, 2, "tpu").alias_head.attention == chosen["tpu"]
-    assert experiment.build_student(c, 2).attention == "prefix"  # here is a CPU
+    assert {platform: build.student(c, 2, platform).attention for platform in chosen} == chosen
+    assert build.generator_task(c, 2, "tpu").alias_head.attention == chosen["tpu"]
+    assert build.student(c, 2).attention == "prefix"  # here is a CPU
 
 
 @pytest.mark.parametrize("changes, platform, message", [
@@ -115,17 +115,17 @@ def test_attention_that_does_not_suit_is_named(changes, platform, message):
     c = config("d16")
     c.generator.update(changes)
     with pytest.raises(ValueError, match=message):
-        experiment.build_student(c, 2, platform)
+        build.student(c, 2, platform)
 
 
 def test_blur_of_the_paper():
     """K = 4 at 256 px: 12, 9, 3, 0 pixels; in proportion at 512."""
-    assert experiment.build_tokenizer(config("d16", "k4")).optics.radii().round(6).tolist() == [12, 9, 3, 0]
-    assert experiment.build_tokenizer(config("d36_512")).optics.radii()[0] == 24
+    assert build.tokenizer(config("d16", "k4")).optics.radii().round(6).tolist() == [12, 9, 3, 0]
+    assert build.tokenizer(config("d36_512")).optics.radii()[0] == 24
 
 
 def test_images_that_do_not_fit_the_grids_are_named():
     c = config("tiny")
     c.image_size = 128
     with pytest.raises(ValueError, match="image_size is 128, but grid_sizes .* give image_size 64"):
-        experiment.build_tokenizer(c)
+        build.tokenizer(c)

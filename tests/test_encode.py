@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from refocus_jax import encode, experiment
+from refocus_jax import build, encode
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import processes
@@ -17,7 +17,7 @@ from refocus_jax.runtime import processes
 @pytest.fixture(scope="module")
 def params(micro):
     """Of random tokenizers; drawn by numpy, which is quicker than compiling an initializer."""
-    rng, init = np.random.default_rng(0), experiment.tokenizer_task(micro()).init
+    rng, init = np.random.default_rng(0), build.tokenizer_task(micro()).init
     shapes = jax.eval_shape(init, jax.random.key(0)).params
     return jax.tree.map(lambda a: jnp.asarray(rng.uniform(0, 1, a.shape), a.dtype), shapes)
 
@@ -35,7 +35,7 @@ def write(micro, params, source):
     description = encode.describe(c, source, encode.digests(params))
 
     def run(directory, **keywords):
-        return encode.write(c, str(directory), description, source, experiment.build_tokenizer(c), params, **keywords)
+        return encode.write(c, str(directory), description, source, build.tokenizer(c), params, **keywords)
 
     return run
 
@@ -55,7 +55,7 @@ def test_a_cache_holds_the_tokens_of_every_pass(written, micro, params, source):
     c, cache = micro(), token_cache.TokenCache(written)
     assert len(cache) == 30 and len(list(written.glob("*.array_record"))) == 3
     crops = pipeline.passes(source, image_size=8, seed=c.seed + 1, resize_ratio=0.0, flip=False)
-    encoder = encode.encoder(experiment.build_tokenizer(c), mesh_lib.make_mesh())
+    encoder = encode.encoder(build.tokenizer(c), mesh_lib.make_mesh())
     for start in (0, 4, 24):  # blocks of which some ends in the middle of a pass
         rows = [crops[i] for i in range(start, start + 4)]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refocus_jax import evaluate, experiment, generate, pretrained
+from refocus_jax import build, evaluate, experiment, generate, pretrained
 from refocus_jax.evaluation import features, metrics, samples
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import extractor as small_extractor
@@ -55,7 +55,7 @@ def start(small):
     def make(directory, stages=("tokenizer", "generator")):
         c = small()
         experiment.prepare(c, str(directory))
-        tasks = {"tokenizer": experiment.tokenizer_task(c), "generator": experiment.generator_task(c, 2)}
+        tasks = {"tokenizer": build.tokenizer_task(c), "generator": build.generator_task(c, 2)}
         for stage in stages:
             with Checkpoints(directory / stage / "checkpoints") as checkpoints:
                 shapes = jax.eval_shape(tasks[stage].init, jax.random.key(0))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refocus_jax import experiment, generate, pretrained, report
+from refocus_jax import build, experiment, generate, pretrained, report, weights
 from refocus_jax.evaluation import features
 from refocus_jax.interop import export_sampler, var_torch
 from refocus_jax.runtime import mesh as mesh_lib
@@ -188,12 +188,12 @@ def test_a_student_is_the_mean_where_its_run_has_kept_one(small, tmp_path, avera
     """Whatever the run keeps that starts from it."""
     c = small("noteacher")
     c.average_decay = average_decay
-    state = jax.jit(experiment.generator_task(c, 2).init)(jax.random.key(0))
+    state = jax.jit(build.generator_task(c, 2).init)(jax.random.key(0))
     state = state.replace(average=jax.tree.map(lambda a: a + 1, state.average))
     with Checkpoints(tmp_path / "generator" / "checkpoints") as checkpoints:
         checkpoints.save(1, state)
     for c.average_decay in (0.0, 0.5):
-        assert_same(experiment.load_student_params(c, 2, str(tmp_path), mesh_lib.make_mesh()), state.sampled)
+        assert_same(weights.load_student(c, 2, str(tmp_path), mesh_lib.make_mesh()), state.sampled)
 
 
 def test_official_checkpoints_that_do_not_fit_are_refused_before_anything_is_written(small, exported, tmp_path):

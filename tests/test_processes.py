@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from refocus_jax import evaluate, experiment
+from refocus_jax import build, evaluate, experiment, weights
 from refocus_jax.evaluation import features
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import extractor
@@ -56,11 +56,11 @@ def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypa
     lines = [json.loads(line) for line in (tmp_path / "run/tokenizer/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss/total" in line] == [1, 2, 3]
     assert [line["step"] for line in lines if "validation/psnr" in line] == [2, 3]
-    assert experiment.latest_step(str(tmp_path / "run/tokenizer")) == 3
+    assert weights.latest_step(str(tmp_path / "run/tokenizer")) == 3
 
     # A generator too, untrained: what two draw and measure is what one does.
     with Checkpoints(tmp_path / "run/generator/checkpoints") as checkpoints:
-        checkpoints.save(1, jax.jit(experiment.generator_task(c, 2).init)(jax.random.key(0)))
+        checkpoints.save(1, jax.jit(build.generator_task(c, 2).init)(jax.random.key(0)))
     settings |= {"evaluation.count": 11, "evaluation.reference_count": 13}
     printed = run_both(tmp_path / "run", "evaluate", settings | {"evaluation.batch_size": 1})
     assert "fd_efflite0" in printed[0] and "fd_efflite0" not in printed[1]

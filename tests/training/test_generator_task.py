@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refocus_jax import encode, experiment
+from refocus_jax import build, encode
 from refocus_jax.data import token_cache
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.training import loop
@@ -23,13 +23,13 @@ def equal(a, b):
 @pytest.fixture(scope="module")
 def frozen(micro):
     """Tokenizer parameters, random: stage 2 cannot tell."""
-    return jax.jit(experiment.tokenizer_task(micro()).init)(jax.random.key(3)).params
+    return jax.jit(build.tokenizer_task(micro()).init)(jax.random.key(3)).params
 
 
 @pytest.fixture(scope="module")
 def tokens(micro):
     """64 random token maps."""
-    task, rng = experiment.generator_task(micro(), CLASSES), np.random.default_rng(0)
+    task, rng = build.generator_task(micro(), CLASSES), np.random.default_rng(0)
     length, alias = task.student.offsets[-1], task.student.offsets[-2]
     return token_cache.TokenSet(rng.integers(0, 32, (64, length), np.int32), rng.integers(0, 16, (64, alias), np.int32),
                                 rng.integers(0, CLASSES, 64).astype(np.int32))
@@ -43,7 +43,7 @@ def stepper(micro):
     def make(argument=None, changes=()):
         c = micro(argument)
         c.update_from_flattened_dict(dict(changes))
-        task = experiment.generator_task(c, CLASSES)
+        task = build.generator_task(c, CLASSES)
         return task, jax.jit(task.update), jax.jit(task.init)(jax.random.key(0))
 
     return make
@@ -163,7 +163,7 @@ class Interrupt(Exception):
 
 def test_interrupted_stage_2_resumes_bit_for_bit(micro, frozen, tokens, tmp_path):
     c = micro()
-    task, mesh = experiment.generator_task(c, CLASSES), mesh_lib.make_mesh()
+    task, mesh = build.generator_task(c, CLASSES), mesh_lib.make_mesh()
     placed = jax.device_put(frozen, mesh_lib.replicated(mesh))
 
     def run(directory, interrupt_at=None):
@@ -194,4 +194,4 @@ def test_settings_that_contradict_are_named(micro, changes, message):
     c = micro()
     c.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
-        experiment.generator_task(c, CLASSES)
+        build.generator_task(c, CLASSES)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refocus_jax import experiment
+from refocus_jax import build
 from refocus_jax.focus import noise_stds
 from refocus_jax.models import perceptual
 from refocus_jax.runtime import mesh as mesh_lib
@@ -28,7 +28,7 @@ def stepper(micro, images):
         c.tokenizer_training.steps = 60  # so that the learning rate does not fall at once
         for name, value in changes:
             c.update_from_flattened_dict({name: value})
-        task = experiment.tokenizer_task(c)
+        task = build.tokenizer_task(c)
         return task, jax.jit(task.update), jax.jit(task.init)(jax.random.key(0))
 
     return make
@@ -251,7 +251,7 @@ class Interrupt(Exception):
 
 def test_interrupted_stage_1_resumes_bit_for_bit(micro, images, tmp_path):
     c = micro()
-    task, mesh = experiment.tokenizer_task(c), mesh_lib.make_mesh()
+    task, mesh = build.tokenizer_task(c), mesh_lib.make_mesh()
 
     def run(directory, interrupt_at=None):
         def batch(index, i):

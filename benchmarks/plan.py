@@ -17,7 +17,7 @@ from pathlib import Path
 
 TARGETS = ("tpu:v5e:4x4", "tpu:v5e:8x8", "tpu:v4:4x4x4", "tpu:v5p:4x4x4", "tpu:v6e:4x4", "gpu:a100:1x8", "gpu:h100:1x8",
            "gpu:a100:8x8")
-CONFIGS = ("d12", "d16", "d20", "d24", "d30", "d36_512")
+CONFIGS = ("d12", "d16", "d20", "d24", "d30", "d36_512", "d16_1024")
 # What is planned, for which configs, with which settings. Stage 2 reads tokens from a cache.
 TOKENS = "--config.data.token_examples=1000000"
 WHAT = {

@@ -76,6 +76,12 @@ def separable(image_bhwc: jax.Array, vertical: jax.Array | None, horizontal: jax
     return image_bhwc
 
 
+def sum_of_separable(image_bhwc: jax.Array, vertical_ryh: jax.Array, horizontal_rxw: jax.Array) -> jax.Array:
+    """The sum over r of `separable` with the r-th matrices of both stacks."""
+    rows = jnp.einsum("ryh,bhwc->brywc", vertical_ryh, image_bhwc, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("rxw,brywc->byxc", horizontal_rxw, rows, precision=jax.lax.Precision.HIGHEST)
+
+
 def resize(image_bhwc: jax.Array, side: int | tuple[int, int], operator: str) -> jax.Array:
     """Resamples the two spatial axes to `side` with one of MATRICES; equal sizes return the input itself."""
     if operator not in MATRICES:

@@ -75,8 +75,7 @@ class Pyramid:
             raise ValueError(f"image has shape {image_bhwc.shape}; stride {self.stride} and grid_sizes "
                              f"{self.grid_sizes} describe images (b, {size}, {size}, c)")
         side = self.stride * self.grid_sizes[scale]
-        blurred = psf_lib.blur(image_bhwc, self.psf, float(self.radii()[scale]))
-        focused = resample.resize(blurred, side, self.downsample)
+        focused = psf_lib.blur(image_bhwc, self.psf, float(self.radii()[scale]), side, self.downsample)
         downsampled = resample.resize(image_bhwc, side, self.downsample)
         if key is not None:
             std = schedule.noise_stds(len(self.grid_sizes), self.noise_first, self.noise_last)[scale]

@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
     c.tokenizer.num_residual_blocks = 2
     c.tokenizer.norm_groups = 32
     c.tokenizer.dtype = "bfloat16"
+    c.tokenizer.remat = "products"  # as generator.remat: none, blocks, or all but convolutions
 
     c.alias = ConfigDict()
     c.alias.shared = False

@@ -70,7 +70,7 @@ def get_config(argument=None):
     c.data.update(source="photos", resize_ratio=0.0, num_workers=0, validation_examples=448, crops_per_image=32,
                   token_examples=8192)
     c.tokenizer.update(vocab_size=1024, latent_channels=16, num_phi=0, channels=16, channel_multipliers=(1, 1, 2, 2),
-                       num_residual_blocks=1, norm_groups=4, dtype="float32")
+                       num_residual_blocks=1, norm_groups=4, dtype="float32", remat="none")
     c.alias.update(vocab_size=128, latent_channels=8, channels=64, num_residual_blocks=1, norm_groups=8)
     c.adversarial.update(weight=0.05, start=2100)
     c.discriminator.update(channels=8, num_layers=2, norm_groups=2)

@@ -37,7 +37,7 @@ def tokenizer(c: ConfigDict) -> DualTokenizer:
                          "True or take the 'focus' pyramid")
     dtype = jnp.dtype(t.dtype)
     autoencoder = Autoencoder(t.channels, tuple(t.channel_multipliers), t.num_residual_blocks, t.latent_channels,
-                              t.norm_groups, dtype)
+                              t.norm_groups, dtype, t.remat)
     if autoencoder.stride * c.grid_sizes[-1] != c.image_size:
         raise ValueError(
             f"image_size is {c.image_size}, but grid_sizes {tuple(c.grid_sizes)} end with {c.grid_sizes[-1]} and "

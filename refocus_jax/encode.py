@@ -70,9 +70,11 @@ def describe(c: ConfigDict, source: Source, tokenizers: dict[str, str], examples
       ValueError: a vocabulary that no cache can hold.
     """
     examples = c.encode.passes * len(source) if examples is None else examples
+    tokenizer = c.tokenizer.to_dict()
+    del tokenizer["remat"]  # it changes how, not what is computed
     vocab_sizes = {"structure": c.tokenizer.vocab_size}
     settings = {"image_size": c.image_size, "data": {name: c.data[name] for name in ("source", "resize_ratio", "flip")},
-                "focus": c.focus.to_dict(), "tokenizer": c.tokenizer.to_dict()}
+                "focus": c.focus.to_dict(), "tokenizer": tokenizer}
     if c.teacher.enabled:
         vocab_sizes["alias"] = c.tokenizer.vocab_size if c.alias.shared else c.alias.vocab_size
         settings["alias"] = c.alias.to_dict()

@@ -119,7 +119,7 @@ def _check_workdir(values: dict[str, Any], workdir: str) -> None:
         before, now = flatten_dict(json.load(file), sep="."), flatten_dict(values, sep=".")
     shaping = [name for stage, names in _SHAPING.items() for name in names
                if os.path.isdir(os.path.join(workdir, stage, "checkpoints"))]
-    for name in ("generator.remat", "generator.attention"):  # they change how, not what is computed
+    for name in ("tokenizer.remat", "generator.remat", "generator.attention"):  # they change how, not what is computed
         now[name] = before.get(name)
     differing = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in sorted(before.keys() | now)
                  if before.get(name) != now.get(name) and any(f"{name}.".startswith(f"{s}.") for s in shaping)]

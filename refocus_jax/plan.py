@@ -184,8 +184,9 @@ class Planner:
     def _plain(self, changes: dict[str, Any]) -> "Planner":
         """What training needs and no more: nothing is computed again, and attention is dense products."""
         c = self.config.copy_and_resolve_references()
-        c.update_from_flattened_dict({"generator.remat": "none", "generator.attention": "prefix",
-                                      "tokenizer_batch_parts": 1, "generator_batch_parts": 1, **changes})
+        c.update_from_flattened_dict({"tokenizer.remat": "none", "generator.remat": "none",
+                                      "generator.attention": "prefix", "tokenizer_batch_parts": 1,
+                                      "generator_batch_parts": 1, **changes})
         return dataclasses.replace(self, config=c)
 
     def _largest_batch(self, name: str, batch: int, program: Program) -> int:
@@ -220,8 +221,8 @@ class Planner:
             parts = c[f"{name}_batch_parts"]
             if self._batch_size(name) % (2 * parts * chips) == 0:
                 found.append(f"{name}_batch_parts={2 * parts}: the same batch in twice as many parts")
-        if name == "generator" and c.generator.remat != "blocks":
-            found.append("generator.remat=blocks: blocks are computed again in the backward pass")
+        if name != "sample" and c[name].remat != "blocks":
+            found.append(f"{name}.remat=blocks: blocks are computed again in the backward pass")
         if name == "generator" and not (c.data.tokens or c.data.token_examples):
             found.append("data.tokens=PATH: train from encoded tokens (--mode=encode), without tokenizers in the step")
         if fsdp < chips and program.state_bytes_per_chip > program.capacity_bytes_per_chip / 8:

@@ -5,11 +5,11 @@ dataclasses that have them (`Pyramid`, `TeacherSettings`, `DrawSettings`).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from refocus_jax.evaluation.image_sets import MIN_IMAGES
-from refocus_jax.models.transformer import REMAT
+from refocus_jax.models import autoencoder, transformer
 
 
 class Range(NamedTuple):
@@ -23,6 +23,12 @@ GREATER_THAN_ZERO = Range(lambda v: v > 0 and math.isfinite(v), "more than 0")
 FRACTION = Range(lambda v: 0 <= v <= 1, "0 to 1")
 BELOW_ONE = Range(lambda v: 0 <= v < 1, "0 or more and less than 1")
 COMPARABLE = Range(lambda v: v >= MIN_IMAGES, f"{MIN_IMAGES} or more")
+
+
+def _one_of(names: Iterable[str]) -> Range:
+    return Range(lambda v: v in names, f"one of {', '.join(names)}")
+
+
 DTYPE = Range(lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16")
 
 _OPTIMIZER = {"learning_rate": NOT_NEGATIVE, "b1": BELOW_ONE, "b2": BELOW_ONE, "weight_decay": NOT_NEGATIVE,
@@ -59,7 +65,7 @@ RANGES: dict[str, Range] = {
        for name, limits in _TRAINING.items()},
     "generator.depth": POSITIVE, "generator.width": POSITIVE, "generator.num_heads": POSITIVE,
     "generator.gamma_init": NOT_NEGATIVE, "generator.drop_path_rate": BELOW_ONE, "generator.dtype": DTYPE,
-    "generator.remat": Range(lambda v: v in REMAT, f"one of {', '.join(REMAT)}"),
+    "tokenizer.remat": _one_of(autoencoder.REMAT), "generator.remat": _one_of(transformer.REMAT),
     "teacher.logit_weight": NOT_NEGATIVE, "teacher.feature_weight": NOT_NEGATIVE,
     "sampling.cfg": NOT_NEGATIVE, "sampling.top_k": NOT_NEGATIVE, "sampling.top_p": FRACTION,
     "aliasing.images": POSITIVE,

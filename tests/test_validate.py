@@ -55,6 +55,7 @@ BAD = [
     # scale
     {"mesh.data": 3}, {"mesh.fsdp": 5}, {"mesh.fsdp": -1}, {"mesh.data": 0}, {"tokenizer_batch_parts": 0},
     {"tokenizer_batch_parts": 3}, {"generator_batch_parts": 5}, {"average_decay": 1.0}, {"generator.remat": "all"},
+    {"tokenizer.remat": "all"},
     # from elsewhere
     {"tokenizer_from": "/nowhere"}, {"init_from": "/nowhere"}, {"tokenizer_from": "/nowhere.pth"},
     {"init_from": "/nowhere.safetensors"},
@@ -122,7 +123,7 @@ def test_a_workdir_of_another_experiment_is_refused(config, tmp_path):
         experiment.prepare(config(**{"focus.psf": "gaussian", "generator.depth": 8}), workdir)
     allowed = {"tokenizer.vocab_size": 512, "generator.depth": 8, "tokenizer_training.steps": 9,
                "tokenizer_optimizer.learning_rate": 1e-5, "data.validation_examples": 64, "generator.remat": "blocks",
-               "generator.attention": "prefix"}
+               "tokenizer.remat": "blocks", "generator.attention": "prefix"}
     experiment.prepare(config(**allowed), workdir)
     (tmp_path / "generator" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ValueError, match="generator.depth was 8 and is 4; .*tokenizer.vocab_size"):

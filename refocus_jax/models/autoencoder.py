@@ -9,14 +9,25 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from refocus_jax.models.examples import keep_divided
 
+# By name, what a block keeps of its forward pass. All but the convolutions is normalization: little work, but in
+# float32, so that keeping it takes several times the memory of the convolutions' results.
+REMAT = {"none": jax.checkpoint_policies.everything_saveable, "blocks": jax.checkpoint_policies.nothing_saveable,
+         "products": jax.checkpoint_policies.save_only_these_names("convolution")}
+
+
+def _recomputed(module: type[nn.Module], remat: str) -> type[nn.Module]:
+    return module if remat == "none" else nn.remat(module, policy=REMAT[remat])
+
 
 class Norm(nn.Module):
-    """GroupNorm in float32, epsilon 1e-6; the caller's activations keep their dtype."""
+    """GroupNorm in float32, epsilon 1e-6, and SiLU if asked for; the caller's activations keep their dtype."""
 
     groups: int
+    silu: bool = False
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
@@ -24,7 +35,8 @@ class Norm(nn.Module):
             raise ValueError(f"norm_groups {self.groups} does not divide {x_bhwc.shape[-1]} channels; "
                              "lower norm_groups or change channels")
         norm = nn.GroupNorm(num_groups=self.groups, epsilon=1e-6, dtype=jnp.float32, name="norm")
-        return norm(x_bhwc).astype(x_bhwc.dtype)
+        x_bhwc = norm(x_bhwc).astype(x_bhwc.dtype)
+        return nn.silu(x_bhwc) if self.silu else x_bhwc
 
 
 # PyTorch's default, which VAR's autoencoder uses: a third of the variance of flax's, so residual branches start small.
@@ -46,8 +58,9 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         x_bhwc = keep_divided(x_bhwc)
-        h = _conv(self.features, 3, self.dtype, "conv1")(nn.silu(Norm(self.groups, name="norm1")(x_bhwc)))
-        h = _conv(self.features, 3, self.dtype, "conv2")(nn.silu(Norm(self.groups, name="norm2")(h)))
+        h = _conv(self.features, 3, self.dtype, "conv1")(Norm(self.groups, True, name="norm1")(x_bhwc))
+        h = checkpoint_name(h, "convolution")
+        h = _conv(self.features, 3, self.dtype, "conv2")(Norm(self.groups, True, name="norm2")(h))
         if x_bhwc.shape[-1] != self.features:
             x_bhwc = _conv(self.features, 1, self.dtype, "nin_shortcut")(x_bhwc)
         return x_bhwc + h
@@ -79,25 +92,26 @@ class Encoder(nn.Module):
     latent_channels: int
     groups: int
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, image_bhwc: jax.Array) -> jax.Array:
         x = _conv(self.channels, 3, self.dtype, "conv_in")(image_bhwc)
-        last = len(self.channel_multipliers) - 1
+        block, last = _recomputed(ResidualBlock, self.remat), len(self.channel_multipliers) - 1
         for level, multiplier in enumerate(self.channel_multipliers):
             for i in range(self.num_residual_blocks):
                 features = self.channels * multiplier
-                x = ResidualBlock(features, self.groups, self.dtype, name=f"down_{level}_block_{i}")(x)
+                x = block(features, self.groups, self.dtype, name=f"down_{level}_block_{i}")(x)
                 if level == last:
                     x = AttentionBlock(self.groups, self.dtype, name=f"down_{level}_attn_{i}")(x)
             if level != last:
                 # Padded at the bottom and right only, as VAR does.
                 x = _conv(x.shape[-1], 3, self.dtype, f"down_{level}_downsample", strides=2,
                           padding=((0, 1), (0, 1)))(x)
-        x = ResidualBlock(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x)
+        x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x)
         x = AttentionBlock(self.groups, self.dtype, name="mid_attn_1")(x)
-        x = ResidualBlock(x.shape[-1], self.groups, self.dtype, name="mid_block_2")(x)
-        x = nn.silu(Norm(self.groups, name="norm_out")(x))
+        x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_2")(x)
+        x = _recomputed(Norm, self.remat)(self.groups, True, name="norm_out")(x)
         return _conv(self.latent_channels, 3, self.dtype, "conv_out")(x)
 
 
@@ -113,6 +127,7 @@ class Decoder(nn.Module):
     image_channels: int
     groups: int
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     def setup(self):
         self.conv_out = _conv(self.image_channels, 3, self.dtype, None)
@@ -120,21 +135,21 @@ class Decoder(nn.Module):
     @nn.compact
     def features(self, latent_bhwc: jax.Array) -> jax.Array:
         """Everything before the last convolution: (b, f p, f p, channels)."""
-        last = len(self.channel_multipliers) - 1
+        block, last = _recomputed(ResidualBlock, self.remat), len(self.channel_multipliers) - 1
         x = _conv(self.channels * self.channel_multipliers[-1], 3, self.dtype, "conv_in")(latent_bhwc)
-        x = ResidualBlock(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x)
+        x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x)
         x = AttentionBlock(self.groups, self.dtype, name="mid_attn_1")(x)
-        x = ResidualBlock(x.shape[-1], self.groups, self.dtype, name="mid_block_2")(x)
+        x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_2")(x)
         for level in range(last, -1, -1):
             features = self.channels * self.channel_multipliers[level]
             for i in range(self.num_residual_blocks + 1):
-                x = ResidualBlock(features, self.groups, self.dtype, name=f"up_{level}_block_{i}")(x)
+                x = block(features, self.groups, self.dtype, name=f"up_{level}_block_{i}")(x)
                 if level == last:
                     x = AttentionBlock(self.groups, self.dtype, name=f"up_{level}_attn_{i}")(x)
             if level != 0:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = _conv(features, 3, self.dtype, f"up_{level}_upsample")(x)
-        return nn.silu(Norm(self.groups, name="norm_out")(x))
+        return _recomputed(Norm, self.remat)(self.groups, True, name="norm_out")(x)
 
     def head(self, features_bhwc: jax.Array) -> jax.Array:
         return self.conv_out(features_bhwc).astype(jnp.float32)

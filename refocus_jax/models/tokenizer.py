@@ -17,7 +17,11 @@ PYRAMIDS = ("focus", "var")
 
 
 class Autoencoder(nn.Module):
-    """VAR's encoder and decoder with their two latent convolutions; fully convolutional, so every view fits."""
+    """VAR's encoder and decoder with their two latent convolutions; fully convolutional, so every view fits.
+
+    `remat`: what the backward pass computes again, one of `autoencoder.REMAT`: nothing, whole blocks, or all but their
+    convolutions.
+    """
 
     channels: int
     channel_multipliers: Sequence[int]
@@ -25,13 +29,14 @@ class Autoencoder(nn.Module):
     latent_channels: int
     norm_groups: int
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     def setup(self):
         shape = (self.channels, tuple(self.channel_multipliers), self.num_residual_blocks)
-        self.encoder = Encoder(*shape, self.latent_channels, self.norm_groups, self.dtype)
+        self.encoder = Encoder(*shape, self.latent_channels, self.norm_groups, self.dtype, self.remat)
         self.quant_conv = nn.Conv(self.latent_channels, (3, 3), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(self.latent_channels, (3, 3), dtype=self.dtype)
-        self.decoder = Decoder(*shape, 3, self.norm_groups, self.dtype)
+        self.decoder = Decoder(*shape, 3, self.norm_groups, self.dtype, self.remat)
 
     @property
     def stride(self) -> int:

@@ -1,19 +1,23 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refocus_jax.models.autoencoder import Norm
+from refocus_jax.models.autoencoder import REMAT, Norm
 from refocus_jax.models.tokenizer import Autoencoder
 from tests.fixtures import small
+
+
+def round_trip(network, image):
+    return network.decode(network.encode(image))
 
 
 @pytest.fixture(scope="module")
 def params():
     network = small.autoencoder()
-    return small.random_params(
-        lambda key, x: network.init(key, x, method=lambda module, x: module.decode(module.encode(x))),
-        np.zeros((1, 6, 6, 3), np.float32))
+    return small.random_params(functools.partial(network.init, method=round_trip), np.zeros((1, 6, 6, 3), np.float32))
 
 
 def apply(network, method):
@@ -42,6 +46,30 @@ def test_samples_do_not_mix(params):
     encode, image = apply(small.autoencoder(), "encode"), small.random(0, 2, 6, 6, 3)
     other = np.stack([image[0], 0 * image[1]])
     np.testing.assert_allclose(np.asarray(encode(params, image))[0], np.asarray(encode(params, other))[0], atol=1e-6)
+
+
+def reconstruction_loss(network, params, image):
+    return jnp.square(network.apply(params, image, method=round_trip)).sum()
+
+
+@pytest.mark.parametrize("remat", ["products", "blocks"])
+def test_what_is_computed_again_changes_no_gradient(params, remat):
+    image = small.random(0, 1, 6, 6, 3)
+    again, kept = (jax.jit(jax.grad(functools.partial(reconstruction_loss, small.autoencoder().clone(remat=r))))(
+        params, image) for r in (remat, "none"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), again, kept)
+
+
+def test_what_is_computed_again_is_not_kept():
+    """The bytes that the backward pass gets, at a size where activations outweigh weights."""
+    kept, image = {}, np.zeros((1, 64, 64, 3), np.float32)
+    for remat in REMAT:
+        network = small.autoencoder().clone(remat=remat, channel_multipliers=(1, 1, 1, 2), dtype=jnp.bfloat16)
+        shapes = jax.eval_shape(functools.partial(network.init, method=round_trip), jax.random.key(0), image)
+        loss = functools.partial(reconstruction_loss, network)
+        residuals = jax.eval_shape(lambda *arguments, loss=loss: jax.vjp(loss, *arguments)[1], shapes, image)
+        kept[remat] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+    assert kept["none"] > 2 * kept["products"] > 2 * kept["blocks"]
 
 
 def test_bfloat16_computes_in_bfloat16_and_returns_float32(params):

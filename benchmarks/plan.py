@@ -23,7 +23,7 @@ TOKENS = "--config.data.token_examples=1000000"
 WHAT = {
     "stage2": (CONFIGS, ("generator",), (TOKENS,)),
     "search": (("d16", "d24"), ("generator",), (TOKENS, "--config.plan.search_batch=True")),
-    "stage1": (("d16",), ("tokenizer",), ()),
+    "stage1": (("d16", "d16:k4"), ("tokenizer",), ()),
     "sample": (("d16",), ("sample",), ()),
 }
 
@@ -32,8 +32,10 @@ def plan(workdir: Path, config: str, target: str, programs: tuple[str, ...], set
     """The plan.json of one plan, made if it is not there; None if it failed, with a log beside it."""
     if not (workdir / "plan.json").exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "refocus_jax.main", f"--config=configs/{config}.py", f"--workdir={workdir}",
-                   "--mode=plan", f"--topology={target}", f"--config.plan.programs={programs!r}", *settings]
+        name, colon, argument = config.partition(":")
+        command = [sys.executable, "-m", "refocus_jax.main", f"--config=configs/{name}.py{colon}{argument}",
+                   f"--workdir={workdir}", "--mode=plan", f"--topology={target}",
+                   f"--config.plan.programs={programs!r}", *settings]
         with open(workdir / "log", "w") as log:
             subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     path = workdir / "plan.json"
@@ -72,7 +74,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--what", nargs="+", choices=[*WHAT, "teacher"], default=[*WHAT, "teacher"])
-    parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=CONFIGS)
+    parser.add_argument("--configs", nargs="+", choices=(*CONFIGS, "d16:k4"), default=(*CONFIGS, "d16:k4"))
     parser.add_argument("--targets", nargs="+", default=TARGETS)
     given = parser.parse_args()
     for what in given.what:
@@ -87,7 +89,7 @@ def main():
         for config in configs:
             for target in given.targets:
                 if config in given.configs:
-                    workdir = given.directory / what / f"{config}_{target.replace(':', '_')}"
+                    workdir = given.directory / what / f"{config}_{target}".replace(":", "_")
                     print(row(config, target, plan(workdir, config, target, programs, settings)), flush=True)
 
 

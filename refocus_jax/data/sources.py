@@ -9,12 +9,15 @@
 """
 
 import dataclasses
+import functools
+import hashlib
 import importlib.resources
 import io
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -37,9 +40,16 @@ class Record(TypedDict):
 
 
 class Source(Protocol):
-    """A random-access sequence of records, in the form that `grain.MapDataset.source` takes."""
+    """A random-access sequence of records, in the form that `grain.MapDataset.source` takes.
+
+    Attributes:
+      fingerprint: a digest of all that the records and their order are made of. Equal fingerprints: equal records.
+    """
 
     class_names: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -95,6 +105,13 @@ class ArraySource:
     def __getitem__(self, index: int) -> Record:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        digest = _digest(self.class_names, np.asarray(self.labels, np.int64).tolist())
+        for image_hwc in self.images:
+            digest.update(f"{image_hwc.shape}".encode() + np.ascontiguousarray(image_hwc).tobytes())
+        return digest.hexdigest()
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSource:
@@ -110,6 +127,11 @@ class FileSource:
     def __getitem__(self, index: int) -> Record:
         with open(self.paths[index], "rb") as file:
             return {"image": images.decode_rgb(file, self.paths[index]), "label": int(self.labels[index])}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        sizes = [os.stat(path).st_size for path in self.paths]
+        return _digest(self.class_names, list(self.labels), list(self.paths), sizes).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,6 +151,15 @@ class EncodedSource:
         if not 0 <= label < len(self.class_names):
             raise ValueError(f"{where} has label {label}; take a dataset with labels in [0, {len(self.class_names)})")
         return {"image": images.decode_rgb(io.BytesIO(record["image"]), where), "label": label}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return _digest(self.name, len(self.records), self.class_names).hexdigest()
+
+
+def _digest(*content: Any) -> Any:
+    """A BLAKE2 that has taken in the content, as JSON has it."""
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16)
 
 
 def _held_out(count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Checkpoints of the training state and of the position in the data: the only file that knows orbax."""
+"""Checkpoints of the training state and of what belongs to it: the only file that knows orbax."""
 
 import copy
 import hashlib
@@ -6,10 +6,10 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -40,7 +40,7 @@ class Checkpoints:
             self._directory,
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(),
-                "iterator": ocp.JsonCheckpointHandler("position.json"),
+                "record": ocp.JsonCheckpointHandler("record.json"),
             },
             options=ocp.CheckpointManagerOptions(
                 create=False,
@@ -48,16 +48,17 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step: int, state: Any, iterator: grain.DatasetIterator | None = None) -> None:
-        """Starts to save `state` and the position of `iterator`, and returns before they are written.
+    def save(self, step: int, state: Any, record: Mapping[str, Any] | None = None) -> None:
+        """Starts to save `state` and its `record`, and returns before they are written.
 
         The checkpoint appears under its final name only when it is complete. The arrays may be donated and
-        the iterator advanced as soon as this returns. An error while writing is raised by the next call.
+        the record changed as soon as this returns. An error while writing is raised by the next call.
 
         Args:
           step: must be later than the latest checkpoint's.
           state: pytree of jax arrays.
-          iterator: this process's iterator over the training data.
+          record: what else belongs to the state, for JSON: the position in the data, what it was made with. That of
+            process 0 is written.
 
         Raises:
           ValueError: `step` is not later than the latest checkpoint's.
@@ -68,11 +69,8 @@ class Checkpoints:
                 f"Cannot save step {step}: {self._directory} already holds step {latest}. "
                 "Resume from the latest step, or use another workdir."
             )
-        items = {"state": ocp.args.PyTreeSave(traverse_util.unflatten_dict(_flatten(state)))}
-        if iterator is not None:
-            # Of process 0, for all: every process reads its part of the same batches, so all stand at the same one.
-            # A copy: the iterator may change its state in place before it is written.
-            items["iterator"] = ocp.args.JsonSave(copy.deepcopy(iterator.get_state()))
+        items = {"state": ocp.args.PyTreeSave(traverse_util.unflatten_dict(_flatten(state))),
+                 "record": ocp.args.JsonSave(copy.deepcopy(dict(record or {})))}
         self._directory.mkdir(parents=True, exist_ok=True)
         self._saving = step
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -126,7 +124,6 @@ class Checkpoints:
     def restore(
         self,
         template: Any,
-        iterator: grain.DatasetIterator | None = None,
         *,
         step: int | None = None,
         partial: bool = False,
@@ -136,7 +133,6 @@ class Checkpoints:
         Args:
           template: pytree of `jax.ShapeDtypeStruct` with a sharding, or of jax arrays; the devices may
             differ from those that saved. Leaves without a sharding become numpy arrays.
-          iterator: is moved to the saved position, in place.
           step: default: the latest.
           partial: the template may lack parts of the saved state, which are then not read
             (sampling needs no optimizer state).
@@ -146,13 +142,11 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
-          ValueError: the checkpoint does not fit the template or the iterator.
+          ValueError: the checkpoint does not fit the template.
         """
         step = self._existing_step(step)
         wanted = _flatten(template)
         self._check_fit(step, wanted, partial)
-        if iterator is not None:
-            self._restore_iterator(step, iterator)
         item = traverse_util.unflatten_dict(wanted)
         restore = ocp.args.PyTreeRestore(
             item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=partial
@@ -160,6 +154,16 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(state=restore))
         leaves = traverse_util.flatten_dict(restored.state)
         return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in wanted])
+
+    def record(self, step: int | None = None) -> dict[str, Any]:
+        """What was saved beside the state; the default is the latest checkpoint's.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+        """
+        restored = self._manager.restore(self._existing_step(step), args=ocp.args.Composite(
+            record=ocp.args.JsonRestore()))
+        return restored.record
 
     def parts(self) -> set[str]:
         """Names of the uppermost parts of the latest checkpoint's state.
@@ -241,16 +245,6 @@ class Checkpoints:
                 f"The checkpoint of step {step} in {self._directory} does not fit:\n  " + "\n  ".join(shown)
                 + "\nUse the config that the checkpoint was trained with, or another workdir."
             )
-
-    def _restore_iterator(self, step: int, iterator: grain.DatasetIterator) -> None:
-        try:
-            state = self._manager.restore(step, args=ocp.args.Composite(iterator=ocp.args.JsonRestore())).iterator
-            iterator.set_state(state)
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"The checkpoint of step {step} in {self._directory} holds no position in this data. Resume with the "
-                "data source and the number of workers (data.num_workers) that saved it."
-            ) from error
 
 
 def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:

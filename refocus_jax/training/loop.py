@@ -176,7 +176,8 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
             state = init_state(task, key, mesh)
             state = warm_start(state) if warm_start else state
         else:
-            state = checkpoints.restore(abstract_state(task, mesh), iterator)
+            state = checkpoints.restore(abstract_state(task, mesh))
+            iterator.set_state(checkpoints.record()["position"])
         step = start or 0
         with (Writer(directory, resume_step=-1 if start is None else start) as writer,
               Progress(settings.steps, step, task.name) as progress):
@@ -194,7 +195,7 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
                     if due and (last or stop or step % settings.save_every == 0):
                         metrics.flush()
                         saving = time.perf_counter()
-                        checkpoints.save(step, state, iterator)
+                        checkpoints.save(step, state, {"position": iterator.get_state()})
                         metrics.seconds["save"] = time.perf_counter() - saving
                     if last:
                         return state

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from refocus_jax import build
@@ -83,6 +84,17 @@ def test_every_argument_changes_the_config_and_builds(argument):
     assert c.to_json() != config("d16").to_json()
     assert (build.tokenizer(c).alias is not None) == c.teacher.enabled
     build.generator_task(c, IMAGENET_CLASSES)
+
+
+@pytest.mark.parametrize("name, batch, learning_rate, steps", [
+    ("d12", 768, 3e-4, 333_637), ("d16", 768, 3e-4, 333_637), ("d20", 768, 3e-4, 417_046),
+    ("d24", 768, 2.4e-4, 583_865), ("d30", 1024, 3.2e-4, 437_898), ("d36_512", 768, 2.4e-4, 583_865)])
+def test_var_recipe_is_vars_batch_and_epochs(name, batch, learning_rate, steps):
+    """1,281,167 images for 200 epochs (d12, d16), 250 (d20) or 350, at (1e-4, from d24 on 8e-5) per 256 examples."""
+    plain, c = config(name), config(name, "var_recipe")
+    assert c.generator_batch_size == batch and c.generator_training.steps == steps
+    np.testing.assert_allclose(c.generator_optimizer.learning_rate, learning_rate, rtol=1e-6)
+    assert plain.generator_training.steps == 400_000 and plain.generator_batch_size == 256
 
 
 def test_arguments_combine_and_a_wrong_one_is_named():

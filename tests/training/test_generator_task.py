@@ -115,6 +115,17 @@ def test_tokens_come_from_images_as_from_a_set(stepper, frozen, images):
     np.testing.assert_array_equal(encoded.alias, alias)
 
 
+@pytest.mark.parametrize(("label_drop", "null_learns"), [(0.0, False), (1.0, True)])
+def test_dropped_labels_train_the_null_class_alone(stepper, frozen, tokens, label_drop, null_learns):
+    """Seen by Adam's first moments of the class embedding: which rows have had a gradient."""
+    _, update, state = stepper("noteacher", (("label_drop", label_drop),))
+    after, _ = steps(update, state, frozen, tokens, 1)
+    learned = np.asarray(after.opt_state["student"][1].mu["class_embedding"] != 0).any(axis=1)
+    expected = np.zeros(CLASSES + 1, bool)
+    expected[CLASSES if null_learns else np.unique(tokens.label[:4])] = True
+    np.testing.assert_array_equal(learned, expected)
+
+
 def test_it_learns_by_heart(stepper, frozen, tokens):
     _, update, state = stepper(None, (("generator_optimizer.learning_rate", 1e-2), ("generator_training.steps", 200),
                                       ("generator.drop_path_rate", 0.0), ("label_drop", 0.0)))

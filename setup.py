@@ -3,7 +3,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PACKAGE = Path(__file__).parent / "refocus_jax"
+ROOT = Path(__file__).parent
+PACKAGE = ROOT / "refocus_jax"
 VERSION = re.search(r'__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text())[1]
 # The compiler for GPUs, without CUDA: enough for --mode=plan, and a test.
 PLAN_GPU = ["jax[cuda13-local]"]
@@ -12,11 +13,28 @@ setup(
     name="refocus_jax",
     version=VERSION,
     description="ReFocus-VAR in JAX: visual autoregressive image generation by next-focus prediction",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The refocus_jax contributors",
+    keywords=["jax", "flax", "image generation", "visual autoregressive", "VAR", "tokenizer", "TPU"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Typing :: Typed",
+    ],
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["refocus_jax", "refocus_jax.*"]),
-    package_data={"refocus_jax.reporting": ["page.html.jinja"]},
+    package_data={"refocus_jax": ["py.typed"], "refocus_jax.reporting": ["page.html.jinja"]},
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8; platform_system != 'Windows'",  # the file format of tfds sources

@@ -1,4 +1,4 @@
-"""Vector quantization: the nearest code, and the one recurrence of the multi-scale quantizer (DESIGN section 4)."""
+"""Vector quantization: the nearest code, and the one recurrence of the multi-scale quantizer (docs/method.md)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

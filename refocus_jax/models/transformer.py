@@ -1,4 +1,4 @@
-"""The student: VAR's transformer (DESIGN section 8), its blocks stacked along a leading layer axis.
+"""The student: VAR's transformer (docs/var_facts.md), its blocks stacked along a leading layer axis.
 
 The same `Block` serves training (all scales at once), the teacher (the last scales again) and cached sampling (one
 scale at a time): what differs is the `attend` function it is given.

@@ -21,7 +21,7 @@ CAPTURED_BLOCKS = 2
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSettings:
-    """The teacher and what it gives to the student (DESIGN section 5).
+    """The teacher and what it gives to the student (docs/method.md).
 
     Attributes:
       enabled: without it the student trains as plain VAR. share_weights: stand on the student's own blocks, or on a

@@ -1,4 +1,4 @@
-"""AdamW as VAR uses it (DESIGN section 8): decay by parameter name, schedules in fractions of the run."""
+"""AdamW as VAR uses it (docs/var_facts.md): decay by parameter name, schedules in fractions of the run."""
 
 import dataclasses
 

@@ -23,7 +23,7 @@ ALIAS_CODES = ("alias", "codebook", "embedding")
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerLosses:
-    """Weights of the stage-1 terms (DESIGN section 4); 0 switches a term off."""
+    """Weights of the stage-1 terms (docs/method.md); 0 switches a term off."""
 
     l1: float = 0.2
     l2: float = 1.0

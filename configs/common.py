@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
     c.focus.rho_max = 12.0  # pixels of the image; the paper's 12 at 256 px, see `resolution`
     c.focus.noise_first = 1e-3
     c.focus.noise_last = 1e-2
+    c.focus.implementation = "auto"  # of the blur: matrices, or convolution by jax.lax; see focus/psf.py
 
     # A workdir whose tokenizers serve this run instead of stage 1, or an official vae_ch160v4096z32.pth.
     c.tokenizer_from = ""

@@ -1,7 +1,7 @@
 """Optics: resampling matrices, point-spread functions, radius schedules and focus views. Knows no network."""
 
-from refocus_jax.focus.psf import disk_kernel, gaussian_kernel
+from refocus_jax.focus.psf import blur, disk_kernel, gaussian_kernel
 from refocus_jax.focus.schedule import GRID_SIZES, noise_stds, radii
 from refocus_jax.focus.views import Pyramid, View, views
 
-__all__ = ["GRID_SIZES", "Pyramid", "View", "disk_kernel", "gaussian_kernel", "noise_stds", "radii", "views"]
+__all__ = ["GRID_SIZES", "Pyramid", "View", "blur", "disk_kernel", "gaussian_kernel", "noise_stds", "radii", "views"]

@@ -10,6 +10,8 @@ import numpy as np
 from refocus_jax.focus import resample
 
 PSFS = ("disk", "gaussian", "none")
+# "auto" is "matrices", which costs less on CPUs, TPUs and GPUs alike (docs/speed.md).
+IMPLEMENTATIONS = ("auto", "matrices", "convolution")
 
 
 def _check_radius(radius: float) -> None:
@@ -64,14 +66,17 @@ def gaussian_kernel(radius: float) -> np.ndarray:
     return (kernel / kernel.sum()).astype(np.float32)
 
 
+def _kernel(psf: str, radius: float) -> np.ndarray:
+    return (disk_kernel if psf == "disk" else gaussian_kernel)(radius)
+
+
 @functools.lru_cache(maxsize=256)
 def _separated(psf: str, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """A PSF as a sum of outer products, exact to float32: coefficients (r,) and taps (r, n), both float64.
 
     Its eigenvectors: r <= (n + 1) / 2, since kernels look the same from all four sides, and 1 for a Gaussian.
     """
-    kernel = (disk_kernel if psf == "disk" else gaussian_kernel)(radius)
-    values, vectors = np.linalg.eigh(kernel.astype(np.float64))
+    values, vectors = np.linalg.eigh(_kernel(psf, radius).astype(np.float64))
     counts = np.abs(values) > 1e-8 * np.abs(values).max()
     return values[counts], vectors.T[counts]
 
@@ -86,30 +91,47 @@ def _convolutions(taps: np.ndarray, side: int) -> np.ndarray:
     return matrices
 
 
-def blur(image_bhwc: jax.Array, psf: str, radius: float, side: int | None = None,
-         downsample: str = "bilinear") -> jax.Array:
+def blur(image_bhwc: jax.Array, psf: str, radius: float, side: int | None = None, downsample: str = "bilinear",
+         implementation: str = "auto") -> jax.Array:
     """Convolves each channel with the PSF of `radius` pixels, borders reflected; radius 0 returns the input itself.
 
-    Then resamples to `side`, if it is given (see `resample.resize`). Both are linear, and the whole is a short sum of
-    separable matrices: of single channels a convolution takes ten times as long on a CPU, and by the estimate of its
-    compiler thousands of times as long on a TPU (docs/speed.md).
+    Then resamples to `side`, if it is given (see `resample.resize`). All of it is linear.
+
+    Args:
+      implementation: "convolution" is `jax.lax`'s, of single channels. "matrices" does blur and reduction at once, as a
+        short sum of separable matrices. They agree to float32's rounding.
 
     Raises:
-      ValueError: the PSF is unknown, or its support does not fit into the image's reflection.
+      ValueError: an unknown PSF or implementation, or the PSF's support does not fit into the image's reflection.
     """
     if psf not in PSFS:
         raise ValueError(f"focus.psf is {psf!r}; choose one of {PSFS}")
-    height, width = image_bhwc.shape[1:3]
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"focus.implementation is {implementation!r}; choose one of {IMPLEMENTATIONS}")
     if psf == "none" or radius == 0:
         return image_bhwc if side is None else resample.resize(image_bhwc, side, downsample)
-    coefficients, taps = _separated(psf, radius)
-    half = taps.shape[1] // 2
+    (height, width), half = image_bhwc.shape[1:3], _kernel(psf, radius).shape[0] // 2
     if half >= min(height, width):
         raise ValueError(f"a {psf} PSF of radius {radius:.3g} px needs an image side above {half} px, not "
                          f"{height}x{width}; lower focus.rho_max, or take focus.schedule 'cosine'")
+    if implementation == "convolution":
+        blurred = _convolve(image_bhwc, _kernel(psf, radius))
+        return blurred if side is None else resample.resize(blurred, side, downsample)
+    coefficients, taps = _separated(psf, radius)
     vertical, horizontal = (_convolutions(taps, n) for n in (height, width))
     if side is not None:
         vertical, horizontal = (resample.MATRICES[downsample](n, side) @ m
                                 for n, m in ((height, vertical), (width, horizontal)))
     return resample.sum_of_separable(image_bhwc, jnp.asarray(coefficients[:, None, None] * vertical, jnp.float32),
                                      jnp.asarray(horizontal, jnp.float32))
+
+
+def _convolve(image_bhwc: jax.Array, kernel: np.ndarray) -> jax.Array:
+    """Each channel with a kernel (n, n), n odd, borders reflected; channels as images of one channel each."""
+    (b, h, w, c), half = image_bhwc.shape, kernel.shape[0] // 2
+    planes = jnp.moveaxis(image_bhwc, -1, 1).reshape(b * c, h, w, 1)
+    planes = jnp.pad(planes, ((0, 0), (half, half), (half, half), (0, 0)), mode="reflect")
+    planes = jax.lax.conv_general_dilated(
+        planes, jnp.asarray(kernel)[:, :, None, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(planes.reshape(b, c, h, w), 1, -1)

@@ -33,6 +33,7 @@ class Pyramid:
       schedule: 'cosine' or 'nyquist' (see `schedule.radii`).
       downsample: 'bilinear', 'stride' or 'area', for L and D alike.
       noise_first, noise_last: beta of the coarsest and the finest scale.
+      implementation: of the blur, 'auto', 'matrices' or 'convolution' (see `psf.blur`).
     """
 
     grid_sizes: tuple[int, ...]
@@ -43,6 +44,7 @@ class Pyramid:
     downsample: str = "bilinear"
     noise_first: float = 1e-3
     noise_last: float = 1e-2
+    implementation: str = "auto"
 
     def __post_init__(self):
         grids = tuple(int(p) for p in self.grid_sizes)
@@ -53,6 +55,9 @@ class Pyramid:
             raise ValueError(f"focus.psf is {self.psf!r}; choose one of {psf_lib.PSFS}")
         if self.downsample not in DOWNSAMPLERS:
             raise ValueError(f"focus.downsample is {self.downsample!r}; choose one of {DOWNSAMPLERS}")
+        if self.implementation not in psf_lib.IMPLEMENTATIONS:
+            raise ValueError(f"focus.implementation is {self.implementation!r}; choose one of "
+                             f"{psf_lib.IMPLEMENTATIONS}")
         self.radii()  # raises on what the schedule does not accept
 
     @property
@@ -75,7 +80,8 @@ class Pyramid:
             raise ValueError(f"image has shape {image_bhwc.shape}; stride {self.stride} and grid_sizes "
                              f"{self.grid_sizes} describe images (b, {size}, {size}, c)")
         side = self.stride * self.grid_sizes[scale]
-        focused = psf_lib.blur(image_bhwc, self.psf, float(self.radii()[scale]), side, self.downsample)
+        focused = psf_lib.blur(image_bhwc, self.psf, float(self.radii()[scale]), side, self.downsample,
+                               self.implementation)
         downsampled = resample.resize(image_bhwc, side, self.downsample)
         if key is not None:
             std = schedule.noise_stds(len(self.grid_sizes), self.noise_first, self.noise_last)[scale]

@@ -108,6 +108,32 @@ def test_blur_convolves_each_channel_with_reflected_borders(psf, kernel_of):
     np.testing.assert_allclose(blur(jnp.asarray(image), psf, 2.2), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("psf", PSFS)
+@pytest.mark.parametrize("downsample", ["bilinear", "stride", "area"])
+def test_both_implementations_agree_at_every_radius_gradients_too(psf, downsample):
+    """Within 1e-6 of an image in [-1, 1]; the gradient of a random projection likewise."""
+    image = jnp.asarray(random_image(24, 24)[:1])
+    projection = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (1, 7, 7, 3)).astype(np.float32))
+
+    def blurred(image, radius, implementation):
+        return blur(image, psf, radius, 7, downsample, implementation)
+
+    for radius in (0.0, 0.3, 0.7, 1.5, 3.0, 6.1, 9.0) if psf != "none" else (0.0, 3.0):
+        found = []
+        for implementation in ("matrices", "convolution"):
+            value, pull_back = jax.vjp(lambda x, r=radius, i=implementation: blurred(x, r, i), image)
+            found.append((value, pull_back(projection)[0]))
+        for one, other in zip(*found, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_auto_is_one_of_the_two_and_another_name_is_refused():
+    image = jnp.asarray(random_image(8, 8))
+    np.testing.assert_array_equal(blur(image, "disk", 1.5), blur(image, "disk", 1.5, implementation="matrices"))
+    with pytest.raises(ValueError, match=r"focus\.implementation is 'fft'; choose one of .*'convolution'"):
+        blur(image, "disk", 1.5, implementation="fft")
+
+
 def test_a_radius_beyond_the_image_is_refused():
     image = jnp.zeros((1, 8, 12, 3))
     blur(image, "disk", 7.4)

@@ -1,7 +1,7 @@
 """In-painting, out-painting and class-conditional editing, by token replacement at every scale.
 
 What is hidden is unknown: nothing here depends on the pixels under the mask. `fill` puts known pixels in their place
-before anything else looks at the image, and tokens that see much of what was filled are drawn, see docs/editing.md.
+before anything else looks at the image. Why with the nearest ones, and which tokens are drawn: docs/editing.md.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from refocus_jax.models.quantizer import MultiScaleQuantizer
 from refocus_jax.models.transformer import Transformer
 from refocus_jax.sampling import decode
 
-MAX_HIDDEN = 0.25  # of what a coarse token sees, if the token is to be kept
+MAX_HIDDEN = 0.6  # share of what a coarse token sees, if the token is to be kept; half of an image is not a tie
 
 
 def fill(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
     """An image with each hidden pixel (mask True) replaced by the nearest known one; zeros if none is known.
 
-    So a hole has the colours and the contrast of what surrounds it. Encoders need both: they normalize over the whole
-    image, and a smooth hole changes more tokens outside it.
+    So a hole has the colours and the contrast of what surrounds it. Encoders, which normalize over the whole image,
+    need both: next to a smooth hole more tokens change.
     """
     known = np.where(mask_hw[..., None], 0, image_hwc)
     rows, columns = ndimage.distance_transform_edt(mask_hw, return_distances=False, return_indices=True)
@@ -35,9 +35,10 @@ def fill(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
 def token_masks(mask_bhw: jax.Array, optics: Pyramid, pyramid: str) -> list[jax.Array]:
     """Which tokens are drawn, (b, p_k, p_k) bool per scale, for a mask of pixels: True is painted anew.
 
-    The mask goes the way of the image, through the same blur and reduction: it tells how much of what a token sees is
-    hidden. A coarse token is kept if that is little, for then it describes known pixels; at the last scale one hidden
-    pixel in its cell is enough to draw a token.
+    The mask goes the way of the image, through the same blur and reduction, which tells how much of what a token sees
+    is hidden. A coarse token is kept unless that is most of it: kept tokens tie the painted part to its surroundings,
+    and where they describe a filled hole it has their colours. At the last scale, which images are decoded from, one
+    hidden pixel in its cell is enough to draw a token.
 
     Args:
       optics, pyramid: of the tokenizer; of a `var` pyramid all tokens see the image itself.

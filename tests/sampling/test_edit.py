@@ -80,15 +80,20 @@ def test_outside_the_mask_residual_tokens_make_up_for_what_was_drawn():
 
 
 def test_token_masks():
-    """Coarse tokens that see much of what is hidden, fine ones with any hidden pixel; blur sees beyond the cell."""
-    masks = token_masks(box(0, 6, 0, 4)[None], OPTICS, "focus")
-    assert [np.asarray(mask)[0].tolist() for mask in masks] == [
-        [[True]], [[True, True]] * 2, [[True, True, False]] * 3]
-    masks = token_masks(box(0, 6, 0, 3)[None], OPTICS, "var")
-    assert [np.asarray(mask)[0].tolist() for mask in masks] == [
-        [[True]], [[True, False]] * 2, [[True, True, False]] * 3]
-    masks = token_masks(box(5, 6, 5, 6)[None], OPTICS, "focus")
-    assert [int(mask.sum()) for mask in masks] == [0, 0, 1]
+    """Coarse tokens that see mostly what is hidden, fine ones with any hidden pixel."""
+    for pyramid in ("focus", "var"):
+        masks = token_masks(box(0, 6, 0, 4)[None], OPTICS, pyramid)
+        assert [np.asarray(mask)[0].tolist() for mask in masks] == [
+            [[True]], [[True, False]] * 2, [[True, True, False]] * 3]
+        masks = token_masks(box(5, 6, 5, 6)[None], OPTICS, pyramid)
+        assert [int(mask.sum()) for mask in masks] == [0, 0, 1]
+
+
+def test_tokens_are_drawn_by_what_they_see():
+    """Without blur the coarsest view of 2 x 2 pixels is four pixels of the image; VAR's pyramid pools all of them."""
+    optics, mask = Pyramid(small.GRIDS, small.STRIDE, rho_max=2.0, psf="none"), box(0, 6, 1, 2) | box(0, 6, 4, 5)
+    assert token_masks(mask[None], optics, "focus")[0].all() and not token_masks(mask[None], optics, "var")[0].any()
+    assert not token_masks(~mask[None], optics, "focus")[0].any() and token_masks(~mask[None], optics, "var")[0].all()
 
 
 @pytest.mark.parametrize("psf", ["disk", "gaussian", "none"])

@@ -64,7 +64,8 @@ FILLS = {"visible, as before": visible, "white": white, "mean": mean, "smooth": 
 
 
 def psnr(a: np.ndarray, b: np.ndarray, where_hw: np.ndarray) -> float:
-    return 10 * np.log10(4 / max(np.square(a - b)[:, where_hw].mean(), 1e-10))
+    error = np.square(a - b)[:, where_hw].mean()
+    return 10 * np.log10(4 / error) if error else np.inf
 
 
 def table(generator: pretrained.Generator, images: np.ndarray, labels: np.ndarray) -> Iterator[str]:

@@ -54,6 +54,7 @@ setup(
         "pillow>=11",
         "safetensors>=0.5",
         "scikit-image>=0.26",  # its photographs are the data source 'photos'
+        "scipy>=1.14",
         "tensorboardX>=2.6.5",
         "tensorflow-datasets>=4.9.10",
         "tqdm>=4.66",

@@ -143,13 +143,14 @@ class Generator:
 
     @functools.cached_property
     def _edit(self):
-        structure = self.tokenizer.model.structure
+        optics, structure = self.tokenizer.model.optics, self.tokenizer.model.structure
 
         def run(params, layers, tokenizer_params, image, mask, labels, keys, settings):
-            focused = [view.focused for view in self.tokenizer.model.optics.views(image)]
+            focused = [view.focused for view in optics.views(image)]
             latents = structure.apply({"params": tokenizer_params["structure"]}, focused, method="latents")
             return edit.edit(self.network, params, structure.quantizer, tokenizer_params["structure"]["quantizer"],
-                             latents, mask, labels, keys, settings, layers=layers)
+                             latents, edit.token_masks(mask, optics, structure.pyramid), labels, keys, settings,
+                             layers=layers)
         return jax.jit(run, static_argnums=7)
 
     @functools.cached_property
@@ -176,21 +177,26 @@ class Generator:
              top_p: float = 0.96) -> jax.Array:
         """Images with their masked pixels painted anew as the given classes, (b, h, w, 3) in [-1, 1].
 
-        Outside the mask they are exactly the tokenizer's own reconstructions.
+        Pixels under the mask are unknown: whatever they are, NaN too, the result is the same to the last bit. Outside
+        the mask it is exactly the tokenizer's own reconstruction of the image whose hole `edit.fill` has filled.
 
         Args:
           image_bhwc: in [-1, 1]. mask_bhw: of the same size, any shape; non-zero is painted anew. labels: one per
           image. seed and the others as for `sample`.
 
         Raises:
-          ValueError: shapes or labels that do not fit.
+          ValueError: shapes or labels that do not fit, or known pixels outside [-1, 1].
         """
         labels = self._labels(labels)
-        image, mask = jnp.asarray(image_bhwc, jnp.float32), jnp.asarray(mask_bhw) != 0
+        image, mask = np.asarray(image_bhwc, np.float32), np.asarray(mask_bhw) != 0
         size = self.tokenizer.model.optics.image_size
         if image.shape != (len(labels), size, size, 3) or mask.shape != image.shape[:3]:
             raise ValueError(f"image and mask have shapes {image.shape} and {mask.shape} with {len(labels)} labels; "
                              f"give ({len(labels)}, {size}, {size}, 3) and ({len(labels)}, {size}, {size})")
+        image = np.stack([edit.fill(*one) for one in zip(image, mask, strict=True)])
+        if not (np.abs(image) <= 1).all():
+            raise ValueError(f"image ranges over {image.min():.4g} ... {image.max():.4g} outside the mask; give "
+                             "numbers in [-1, 1]")
         drawn = self._edit(self.params, self._layers, self.tokenizer.params, image, mask, labels,
                            decode.sample_keys(seed, labels), decode.SamplingSettings(cfg, top_k, top_p))
         own = self.tokenizer.decode(self.tokenizer.encode(image))

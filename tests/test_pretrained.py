@@ -5,7 +5,7 @@ import pytest
 
 from refocus_jax import pretrained
 from refocus_jax.runtime import weight_files
-from tests.fixtures import official
+from tests.fixtures import official, small
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,45 @@ def test_what_does_not_fit_together_is_named(checkpoint, folder, tmp_path):
         pretrained.load_generator(checkpoint.transformer, tokenizer=other, grid_sizes=grids)
     with pytest.raises(ValueError, match="grid_sizes given for .*config says them already"):
         pretrained.load_tokenizer(str(tmp_path), grid_sizes=grids)
+
+
+@pytest.fixture(scope="module", params=["focus", "residual", "official"])
+def editor(request) -> pretrained.Generator:
+    if request.param == "official":  # VAR's pyramid; its optics do not blur
+        return request.getfixturevalue("generator")
+    model, network = small.tokenizer(residual=request.param == "residual", alias=False), small.transformer()
+    tokenizer = pretrained.Tokenizer(model, small.tokenizer_params(model))
+    return pretrained.Generator(network, small.transformer_params(network), tokenizer, tuple("abcde"))
+
+
+def test_what_is_hidden_does_not_matter_in_an_edit(editor):
+    """A third of one image, thin lines of the other."""
+    size = editor.tokenizer.model.optics.image_size
+    image, mask = np.tanh(small.random(0, 2, size, size, 3)), np.zeros((2, size, size), bool)
+    mask[0, :, :size // 3], mask[1, ::4, ::2] = True, True
+    edited = np.asarray(editor.edit(image, mask, [1, 0], seed=3))
+    assert np.isfinite(edited).all()
+    for hidden in (-1, 1, np.nan, 255 * small.random(1, 2, size, size, 3)):
+        changed = np.where(mask[..., None], hidden, image)
+        np.testing.assert_array_equal(editor.edit(changed, mask, [1, 0], seed=3), edited)
+
+
+def test_an_edit_of_nothing_or_all_of_an_image(editor):
+    """Its own reconstruction, and a sample, even of an image of which nothing is known."""
+    size = editor.tokenizer.model.optics.image_size
+    image, mask = np.tanh(small.random(0, 2, size, size, 3)), np.zeros((2, size, size), bool)
+    mask[1], image[1] = True, np.nan
+    edited = np.asarray(editor.edit(image, mask, [1, 0], seed=3))
+    own = editor.tokenizer.decode(editor.tokenizer.encode(np.nan_to_num(image)))
+    np.testing.assert_allclose(edited[0], own[0], atol=1e-6)
+    drawn = editor.images(editor.sample([1, 0], seed=3))
+    np.testing.assert_allclose(edited[1], drawn[1], atol=1e-5)
+
+
+def test_known_pixels_of_an_edit_are_checked(generator):
+    size = generator.tokenizer.model.optics.image_size
+    image, mask = np.zeros((1, size, size, 3), np.float32), np.zeros((1, size, size), bool)
+    for wrong in (np.nan, 255):
+        image[0, 0, 0] = wrong
+        with pytest.raises(ValueError, match="image ranges over .* outside the mask; give numbers in"):
+            generator.edit(image, mask, [0])

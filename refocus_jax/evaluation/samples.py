@@ -52,8 +52,8 @@ class DrawSettings:
                              "'png' or 'npz'")
 
 
-def class_numbers(classes: Sequence[int | str], names: Sequence[str]) -> np.ndarray:
-    """Numbers of classes given by number or by name; all of them if none is given.
+def class_numbers(setting: str, classes: Sequence[int | str], names: Sequence[str]) -> np.ndarray:
+    """Numbers of classes given by number or by name; all of them if none is given. `setting` is named in errors.
 
     Raises:
       ValueError: there is no such class.
@@ -63,7 +63,7 @@ def class_numbers(classes: Sequence[int | str], names: Sequence[str]) -> np.ndar
         number = names.index(given) if given in names else int(given) if str(given).isdecimal() else -1
         if not 0 <= number < len(names):
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise ValueError(f"draw.classes has {given!r}; classes are 0 to {len(names) - 1}, by name {shown}")
+            raise ValueError(f"{setting} has {given!r}; classes are 0 to {len(names) - 1}, by name {shown}")
         numbers.append(number)
     return np.asarray(numbers, np.int32)
 
@@ -119,7 +119,7 @@ def draw(draw_batch: Callable[[np.ndarray, int], np.ndarray], settings: DrawSett
     Raises:
       ValueError: unknown classes, or the directory holds unfinished samples of other settings.
     """
-    classes = class_numbers(settings.classes, class_names)
+    classes = class_numbers("draw.classes", settings.classes, class_names)
     # Class after class, as even as the count allows: a row of the grid is a class.
     labels = np.sort(np.resize(np.arange(len(classes)), settings.count))
     labels = classes[labels]

@@ -1,38 +1,68 @@
-"""In-painting, out-painting and class-conditional editing, by token replacement at every scale."""
+"""In-painting, out-painting and class-conditional editing, by token replacement at every scale.
+
+What is hidden is unknown: nothing here depends on the pixels under the mask. `fill` puts known pixels in their place
+before anything else looks at the image. Why with the nearest ones, and which tokens are drawn: docs/editing.md.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
 
+from refocus_jax.focus import Pyramid
 from refocus_jax.focus.resample import resize
 from refocus_jax.models.quantizer import MultiScaleQuantizer
 from refocus_jax.models.transformer import Transformer
 from refocus_jax.sampling import decode
 
+MAX_HIDDEN = 0.6  # share of what a coarse token sees, if the token is to be kept; half of an image is not a tie
 
-def token_masks(mask_bhw: jax.Array, grid_sizes: Sequence[int]) -> list[jax.Array]:
-    """Which tokens are drawn anew, (b, p_k, p_k) bool per scale, for a mask of pixels: True is painted anew.
 
-    A coarse token is drawn anew if most of its cell is, so that what it says of the rest is not lost; at the last
-    scale one pixel is enough.
+def fill(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
+    """An image with each hidden pixel (mask True) replaced by the nearest known one; zeros if none is known.
+
+    So a hole has the colours and the contrast of what surrounds it. Encoders, which normalize over the whole image,
+    need both: next to a smooth hole more tokens change.
     """
-    masks = [resize(mask_bhw.astype(jnp.float32)[..., None], p, "area")[..., 0] for p in grid_sizes]
-    return [mask > 0.5 for mask in masks[:-1]] + [masks[-1] > 0]
+    known = np.where(mask_hw[..., None], 0, image_hwc)
+    rows, columns = ndimage.distance_transform_edt(mask_hw, return_distances=False, return_indices=True)
+    return known[rows, columns]
+
+
+def token_masks(mask_bhw: jax.Array, optics: Pyramid, pyramid: str) -> list[jax.Array]:
+    """Which tokens are drawn, (b, p_k, p_k) bool per scale, for a mask of pixels: True is painted anew.
+
+    The mask goes the way of the image, through the same blur and reduction, which tells how much of what a token sees
+    is hidden. A coarse token is kept unless that is most of it: kept tokens tie the painted part to its surroundings,
+    and where they describe a filled hole it has their colours. At the last scale, which images are decoded from, one
+    hidden pixel in its cell is enough to draw a token.
+
+    Args:
+      optics, pyramid: of the tokenizer; of a `var` pyramid all tokens see the image itself.
+    """
+    hidden = mask_bhw.astype(jnp.float32)[..., None]
+    shares = []
+    for scale, p in enumerate(optics.grid_sizes):
+        seen = hidden if pyramid == "var" else optics.view(hidden, scale).focused
+        shares.append(resize(seen, p, "area")[..., 0])
+    return [share > MAX_HIDDEN for share in shares[:-1]] + [shares[-1] > 0]
 
 
 def edit(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, quantizer_params: Any,
-         latents: Sequence[jax.Array], mask_bhw: jax.Array, labels_b: jax.Array, keys_b: jax.Array,
+         latents: Sequence[jax.Array], drawn_bpp: Sequence[jax.Array], labels_b: jax.Array, keys_b: jax.Array,
          settings: decode.SamplingSettings, *, layers: tuple[Any, ...] | None = None) -> decode.Sample:
-    """Draws the masked part of images as images of the given classes; the rest says what the images say.
+    """Draws some tokens of images as those of the given classes; the others say what the images say.
 
-    Outside the mask every scale's tokens are those that the tokenizer chooses after what has been drawn so far: of a
-    residual pyramid they make up for coarser tokens that have changed. Without a mask they are the image's own.
+    A residual pyramid's own tokens are those that the tokenizer chooses after what has been drawn so far: they make up
+    for coarser tokens that were drawn, so that what is known comes out as it is. They depend on what was painted, as
+    they must, and not on what was hidden. If nothing is drawn all tokens are the image's own.
 
     Args:
-      latents: z_1 ... z_K of the images, (b, p_k, p_k, c). mask_bhw: at the image's size, any shape, non-zero is
-      painted anew. The others as in `decode.sample`.
+      latents: z_1 ... z_K of the images after `fill`, (b, p_k, p_k, c). drawn_bpp: from `token_masks`, True is drawn.
+      The others as in `decode.sample`.
 
     Raises:
       ValueError: smoothing, which feeds back no tokens.
@@ -40,11 +70,10 @@ def edit(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, quan
     if settings.smooth:
         raise ValueError("sampling.smooth is True, but editing replaces tokens, which smoothing does not feed back; "
                          "set it False")
-    masks = token_masks(mask_bhw, network.grid_sizes)
 
-    def replace(scale: int, f_hat: jax.Array | None, drawn_bpp: jax.Array) -> jax.Array:
+    def replace(scale: int, f_hat: jax.Array | None, chosen_bpp: jax.Array) -> jax.Array:
         own, _ = quantizer.apply({"params": quantizer_params}, latents[scale], f_hat, scale, method="choose")
-        return jnp.where(masks[scale], drawn_bpp, own)
+        return jnp.where(drawn_bpp[scale], chosen_bpp, own)
 
     return decode.sample(network, params, quantizer, quantizer_params, labels_b, keys_b, settings, replace=replace,
                          layers=layers)

@@ -88,11 +88,11 @@ def test_unfinished_samples_of_other_settings_are_not_mixed(tmp_path):
 
 
 def test_class_numbers():
-    assert samples.class_numbers((), NAMES).tolist() == [0, 1, 2]
-    assert samples.class_numbers(("cat", 1, "0"), NAMES).tolist() == [2, 1, 0]
+    assert samples.class_numbers("draw.classes", (), NAMES).tolist() == [0, 1, 2]
+    assert samples.class_numbers("draw.classes", ("cat", 1, "0"), NAMES).tolist() == [2, 1, 0]
     for wrong in (3, "dog", -1):
         with pytest.raises(ValueError, match=f"draw.classes has {wrong!r}; classes are 0 to 2, by name ant, bee, cat"):
-            samples.class_numbers((wrong,), NAMES)
+            samples.class_numbers("draw.classes", (wrong,), NAMES)
 
 
 @pytest.mark.parametrize("settings, message", [

@@ -2,11 +2,13 @@ import jax
 import numpy as np
 import pytest
 
+from refocus_jax.focus import Pyramid
 from refocus_jax.sampling import decode
-from refocus_jax.sampling.edit import edit, token_masks
+from refocus_jax.sampling.edit import edit, fill, token_masks
 from tests.fixtures import small
 
 LABELS = np.asarray([1, 3], np.int32)
+OPTICS = Pyramid(small.GRIDS, small.STRIDE, rho_max=2.0)
 SETTINGS = decode.SamplingSettings(cfg=1.0, top_k=0, top_p=0.0)
 
 
@@ -19,7 +21,8 @@ class Editor:
         self.own = jax.jit(lambda latents: self.quantizer.apply(
             {"params": self.quantizer_params}, latents, method="quantize"))(self.latents)
         self._edit = jax.jit(lambda mask, keys: edit(self.network, self.params, self.quantizer, self.quantizer_params,
-                                                     self.latents, mask, LABELS, keys, SETTINGS))
+                                                     self.latents, token_masks(mask, OPTICS, "focus"), LABELS, keys,
+                                                     SETTINGS))
 
     def edit(self, mask, seed=0):
         return self._edit(np.stack([mask, mask]), decode.sample_keys(seed, LABELS))
@@ -55,7 +58,7 @@ def test_tokens_change_inside_the_mask_alone(editor):
     """The lower right quarter: one token of four at the second scale."""
     mask = box(2, 6, 2, 6)
     several = [editor.edit(mask, seed) for seed in range(6)]
-    for scale, token_mask in enumerate(token_masks(mask[None], small.GRIDS)):
+    for scale, token_mask in enumerate(token_masks(mask[None], OPTICS, "focus")):
         tokens = np.stack([np.asarray(one.tokens[scale][0]) for one in several])
         varies = (tokens != tokens[0]).any(0)
         assert not (varies & ~np.asarray(token_mask[0])).any() or editor.quantizer.residual
@@ -77,14 +80,48 @@ def test_outside_the_mask_residual_tokens_make_up_for_what_was_drawn():
 
 
 def test_token_masks():
-    """Most of a coarse cell, any pixel of a fine one."""
-    masks = token_masks(box(0, 6, 0, 4)[None], small.GRIDS)
-    assert [np.asarray(mask)[0].tolist() for mask in masks] == [
-        [[True]], [[True, False]] * 2, [[True, True, False]] * 3]
-    masks = token_masks(box(5, 6, 5, 6)[None], small.GRIDS)
-    assert [int(mask.sum()) for mask in masks] == [0, 0, 1]
+    """Coarse tokens that see mostly what is hidden, fine ones with any hidden pixel."""
+    for pyramid in ("focus", "var"):
+        masks = token_masks(box(0, 6, 0, 4)[None], OPTICS, pyramid)
+        assert [np.asarray(mask)[0].tolist() for mask in masks] == [
+            [[True]], [[True, False]] * 2, [[True, True, False]] * 3]
+        masks = token_masks(box(5, 6, 5, 6)[None], OPTICS, pyramid)
+        assert [int(mask.sum()) for mask in masks] == [0, 0, 1]
+
+
+def test_tokens_are_drawn_by_what_they_see():
+    """Without blur the coarsest view of 2 x 2 pixels is four pixels of the image; VAR's pyramid pools all of them."""
+    optics, mask = Pyramid(small.GRIDS, small.STRIDE, rho_max=2.0, psf="none"), box(0, 6, 1, 2) | box(0, 6, 4, 5)
+    assert token_masks(mask[None], optics, "focus")[0].all() and not token_masks(mask[None], optics, "var")[0].any()
+    assert not token_masks(~mask[None], optics, "focus")[0].any() and token_masks(~mask[None], optics, "var")[0].all()
+
+
+@pytest.mark.parametrize("psf", ["disk", "gaussian", "none"])
+@pytest.mark.parametrize("pyramid", ["focus", "var"])
+def test_all_tokens_are_drawn_or_none_if_all_or_nothing_is_hidden(psf, pyramid):
+    optics = Pyramid((1, 2, 3, 5), 4, rho_max=3.0, psf=psf)
+    for hidden in (False, True):
+        masks = token_masks(np.full((1, 20, 20), hidden), optics, pyramid)
+        assert all((np.asarray(mask) == hidden).all() for mask in masks)
+
+
+def test_holes_are_filled_with_the_nearest_known_pixel():
+    row = np.asarray([[5, 1, 2, 9, 9, 9, 7, 3]], np.uint8)
+    filled = fill(np.repeat(row[..., None], 3, 2), row == 9)
+    assert filled.dtype == np.uint8 and filled[0, :, 0].tolist()[:4] == [5, 1, 2, 2] and filled[0, 5:, 0].tolist() == [
+        7, 7, 3]
+    assert filled[0, 4, 0] in (2, 7)
+
+
+def test_nothing_depends_on_what_is_hidden():
+    image, mask = small.random(0, 6, 7, 3), small.random(1, 6, 7) > 0.3
+    for hidden in (-1, 1, np.nan, small.random(2, 6, 7, 3)):
+        np.testing.assert_array_equal(fill(np.where(mask[..., None], hidden, image), mask), fill(image, mask))
+    np.testing.assert_array_equal(fill(image, mask)[~mask], image[~mask])
+    np.testing.assert_array_equal(fill(image, np.zeros_like(mask)), image)
+    np.testing.assert_array_equal(fill(np.full_like(image, np.nan), np.ones_like(mask)), np.zeros_like(image))
 
 
 def test_smoothing_is_refused():
     with pytest.raises(ValueError, match="sampling.smooth is True"):
-        edit(None, None, None, None, [], None, LABELS, None, decode.SamplingSettings(smooth=True))
+        edit(None, None, None, None, [], [], LABELS, None, decode.SamplingSettings(smooth=True))

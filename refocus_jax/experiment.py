@@ -62,9 +62,7 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     Raises:
       ValueError: the config or the data contradict themselves.
     """
-    if "://" in workdir:
-        raise ValueError(f"--workdir is {workdir}, which is no directory; give one, of a file system that all machines "
-                         "see (buckets can be mounted, as by gcsfuse)")
+    workdir = validate.check_workdir(workdir)
     mesh = mesh_lib.make_mesh(**c.mesh)
     validate.check(c, mesh.size)
     build.tokenizer_task(c), build.sampling_settings(c), build.draw_settings(c)

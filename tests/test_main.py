@@ -40,9 +40,9 @@ def command(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--config.foo=1"], "--config.foo is not a setting (the nearest is "),
-    (["--config.generater.depth=2"], "--config.generater.depth is not a setting (the nearest is generator.depth); corr"),
+    (["--config.generater.depth=2"], "--config.generater.depth is not a setting (the nearest is generator.depth)"),
     (["--config.generator.depth.x=2"], "--config.generator.depth.x is not a setting (the nearest is generator.depth)"),
-    (["--config=configs/tinny.py"], "--config is configs/tinny.py, which is not there (the nearest is configs/tiny.py)"),
+    (["--config=configs/tinny.py"], "--config is configs/tinny.py, which is not there (the nearest is configs/tiny.py"),
     (["--config=configs/tinny.py:smoke", "--config.seed=1"], "--config is configs/tinny.py, which is not there"),
     (["--config=configs/tiny.py:smok"], "config argument 'smok' is unknown; choose from gaussian"),
     (["--config.image_size=(64, 96)"], "image_size is (64, 96); give an integer, 1 or more: the side of the image in "
@@ -72,7 +72,8 @@ def test_ranges_are_checked_in_every_mode(command, mode, setting, message, tmp_p
 
 
 def test_home_is_expanded_in_the_workdir_and_in_settings(command, tmp_path):
-    config, workdir = command("--workdir=~/runs/a", "--config.data.source=folder:~/images", "--config.init_from=~/x.pth")
+    config, workdir = command("--workdir=~/runs/a", "--config.data.source=folder:~/images",
+                              "--config.init_from=~/x.pth")
     assert workdir == f"{tmp_path}/home/runs/a"
     assert (config.data.source, config.init_from) == (f"folder:{tmp_path}/home/images", f"{tmp_path}/home/x.pth")
 

@@ -5,7 +5,7 @@ import pytest
 
 from refocus_jax import pretrained
 from refocus_jax.runtime import weight_files
-from tests.fixtures import official
+from tests.fixtures import official, workdirs
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,26 @@ def test_what_does_not_fit_together_is_named(checkpoint, folder, tmp_path):
         pretrained.load_generator(checkpoint.transformer, tokenizer=other, grid_sizes=grids)
     with pytest.raises(ValueError, match="grid_sizes given for .*config says them already"):
         pretrained.load_tokenizer(str(tmp_path), grid_sizes=grids)
+
+
+def test_a_workdir_without_config_is_told_from_what_is_not_there(tmp_path):
+    for path, lacks in ((tmp_path, "it has no config.json"), (tmp_path / "nothing", "it does not exist")):
+        for load in (pretrained.load_tokenizer, pretrained.load_generator):
+            with pytest.raises(FileNotFoundError, match=f"{path} is not the workdir of a run: {lacks}; give the"):
+                load(str(path))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda text: text[:len(text) // 2], "config.json is damaged .*; remove it"),
+    (lambda text: "[]", "config.json is damaged .*not an object.*; remove it"),
+    (lambda text: "{}", "config.json lacks class_names, image_size, .*generator.depth.*; remove it, and start the"),
+    (lambda text: text.replace("class_names", "classes"), "config.json lacks class_names; remove it"),
+    (lambda text: text.replace('"vocab_size"', '"size"'), "lacks tokenizer.vocab_size, alias.vocab_size; remove it"),
+], ids=str)
+def test_a_damaged_config_is_named_with_a_remedy(tmp_path, change, message):
+    workdirs.write(tmp_path, stages=())
+    assert pretrained.load_config(str(tmp_path))[1] == tuple(workdirs.CLASSES)
+    path = tmp_path / "config.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError, match=message):
+        pretrained.load_config(str(tmp_path))

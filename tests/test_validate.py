@@ -166,7 +166,7 @@ def test_images_are_square_and_grids_that_fit_them_are_named(config):
         validate.check_ranges(ConfigDict(c))
     with pytest.raises(ValueError, match=r"choose grid_sizes that end with 12, such as \(2, 3, 6, 12\)"):
         build.tokenizer(config(image_size=96))
-    with pytest.raises(ValueError, match="56 or 64 or another multiple of 8, with grid_sizes that end with 7, 8 or that"):
+    with pytest.raises(ValueError, match="56 or 64 or another multiple of 8, with grid_sizes that end with 7, 8 or"):
         build.tokenizer(config(image_size=60))
     for size, grids in ((96, (2, 3, 6, 12)), (56, (1, 2, 4, 7))):
         assert build.tokenizer(config(image_size=size, grid_sizes=grids)).optics.image_size == size

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from refocus_jax import build, validate, weights
@@ -46,11 +45,7 @@ def load_config(workdir: str) -> tuple[ConfigDict, tuple[str, ...]]:
     Raises:
       FileNotFoundError: no config.json there. ValueError: it is damaged, or lacks settings.
     """
-    values = runs.read_config(workdir)
-    lacking = [name for name in _SETTINGS if name not in flatten_dict(values, sep=".")]
-    if lacking:
-        raise ValueError(f"{workdir}/config.json lacks {', '.join(lacking)}; remove it, and start the training of this "
-                         "workdir again with its settings, which writes it")
+    values = runs.read_config(workdir, _SETTINGS)
     class_names = tuple(values.pop("class_names"))
     values["generator"]["attention"] = "prefix"  # runs everywhere; the devices need not be those of the training
     return ConfigDict(values), class_names

@@ -42,7 +42,7 @@ def _named(found: Sequence[RecordedRun]) -> dict[str, RecordedRun]:
 
 
 def _verdict(reference: str, run: RecordedRun) -> Verdict | str:
-    content = runs.read_json(Path(reference))
+    content = runs.read_json(Path(reference), health.REFERENCE_FIELDS)
     if content is None:
         return f"Not compared: report.reference is {reference}, which is not there."
     try:

@@ -75,10 +75,11 @@ def test_a_workdir_without_config_is_told_from_what_is_not_there(tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     (lambda text: text[:len(text) // 2], "config.json is damaged .*; remove it"),
-    (lambda text: "[]", "config.json is damaged .*not an object.*; remove it"),
-    (lambda text: "{}", "config.json lacks class_names, image_size, .*generator.depth.*; remove it, and start the"),
-    (lambda text: text.replace("class_names", "classes"), "config.json lacks class_names; remove it"),
-    (lambda text: text.replace('"vocab_size"', '"size"'), "lacks tokenizer.vocab_size, alias.vocab_size; remove it"),
+    (lambda text: "[]", "config.json is damaged .*instead of an object.*; remove it"),
+    (lambda text: "{}", r"config.json is damaged \(it lacks class_names, image_size, .*generator.depth.*; remove it"),
+    (lambda text: text.replace("class_names", "classes"), r"it lacks class_names\); remove it"),
+    (lambda text: text.replace('"vocab_size"', '"size"'),
+     r"it lacks tokenizer.vocab_size, alias.vocab_size\); remove it"),
 ], ids=str)
 def test_a_damaged_config_is_named_with_a_remedy(tmp_path, change, message):
     workdirs.write(tmp_path, stages=())

@@ -113,6 +113,9 @@ class Reference:
     final: Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
+REFERENCE_FIELDS = tuple(field.name for field in dataclasses.fields(Reference))  # what its file must hold
+
+
 @dataclasses.dataclass(frozen=True)
 class Departure:
     """A curve that leaves what the reference allows at `step`, and is within it again at `back`, if ever."""

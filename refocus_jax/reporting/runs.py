@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,13 @@ class RecordedRun:
         return during | dict((self.evaluation or {}).get(stage, {}))
 
 
+# What a report asks of a config.json.
+_REPORTED = ("seed", "class_names", "image_size", "grid_sizes", "data.source", "focus.psf", "tokenizer_from",
+             "tokenizer.pyramid", "tokenizer.residual", "tokenizer.vocab_size", "generator.depth", "generator.width",
+             "teacher.enabled", *(f"{stage}_{name}" for stage in STAGES for name in (
+                 "batch_size", "training.steps", "training.evaluate_every")))
+
+
 def read(workdir: str | Path) -> RecordedRun:
     """Reads a workdir, also one whose training goes on.
 
@@ -76,19 +83,19 @@ def read(workdir: str | Path) -> RecordedRun:
       FileNotFoundError: there is no run in it. ValueError: a file of it cannot be understood.
     """
     path = Path(workdir)
-    config = read_config(path)
+    config = read_config(path, _REPORTED)
     stages = {name: _stage(path / name) for name in STAGES if (path / name / "metrics.jsonl").exists()}
     return RecordedRun(path, config, stages, read_json(path / "evaluation.json"))
 
 
-def read_config(workdir: str | Path) -> dict[str, Any]:
-    """What config.json of a workdir says.
+def read_config(workdir: str | Path, needed: Sequence[str]) -> dict[str, Any]:
+    """What config.json of a workdir says; `needed` are settings that it must have.
 
     Raises:
       FileNotFoundError: there is no run in it. ValueError: the file is damaged.
     """
     path = Path(workdir)
-    config = read_json(path / "config.json")
+    config = read_json(path / "config.json", needed)
     if config is None:
         lacks = "it has no config.json" if path.is_dir() else "it is a file" if path.exists() else "it does not exist"
         raise FileNotFoundError(f"{path} is not the workdir of a run: {lacks}; give the --workdir of a training that "
@@ -96,23 +103,34 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, needed: Sequence[str] = ()) -> dict[str, Any] | None:
     """The object in a JSON file, None if the file is not there.
 
+    Args:
+      needed: what it must hold; "a.b" is b in a.
+
     Raises:
-      ValueError: it is damaged, or does not hold an object.
+      ValueError: it is damaged, does not hold an object, or lacks what is needed.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__} instead of an object")
+        if missing := set(needed) - _names(content):
+            raise ValueError(f"it lacks {', '.join(name for name in needed if name in missing)}")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
         raise ValueError(f"{path} is damaged ({error}); remove it, and the command that wrote it makes it "
                          "again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (it holds {type(content).__name__}, not an object); remove it, and the "
-                         "command that wrote it makes it again")
     return content
+
+
+def _names(content: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Of all that an object holds, as "a" and "a.b"."""
+    found = {f"{prefix}{name}" for name in content}
+    return found.union(*(_names(value, f"{prefix}{name}.") for name, value in content.items()
+                         if isinstance(value, dict)))
 
 
 def _stage(directory: Path) -> Stage:

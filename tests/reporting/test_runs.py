@@ -47,7 +47,7 @@ def test_a_directory_without_a_run_is_named_with_what_it_lacks(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b'{"seed": 0, "image', b"", b"[1, 2]", b"null", b'{"seed": "\xff"}', b"\0" * 8,
-                                     b"[" * 100_000], ids=lambda content: repr(content[:20]))
+                                     b"[" * 100_000, b"3"], ids=lambda content: repr(content[:20]))
 @pytest.mark.parametrize("name", ["config.json", "evaluation.json", "tokenizer/evaluation.json"])
 def test_damaged_files_are_named_with_a_remedy(tmp_path, name, content):
     workdirs.write(tmp_path, stages=("tokenizer",), until=0.01)
@@ -72,3 +72,14 @@ def test_a_damaged_line_is_named_unless_it_is_the_last(tmp_path, line):
         assert runs.read(tmp_path).stages["tokenizer"].last_step == 1
     metrics.write_bytes(b"")
     assert runs.read(tmp_path).stages["tokenizer"].last_step == 0
+
+
+@pytest.mark.parametrize("name", ["seed", "tokenizer_training", "generator_training.evaluate_every"])
+def test_what_a_config_lacks_is_named(tmp_path, name):
+    workdirs.write(tmp_path, stages=())
+    content = json.loads((tmp_path / "config.json").read_text())
+    *sections, last = name.split(".")
+    del (content[sections[0]] if sections else content)[last]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"config.json is damaged \(it lacks {name}.*\); remove it"):
+        runs.read(tmp_path)

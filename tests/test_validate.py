@@ -226,3 +226,13 @@ def test_a_workdir_of_another_experiment_is_refused(config, tmp_path):
     with pytest.raises(ValueError, match="generator.depth was 8 and is 4; .*tokenizer.vocab_size"):
         experiment.prepare(config(), workdir)
     experiment.prepare(config(**allowed | {"generator.remat": "none", "seed": 3}), workdir)
+
+
+@pytest.mark.parametrize("content", [b'{"image_size": 6', b"[]", b"\xff", b""])
+def test_a_damaged_config_of_a_workdir_is_named_and_left_alone(config, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="config.json is damaged .*; remove it, and the command that wrote it makes"):
+        experiment.prepare(config(), str(tmp_path))
+    assert (tmp_path / "config.json").read_bytes() == content
+    (tmp_path / "config.json").unlink()
+    experiment.prepare(config(), str(tmp_path))

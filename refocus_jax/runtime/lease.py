@@ -86,7 +86,7 @@ class Lease:
             self._made = not self._directory.exists()
             self._directory.mkdir(parents=True, exist_ok=True)
             while not self._try():
-                pass
+                time.sleep(_LOOK_SECONDS)
         except OSError as error:
             raise OSError(f"{self._directory} cannot be written ({error.strerror}); give a directory that can, or "
                           "correct its permissions") from error
@@ -116,8 +116,10 @@ class Lease:
         except FileExistsError:
             return False
         # Whoever looked before somebody else's succession was complete has created a file that succeeds nobody.
-        if _succession(self._directory) != [*dead, path]:
-            path.unlink(missing_ok=True)
+        own = self._is_own(_read(path))
+        if not own or _succession(self._directory) != [*dead, path]:
+            if own:
+                path.unlink()
             return False
         os.replace(path, self._path)
         for other in dead[1:]:

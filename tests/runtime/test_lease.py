@@ -186,6 +186,21 @@ def test_of_many_that_wait_for_a_dead_one_to_go_one_succeeds(tmp_path, broken_of
     assert all(f"process {os.getpid()}" in outcome for outcome in outcomes if outcome != "held")
 
 
+def test_who_looked_before_another_one_succeeded_succeeds_nobody(tmp_path, monkeypatch):
+    pretend(tmp_path)
+    look = Lease._is_dead
+
+    def look_slowly(self, path, holder):
+        monkeypatch.setattr(Lease, "_is_dead", look)
+        pretend(tmp_path, host="a third", machine=lease._machine(), process=os.getpid())  # quicker, and alive
+        return True
+
+    monkeypatch.setattr(Lease, "_is_dead", look_slowly)
+    with pytest.raises(LeaseError, match=f"process {os.getpid()} on a third"):
+        take(tmp_path)
+    assert files(tmp_path) == [".writer.json"]
+
+
 def test_it_is_free_again_after_an_error_and_a_directory_that_was_made_for_nothing_is_gone(tmp_path):
     for made in (tmp_path / "new", tmp_path):
         with pytest.raises(KeyError), Lease(made, "train"):

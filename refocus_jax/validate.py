@@ -34,7 +34,7 @@ def _number(fits: Callable[[Any], bool], says: str) -> Range:
 
 def _integer(fits: Callable[[Any], bool], says: str) -> Range:
     return Range(lambda v: isinstance(v, numbers.Integral) and not isinstance(v, bool) and fits(v),
-                 f"an integer, {says}")
+                 f"{says} (an integer)")
 
 
 def _tuple_of(element: Range, says: str, min_length: int = 0) -> Range:
@@ -71,7 +71,7 @@ _TRAINING = {"steps": POSITIVE, "log_every": POSITIVE, "evaluate_every": POSITIV
 # Every setting of configs/common.py.
 RANGES: dict[str, Range] = {
     "seed": SEED,
-    "image_size": _integer(lambda v: v >= 1, "1 or more: the side of the image in pixels, as all images are square"),
+    "image_size": _integer(lambda v: v >= 1, "1 or more: the side in pixels, as all images are square"),
     "grid_sizes": _tuple_of(POSITIVE, "sides of the token maps, increasing integers of 1 or more, as (1, 2, 4, 8)", 2),
     "mesh.data": MESH_AXIS, "mesh.fsdp": MESH_AXIS,
     "tokenizer_batch_size": POSITIVE, "generator_batch_size": POSITIVE,

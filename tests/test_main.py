@@ -45,9 +45,9 @@ def command(monkeypatch, tmp_path):
     (["--config=configs/tinny.py"], "--config is configs/tinny.py, which is not there (the nearest is configs/tiny.py"),
     (["--config=configs/tinny.py:smoke", "--config.seed=1"], "--config is configs/tinny.py, which is not there"),
     (["--config=configs/tiny.py:smok"], "config argument 'smok' is unknown; choose from gaussian"),
-    (["--config.image_size=(64, 96)"], "image_size is (64, 96); give an integer, 1 or more: the side of the image in "
-                                       "pixels, as all images are square"),
-    (["--config.generator.depth=4.5"], "generator.depth is 4.5; give an integer, 1 or more"),
+    (["--config.image_size=(64, 96)"], "image_size is (64, 96); give 1 or more: the side in pixels, as all images "
+                                       "are square (an integer)"),
+    (["--config.generator.depth=4.5"], "generator.depth is 4.5; give 1 or more (an integer)"),
     (["--config.data.flip=maybe"], "data.flip is maybe; give True or False"),
     (["--confg.seed=1"], "Unknown command line flag 'confg.seed'"),
 ], ids=str)

@@ -150,7 +150,7 @@ def test_no_range_of_text_or_of_several_takes_something_else(name):
 def test_a_setting_that_is_missing_is_named(config):
     c = config().to_dict()
     del c["revival"]["every"]
-    with pytest.raises(ValueError, match="revival.every is missing; give an integer, 1 or more"):
+    with pytest.raises(ValueError, match="revival.every is missing; give 1 or more .an integer."):
         validate.check_ranges(ConfigDict(c))
 
 

@@ -35,7 +35,7 @@ def make(workdirs: list[Path], machine: str, out: Path) -> None:
 
 
 def compare(workdir: Path, reference: Path) -> bool:
-    content = runs.read_json(reference)
+    content = runs.read_json(reference, health.REFERENCE_FIELDS)
     if content is None:
         raise FileNotFoundError(f"--reference {reference} is not there; start from the root of the repository, or give "
                                 "the path of a file that `make` wrote")

@@ -112,6 +112,8 @@ def get_config() -> ConfigDict:
     c.generator_optimizer = _optimizer(1e-4)
     c.generator_training = _training(400_000)
 
+    # cfg is guidance at the last scale as VAR counts it: 0 is unguided. Where 1 is unguided (DiT and others) it is a
+    # ramp from 1 at the first scale to 1 + cfg at the last. top_k, top_p: 0 is off.
     c.sampling = ConfigDict(dict(cfg=1.5, top_k=900, top_p=0.96, smooth=False))
     c.samples_per_class = 6  # in the pictures of training
     # --mode=sample; see evaluation/samples.py.

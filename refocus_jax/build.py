@@ -42,7 +42,7 @@ def tokenizer(c: ConfigDict) -> DualTokenizer:
         raise ValueError(
             f"image_size is {c.image_size}, but grid_sizes {tuple(c.grid_sizes)} end with {c.grid_sizes[-1]} and "
             f"tokenizer.channel_multipliers of {len(t.channel_multipliers)} levels reduce by {autoencoder.stride}: "
-            f"give image_size {c.grid_sizes[-1] * autoencoder.stride}, or change grid_sizes")
+            f"give image_size {c.grid_sizes[-1] * autoencoder.stride}, or {_fitting(c, autoencoder.stride)}")
     optics = Pyramid(tuple(c.grid_sizes), autoencoder.stride, **c.focus)
     quantizer = MultiScaleQuantizer(tuple(c.grid_sizes), t.vocab_size, t.latent_channels, t.num_phi, t.residual)
     alias = None
@@ -52,6 +52,17 @@ def tokenizer(c: ConfigDict) -> DualTokenizer:
         alias = AliasTokenizer(PatchAutoencoder(a.channels, a.num_residual_blocks, a.latent_channels, a.norm_groups,
                                                 autoencoder.stride, dtype), Codebook(a.vocab_size, a.latent_channels))
     return DualTokenizer(optics, StructureTokenizer(autoencoder, quantizer, t.pyramid), alias, a.shared)
+
+
+def _fitting(c: ConfigDict, stride: int) -> str:
+    """What would go with `image_size`: grids in the proportions of those that are given, or sizes that have grids."""
+    last, rest = divmod(c.image_size, stride)
+    if rest or last < 2:
+        below = max(2, last)
+        return (f"{below * stride} or {(below + 1) * stride} or another multiple of {stride}, with grid_sizes that end "
+                f"with {below}, {below + 1} or that multiple")
+    grids = sorted({max(1, round(p * last / c.grid_sizes[-1])) for p in c.grid_sizes})
+    return f"choose grid_sizes that end with {last}, such as {tuple(grids)}"
 
 
 def student(c: ConfigDict, num_classes: int, platform: str | None = None) -> Transformer:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from refocus_jax import build, encode, validate, weights
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.models.tokenizer import DualTokenizer
-from refocus_jax.reporting import report
+from refocus_jax.reporting import report, runs
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.writer import write_json
@@ -62,9 +62,7 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     Raises:
       ValueError: the config or the data contradict themselves.
     """
-    if "://" in workdir:
-        raise ValueError(f"--workdir is {workdir}, which is no directory; give one, of a file system that all machines "
-                         "see (buckets can be mounted, as by gcsfuse)")
+    workdir = validate.check_workdir(workdir)
     mesh = mesh_lib.make_mesh(**c.mesh)
     validate.check(c, mesh.size)
     build.tokenizer_task(c), build.sampling_settings(c), build.draw_settings(c)
@@ -112,11 +110,10 @@ _SHAPING = {
 
 def _check_workdir(values: dict[str, Any], workdir: str) -> None:
     """Raises a ValueError if a stage in `workdir` has been trained with other settings than its config's `values`."""
-    path = os.path.join(workdir, "config.json")
-    if not os.path.exists(path):
+    before = runs.read_json(Path(workdir, "config.json"))
+    if before is None:
         return
-    with open(path) as file:
-        before, now = flatten_dict(json.load(file), sep="."), flatten_dict(values, sep=".")
+    before, now = flatten_dict(before, sep="."), flatten_dict(values, sep=".")
     shaping = [name for stage, names in _SHAPING.items() for name in names
                if os.path.isdir(os.path.join(workdir, stage, "checkpoints"))]
     for name in ("tokenizer.remat", "generator.remat", "generator.attention"):  # they change how, not what is computed
@@ -212,8 +209,6 @@ def summary(workdir: str) -> str:
     """What the last evaluations of a workdir's stages say, as tables."""
     tables = []
     for stage in ("tokenizer", "generator"):
-        path = os.path.join(workdir, stage, "evaluation.json")
-        if os.path.exists(path):
-            with open(path) as file:
-                tables.append(report.table(stage, json.load(file)))
+        if numbers := runs.read_json(Path(workdir, stage, "evaluation.json")):
+            tables.append(report.table(stage, numbers))
     return "\n\n".join(tables)

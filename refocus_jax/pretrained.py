@@ -9,7 +9,6 @@ or, with the official VAR's files, `load_generator("var_d16.pth")`, with `vae_ch
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,16 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from refocus_jax import build, weights
+from refocus_jax import build, validate, weights
 from refocus_jax.focus import Pyramid
 from refocus_jax.interop import var_state_dict
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.models.transformer import Transformer
+from refocus_jax.reporting import runs
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import weight_files
 from refocus_jax.sampling import decode, edit
 
 OFFICIAL_TOKENIZER = "vae_ch160v4096z32"  # the one that all official generators were trained on
+
+# What of a workdir's config says how its networks are built.
+_SETTINGS = ("class_names", *(name for name in validate.RANGES if name.partition(".")[0] in (
+    "image_size", "grid_sizes", "focus", "tokenizer_from", "tokenizer", "alias", "generator", "teacher")))
 
 # A workdir, an official file (.pth, .pt or .safetensors), or arrays by official name.
 Source = str | os.PathLike | Mapping[str, Any]
@@ -39,13 +43,9 @@ def load_config(workdir: str) -> tuple[ConfigDict, tuple[str, ...]]:
     """The config that a workdir was made with, and the names of its classes.
 
     Raises:
-      FileNotFoundError: no config.json there.
+      FileNotFoundError: no config.json there. ValueError: it is damaged, or lacks settings.
     """
-    path = os.path.join(workdir, "config.json")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{workdir} has no config.json: give the --workdir of a run that has started")
-    with open(path) as file:
-        values = json.load(file)
+    values = runs.read_config(workdir, _SETTINGS)
     class_names = tuple(values.pop("class_names"))
     values["generator"]["attention"] = "prefix"  # runs everywhere; the devices need not be those of the training
     return ConfigDict(values), class_names

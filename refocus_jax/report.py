@@ -1,6 +1,5 @@
 """`--mode=report`: a workdir, or several side by side, as one page."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +9,15 @@ from ml_collections import ConfigDict
 from refocus_jax.reporting import health, report, runs
 from refocus_jax.reporting.health import Verdict
 from refocus_jax.reporting.runs import RecordedRun
+from refocus_jax.runtime.writer import atomically
 
 
 def write(c: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/report.html: this run, with those of `config.report.compare` beside it.
 
     Raises:
-      FileNotFoundError: one of them is no workdir. ValueError: a file in it is damaged, or a run is named twice.
+      FileNotFoundError: one of them is not a workdir. ValueError: a file in it is damaged, or a run is named twice.
+      OSError: the page cannot be written.
     """
     if jax.process_index():
         return
@@ -24,9 +25,9 @@ def write(c: ConfigDict, workdir: str) -> None:
     found = _named([runs.read(path) for path in paths])
     verdicts = {name: _verdict(c.report.reference, run) for name, run in found.items()} if c.report.reference else {}
     path = Path(workdir) / "report.html"
-    temporary = path.with_name(".report.html.tmp")
-    temporary.write_text(report.html(found, verdicts), encoding="utf-8")
-    os.replace(temporary, path)
+    page = report.html(found, verdicts)
+    with atomically(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     for name, verdict in verdicts.items():
         print(f"{name}: {verdict}\n")
     print(f"{path}, {path.stat().st_size / 2**20:.1f} MiB; it needs no other file and no network")
@@ -41,7 +42,7 @@ def _named(found: Sequence[RecordedRun]) -> dict[str, RecordedRun]:
 
 
 def _verdict(reference: str, run: RecordedRun) -> Verdict | str:
-    content = runs.read_json(Path(reference))
+    content = runs.read_json(Path(reference), health.REFERENCE_FIELDS)
     if content is None:
         return f"Not compared: report.reference is {reference}, which is not there."
     try:

@@ -209,6 +209,6 @@ def test_what_is_wrong_is_named_before_work_begins(workdir, small, changes, erro
 
 
 def test_a_workdir_without_a_run_is_named(small, tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no config.json: give the --workdir of a run that has started"):
+    with pytest.raises(FileNotFoundError, match="empty is not the workdir of a run: it does not exist; give the --wor"):
         evaluate.evaluate(small(), str(tmp_path / "empty"))
     assert not (tmp_path / "empty").exists()

@@ -5,7 +5,7 @@ import pytest
 
 from refocus_jax import pretrained
 from refocus_jax.runtime import weight_files
-from tests.fixtures import official, small
+from tests.fixtures import official, small, workdirs
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +106,27 @@ def test_known_pixels_of_an_edit_are_checked(generator):
         image[0, 0, 0] = wrong
         with pytest.raises(ValueError, match="image ranges over .* outside the mask; give numbers in"):
             generator.edit(image, mask, [0])
+
+
+def test_a_workdir_without_config_is_told_from_what_is_not_there(tmp_path):
+    for path, lacks in ((tmp_path, "it has no config.json"), (tmp_path / "nothing", "it does not exist")):
+        for load in (pretrained.load_tokenizer, pretrained.load_generator):
+            with pytest.raises(FileNotFoundError, match=f"{path} is not the workdir of a run: {lacks}; give the"):
+                load(str(path))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda text: text[:len(text) // 2], "config.json is damaged .*; remove it"),
+    (lambda text: "[]", "config.json is damaged .*instead of an object.*; remove it"),
+    (lambda text: "{}", r"config.json is damaged \(it lacks class_names, image_size, .*generator.depth.*; remove it"),
+    (lambda text: text.replace("class_names", "classes"), r"it lacks class_names\); remove it"),
+    (lambda text: text.replace('"vocab_size"', '"size"'),
+     r"it lacks tokenizer.vocab_size, alias.vocab_size\); remove it"),
+], ids=str)
+def test_a_damaged_config_is_named_with_a_remedy(tmp_path, change, message):
+    workdirs.write(tmp_path, stages=())
+    assert pretrained.load_config(str(tmp_path))[1] == tuple(workdirs.CLASSES)
+    path = tmp_path / "config.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError, match=message):
+        pretrained.load_config(str(tmp_path))

@@ -1,5 +1,7 @@
 """`--mode=report` on workdirs, with what it prints and refuses."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -43,9 +45,23 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
 
 def test_what_is_no_workdir_is_refused_before_anything_is_written(tmp_path):
     run = workdirs.write(tmp_path / "run", stages=())
-    with pytest.raises(FileNotFoundError, match="nothing holds no run"):
+    with pytest.raises(FileNotFoundError, match="nothing is not the workdir of a run: it does not exist"):
         report.write(config(**{"report.compare": (str(tmp_path / "nothing"),)}), str(run))
     assert not (run / "report.html").exists()
+
+
+def test_a_full_disk_is_said_in_a_line_and_the_former_page_stays(tmp_path, monkeypatch):
+    run = workdirs.write(tmp_path / "run", stages=())
+    report.write(config(**{"report.reference": ""}), str(run))
+    before = (run / "report.html").read_text()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"report.html cannot be written \(No space left on device\); make room"):
+        report.write(config(**{"report.reference": ""}), str(run))
+    assert (run / "report.html").read_text() == before and not list(run.glob(".*.tmp"))
 
 
 def test_the_template_is_installed_with_the_package(monkeypatch):

@@ -1,13 +1,16 @@
 """Settings that a tired person types at night: each is refused by name, before anything is compiled or written."""
 
+import importlib
 import re
 
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from configs import tiny
-from refocus_jax import experiment
+from refocus_jax import build, experiment, validate
 
 BAD = [
     # geometry
@@ -56,6 +59,14 @@ BAD = [
     {"mesh.data": 3}, {"mesh.fsdp": 5}, {"mesh.fsdp": -1}, {"mesh.data": 0}, {"tokenizer_batch_parts": 0},
     {"tokenizer_batch_parts": 3}, {"generator_batch_parts": 5}, {"average_decay": 1.0}, {"generator.remat": "all"},
     {"tokenizer.remat": "all"},
+    # of another kind than the setting
+    {"image_size": 96}, {"grid_sizes": ()}, {"grid_sizes": (1.0, 2.0, 4.0, 8.0)}, {"grid_sizes": (1, 2, 4, True)},
+    {"tokenizer.channel_multipliers": ("a", "b")}, {"tokenizer.channel_multipliers": (1.0, 1.0, 2.0, 2.0)},
+    {"sampling.cfg": float("nan")}, {"sampling.cfg": float("inf")}, {"sampling.top_p": float("nan")},
+    {"sampling.top_p": 5.0}, {"draw.seed": -1}, {"draw.classes": (1.5,)}, {"draw.batch_size": 0},
+    {"plan.utilization": 0.0}, {"plan.programs": ()}, {"plan.optimization": "3"}, {"report.compare": (1,)},
+    {"tokenizer_optimizer.warmup": 0.6, "tokenizer_optimizer.flat": 0.5},
+    {"discriminator_optimizer.flat": 1.0}, {"generator_optimizer.flat": 0.99},
     # from elsewhere
     {"tokenizer_from": "/nowhere"}, {"init_from": "/nowhere"}, {"tokenizer_from": "/nowhere.pth"},
     {"init_from": "/nowhere.safetensors"},
@@ -101,14 +112,100 @@ def test_bad_settings_are_named_with_a_remedy(changes, config, tmp_path, compile
     assert not (tmp_path / "run").exists() and sum(compiled[before:]) < 0.5  # a key at most
 
 
+def settings(c):
+    return flatten_dict(c.to_dict(), sep=".")
+
+
+@pytest.mark.parametrize("name", ["tiny", "d16", "d36_512"])
+def test_every_setting_has_a_range(name):
+    c = importlib.import_module(f"configs.{name}").get_config()
+    assert settings(c).keys() == validate.RANGES.keys()
+    validate.check_ranges(c)
+
+
+# What is none of them by itself; a placeholder may be None.
+NO_VALUES = [float("nan"), float("inf"), -float("inf"), np.float32("nan"), None, "much", b"", [None], {}, object()]
+
+
+@pytest.mark.parametrize("name", [name for name, value in settings(tiny.get_config()).items()
+                                  if isinstance(value, int | float)])
+def test_no_range_of_a_number_takes_what_is_not_one(name):
+    limits, value = validate.RANGES[name], settings(tiny.get_config())[name]
+    assert not any(limits.fits(wrong) for wrong in NO_VALUES), name
+    if isinstance(value, bool):
+        assert not limits.fits(1) and limits.fits(not value)
+    else:
+        assert not limits.fits(True) and limits.fits(np.asarray(value)[()])
+        assert isinstance(value, float) or not limits.fits(value + 0.5)
+
+
+@pytest.mark.parametrize("name", [name for name, value in settings(tiny.get_config()).items()
+                                  if isinstance(value, str | tuple)])
+def test_no_range_of_text_or_of_several_takes_something_else(name):
+    limits = validate.RANGES[name]
+    for wrong in (float("nan"), None, 3, object(), [None], (object(),)):
+        assert not limits.fits(wrong), (name, wrong)
+
+
+def test_a_setting_that_is_missing_is_named(config):
+    c = config().to_dict()
+    del c["revival"]["every"]
+    with pytest.raises(ValueError, match="revival.every is missing; give 1 or more .an integer."):
+        validate.check_ranges(ConfigDict(c))
+
+
+@pytest.mark.parametrize("warmup, flat", [(0.0, 1.0), (1.0, 0.0), (0.7, 0.3), (0.9, 0.1), (0.02, 0.98)])
+def test_warmup_and_flat_may_be_the_whole_run(config, warmup, flat):
+    validate.check_ranges(config(**{"generator_optimizer.warmup": warmup, "generator_optimizer.flat": flat}))
+
+
+def test_images_are_square_and_grids_that_fit_them_are_named(config):
+    """What is named is taken."""
+    c = config().to_dict() | {"image_size": (64, 96)}
+    with pytest.raises(ValueError, match=r"image_size is \(64, 96\); give .* all images are square"):
+        validate.check_ranges(ConfigDict(c))
+    with pytest.raises(ValueError, match=r"choose grid_sizes that end with 12, such as \(2, 3, 6, 12\)"):
+        build.tokenizer(config(image_size=96))
+    with pytest.raises(ValueError, match="56 or 64 or another multiple of 8, with grid_sizes that end with 7, 8 or"):
+        build.tokenizer(config(image_size=60))
+    for size, grids in ((96, (2, 3, 6, 12)), (56, (1, 2, 4, 7))):
+        assert build.tokenizer(config(image_size=size, grid_sizes=grids)).optics.image_size == size
+
+
+# Settings that are text and no path: whoever adds one decides.
+NO_PATHS = {"focus.psf", "focus.schedule", "focus.downsample", "tokenizer.pyramid", "tokenizer.dtype",
+            "tokenizer.remat", "generator.attention", "generator.dtype", "generator.remat", "teacher.gate",
+            "draw.format", "plan.optimization", "edit.label"}
+
+
+def test_home_is_expanded_in_every_setting_that_is_a_path(config, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = {name for name, value in settings(config()).items() if isinstance(value, str)}
+    c = config(**{name: "~/x" for name in text}, **{"report.compare": ("~/a", "runs/~b", "/c")})
+    validate.expand_paths(c)
+    assert {name for name in text if settings(c)[name] == "~/x"} == NO_PATHS
+    assert {settings(c)[name] for name in text - NO_PATHS} == {"/home/me/x"}
+    assert c.report.compare == ("/home/me/a", "runs/~b", "/c")
+
+
+@pytest.mark.parametrize("given, expanded", [
+    ("npz:~/a.npz", "npz:/home/me/a.npz"), ("folder:~/a b/", "folder:/home/me/a b/"), ("vgg16:~/v.pth",
+    "vgg16:/home/me/v.pth"), ("inception:~/i.pth", "inception:/home/me/i.pth"), ("~", "/home/me"),
+    ("tfds:imagenet2012", "tfds:imagenet2012"), ("box:1,2,3,4", "box:1,2,3,4"), ("validation", "validation"),
+    ("npz:/data/~old/a.npz", "npz:/data/~old/a.npz"), ("", "")])
+def test_home_is_expanded_where_a_path_begins(given, expanded, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert validate.expand_path(given) == expanded
+
+
 def test_good_settings_are_not_refused(config, tmp_path):
     for number, changes in enumerate([{}, {"focus.psf": "none"}, {"sampling.top_k": 1024}, {"adversarial.weight": 0.0},
                                       {"tokenizer.pyramid": "var", "tokenizer.residual": True}]):
         experiment.prepare(config(**changes), str(tmp_path / str(number)))
 
 
-def test_a_bucket_is_no_workdir(config):
-    with pytest.raises(ValueError, match="--workdir is gs://mine/run, which is no directory; give one"):
+def test_a_bucket_is_not_a_workdir(config):
+    with pytest.raises(ValueError, match="--workdir is gs://mine/run, which is not a directory; give one"):
         experiment.prepare(config(), "gs://mine/run")
 
 
@@ -129,3 +226,13 @@ def test_a_workdir_of_another_experiment_is_refused(config, tmp_path):
     with pytest.raises(ValueError, match="generator.depth was 8 and is 4; .*tokenizer.vocab_size"):
         experiment.prepare(config(), workdir)
     experiment.prepare(config(**allowed | {"generator.remat": "none", "seed": 3}), workdir)
+
+
+@pytest.mark.parametrize("content", [b'{"image_size": 6', b"[]", b"\xff", b""])
+def test_a_damaged_config_of_a_workdir_is_named_and_left_alone(config, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="config.json is damaged .*; remove it, and the command that wrote it makes"):
+        experiment.prepare(config(), str(tmp_path))
+    assert (tmp_path / "config.json").read_bytes() == content
+    (tmp_path / "config.json").unlink()
+    experiment.prepare(config(), str(tmp_path))

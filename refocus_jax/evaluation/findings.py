@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from PIL import Image
 
 from refocus_jax.reporting import charts
 from refocus_jax.reporting.charts import Chart, Table
-from refocus_jax.runtime.writer import write_json
+from refocus_jax.runtime.writer import atomically, write_json
 
 
 @dataclasses.dataclass
@@ -59,6 +58,5 @@ def _file_name(title: str) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with atomically(path) as temporary:
+        temporary.write_bytes(content)

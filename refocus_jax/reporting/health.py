@@ -30,7 +30,8 @@ _SETTINGS = ("image_size", "grid_sizes", "class_names", "data", "focus", "tokeni
              "alias", "losses", "perceptual", "revival", "adversarial", "discriminator", "tokenizer_batch_size",
              "tokenizer_optimizer", "discriminator_optimizer", "tokenizer_training.steps", "generator", "label_drop",
              "average_decay", "teacher", "generator_batch_size", "generator_optimizer", "generator_training.steps")
-_HOW_NOT_WHAT = ("data.num_workers", "data.num_classes", "tokenizer.remat", "generator.remat", "generator.attention")
+_HOW_NOT_WHAT = ("data.num_workers", "data.num_classes", "focus.implementation", "tokenizer.remat", "generator.remat",
+                 "generator.attention")
 
 
 class Judged(NamedTuple):
@@ -111,6 +112,9 @@ class Reference:
     settings: Mapping[str, Any]
     curves: Mapping[str, Mapping[str, Band]]
     final: Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+REFERENCE_FIELDS = tuple(field.name for field in dataclasses.fields(Reference))  # what its file must hold
 
 
 @dataclasses.dataclass(frozen=True)

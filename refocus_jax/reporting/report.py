@@ -239,7 +239,7 @@ def _scale_table(title: str, evaluation: Mapping[str, float]) -> Tabled:
 
 def _aliasing(runs: Runs) -> Iterator[Group]:
     for i, (name, run) in enumerate(runs.items()):
-        found = read_json(run.path / "aliasing" / "aliasing.json")
+        found = read_json(run.path / "aliasing" / "aliasing.json", ("pictures", "charts", "tables", "settings"))
         if found is None:
             yield Group(f"aliasing-{i}", "", [Missing(f"Aliasing{_of(runs, name)}: not measured yet.",
                                                       _command(run, "aliasing"))])

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from refocus_jax.runtime.writer import read_metrics
 
 STAGES = ("tokenizer", "generator")
 # Beginnings of the names of what the machine has to do with: all else is the same again when a run is repeated.
@@ -67,6 +69,13 @@ class RecordedRun:
         return during | dict((self.evaluation or {}).get(stage, {}))
 
 
+# What a report asks of a config.json.
+_REPORTED = ("seed", "class_names", "image_size", "grid_sizes", "data.source", "focus.psf", "tokenizer_from",
+             "tokenizer.pyramid", "tokenizer.residual", "tokenizer.vocab_size", "generator.depth", "generator.width",
+             "teacher.enabled", *(f"{stage}_{name}" for stage in STAGES for name in (
+                 "batch_size", "training.steps", "training.evaluate_every")))
+
+
 def read(workdir: str | Path) -> RecordedRun:
     """Reads a workdir, also one whose training goes on.
 
@@ -74,25 +83,54 @@ def read(workdir: str | Path) -> RecordedRun:
       FileNotFoundError: there is no run in it. ValueError: a file of it cannot be understood.
     """
     path = Path(workdir)
-    config = read_json(path / "config.json")
-    if config is None:
-        raise FileNotFoundError(f"{path} holds no run: it has no config.json; give the --workdir of a training")
+    config = read_config(path, _REPORTED)
     stages = {name: _stage(path / name) for name in STAGES if (path / name / "metrics.jsonl").exists()}
     return RecordedRun(path, config, stages, read_json(path / "evaluation.json"))
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, None if it is not there.
+def read_config(workdir: str | Path, needed: Sequence[str]) -> dict[str, Any]:
+    """What config.json of a workdir says; `needed` are settings that it must have.
 
     Raises:
-      ValueError: it is not JSON.
+      FileNotFoundError: there is no run in it. ValueError: the file is damaged.
+    """
+    path = Path(workdir)
+    config = read_json(path / "config.json", needed)
+    if config is None:
+        lacks = "it has no config.json" if path.is_dir() else "it is a file" if path.exists() else "it does not exist"
+        raise FileNotFoundError(f"{path} is not the workdir of a run: {lacks}; give the --workdir of a training that "
+                                "has started")
+    return config
+
+
+def read_json(path: Path, needed: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The object in a JSON file, None if the file is not there.
+
+    Args:
+      needed: what it must hold; "a.b" is b in a.
+
+    Raises:
+      ValueError: it is damaged, does not hold an object, or lacks what is needed.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__} instead of an object")
+        if missing := set(needed) - _names(content):
+            raise ValueError(f"it lacks {', '.join(name for name in needed if name in missing)}")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, or make it again") from error
+    except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the command that wrote it makes it "
+                         "again") from error
+    return content
+
+
+def _names(content: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Of all that an object holds, as "a" and "a.b"."""
+    found = {f"{prefix}{name}" for name in content}
+    return found.union(*(_names(value, f"{prefix}{name}.") for name, value in content.items()
+                         if isinstance(value, dict)))
 
 
 def _stage(directory: Path) -> Stage:
@@ -103,15 +141,9 @@ def _stage(directory: Path) -> Stage:
 
 def _curves(metrics: Path) -> dict[str, Curve]:
     points: dict[str, list[tuple[int, float]]] = {}
-    for number, line in enumerate(metrics.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break  # it is being written, or a crash has cut it off
-        try:
-            values = json.loads(line)
-            step = values.pop("step")
-            for name, value in values.items():
-                points.setdefault(name, []).append((step, float(value)))  # "nan" and "inf" are strings
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{metrics}, line {number} is damaged ({error!r}); remove that line") from error
+    for line in read_metrics(metrics):
+        step = line.values.pop("step")
+        for name, value in line.values.items():
+            points.setdefault(name, []).append((step, value))
     return {name: Curve(*map(np.array, zip(*sorted(found, key=lambda point: point[0]), strict=True)))
             for name, found in points.items()}

@@ -15,6 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
+from refocus_jax.runtime import lease
+
 _DIGESTS = "digests.json"  # of every file of a checkpoint, beside them
 
 
@@ -63,6 +65,7 @@ class Checkpoints:
         Raises:
           ValueError: `step` is not later than the latest checkpoint's.
         """
+        lease.confirm()
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise ValueError(
@@ -184,6 +187,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:  # whatever the writing threads ran into
             self._give_up.set()
+            lease.confirm()  # another run that has taken the directory over cleans up in it
             raise self._save_failed() from error
         finally:
             if self._sealing is not None:

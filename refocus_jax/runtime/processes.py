@@ -1,9 +1,14 @@
 """Several processes that train one model: how they find each other, agree, and notice that one is gone."""
 
+import contextlib
 import glob
 import hashlib
 import importlib.util
+import logging
 import os
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +18,8 @@ from jax.experimental import multihost_utils
 # How long a process may be silent until the others give up and exit. Collectives on the way to a process that is gone
 # may fail earlier.
 HEARTBEAT_SECONDS = 60
+# How often one that waits for the others to start says so.
+SAY_SECONDS = 10.0
 
 
 def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
@@ -36,11 +43,37 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
         if not 0 <= process_id < num_processes:
             raise ValueError(f"--process_id is {process_id} of --num_processes {num_processes}; give 0 to "
                              f"{num_processes - 1}")
-        if ":" not in coordinator:
-            raise ValueError(f"--coordinator is {coordinator!r}; give HOST:PORT, a free port of process 0's machine")
+        host, _, port = coordinator.rpartition(":")
+        if not (host and port.isascii() and port.isdecimal() and 1 <= int(port) < 2**16):
+            raise ValueError(f"--coordinator is {coordinator!r}; give HOST:PORT, a free port (1 to 65535) of process "
+                             "0's machine")
     elif not _found_by_jax():
         return
-    jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds)
+    if coordinator and process_id:
+        waits_for = f"process {process_id} of {num_processes} waits for process 0 at {coordinator}"
+    elif coordinator:
+        waits_for = f"process 0 waits at {coordinator} for the other {num_processes - 1}"
+    else:
+        waits_for = "waiting for the other processes that Slurm or the TPU pod has started"
+    with _saying(waits_for):
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds)
+
+
+@contextlib.contextmanager
+def _saying(waits_for: str) -> Iterator[None]:
+    """Says what is waited for in the block, every ten seconds."""
+    done, began = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        while not done.wait(SAY_SECONDS):
+            logging.warning("%s, for %.0f seconds so far. Look whether all of them run, and whether their machines "
+                            "reach each other.", waits_for, time.monotonic() - began)
+
+    threading.Thread(target=say, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _found_by_jax() -> bool:
@@ -68,6 +101,22 @@ def check_same(name: str, value: str) -> None:
 def agree(value: int) -> int:
     """Process 0's value, on all processes."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def first_alone(function: Callable[[], None]) -> None:
+    """Calls a function in process 0 alone. What it raises ends all processes: the others raise the same message."""
+    if jax.process_count() == 1:
+        return function()
+    error = None
+    if jax.process_index() == 0:
+        try:
+            function()
+        except Exception as raised:
+            error = raised
+    message = b"" if error is None else (str(error) or repr(error)).encode()
+    if length := agree(len(message)):
+        told = multihost_utils.broadcast_one_to_all(np.frombuffer(message or bytes(length), np.uint8))
+        raise error or RuntimeError(bytes(told).decode())
 
 
 def gather(rows: Any) -> Any:

@@ -38,18 +38,48 @@ def test_what_was_measured_of_a_run_is_among_its_last_numbers(tmp_path):
     assert found.keys() == {"ssim", *run.stages["tokenizer"].evaluation} - {"step"}
 
 
-def test_a_directory_without_a_run_and_damaged_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json; give the --workdir"):
+def test_a_directory_without_a_run_is_named_with_what_it_lacks(tmp_path):
+    (tmp_path / "file").touch()
+    for path, lacks in ((tmp_path, "it has no config.json"), (tmp_path / "file", "it is a file"),
+                        (tmp_path / "nothing", "it does not exist")):
+        with pytest.raises(FileNotFoundError, match=f"{path} is not the workdir of a run: {lacks}; give the --workdir"):
+            runs.read(path)
+
+
+@pytest.mark.parametrize("content", [b'{"seed": 0, "image', b"", b"[1, 2]", b"null", b'{"seed": "\xff"}', b"\0" * 8,
+                                     b"[" * 100_000, b"3"], ids=lambda content: repr(content[:20]))
+@pytest.mark.parametrize("name", ["config.json", "evaluation.json", "tokenizer/evaluation.json"])
+def test_damaged_files_are_named_with_a_remedy(tmp_path, name, content):
+    workdirs.write(tmp_path, stages=("tokenizer",), until=0.01)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path / name} is damaged .*; remove it, and the command that wrote it"):
         runs.read(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "tokenizer").mkdir()
+
+
+BAD_LINES = [b"{]", b"[1]", b'{"loss": 1}', b'{"step": 2, "loss": "high"}', b'{"step": 2, "loss\xff": 1}', b"\0\0\0",
+             b'{"step": 2, "lo', b'{"step": null}', b""]
+
+
+@pytest.mark.parametrize("line", BAD_LINES, ids=repr)
+def test_a_damaged_line_is_named_unless_it_is_the_last(tmp_path, line):
+    workdirs.write(tmp_path, stages=("tokenizer",), until=0.01)
     metrics = tmp_path / "tokenizer" / "metrics.jsonl"
-    for line in ("{]\n", "[1]\n", '{"loss": 1}\n', '{"step": 2, "loss": "high"}\n'):
-        metrics.write_text('{"step": 1, "time": 0}\n' + line)
-        with pytest.raises(ValueError, match="line 2 is damaged"):
-            runs.read(tmp_path)
-    metrics.write_text("")
+    metrics.write_bytes(b'{"step": 1, "time": 0}\n' + line + b'\n{"step": 3, "time": 0}\n')
+    with pytest.raises(ValueError, match=f"{metrics}, line 2 is damaged .*; correct or remove that line"):
+        runs.read(tmp_path)
+    for end in (b"", b"\n"):
+        metrics.write_bytes(b'{"step": 1, "time": 0}\n' + line + end)
+        assert runs.read(tmp_path).stages["tokenizer"].last_step == 1
+    metrics.write_bytes(b"")
     assert runs.read(tmp_path).stages["tokenizer"].last_step == 0
-    (tmp_path / "tokenizer" / "evaluation.json").write_text("{")
-    with pytest.raises(ValueError, match="evaluation.json is damaged"):
+
+
+@pytest.mark.parametrize("name", ["seed", "tokenizer_training", "generator_training.evaluate_every"])
+def test_what_a_config_lacks_is_named(tmp_path, name):
+    workdirs.write(tmp_path, stages=())
+    content = json.loads((tmp_path / "config.json").read_text())
+    *sections, last = name.split(".")
+    del (content[sections[0]] if sections else content)[last]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"config.json is damaged \(it lacks {name}.*\); remove it"):
         runs.read(tmp_path)

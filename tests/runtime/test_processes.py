@@ -14,6 +14,7 @@ import pytest
 
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.checkpoint import Checkpoints
+from refocus_jax.runtime.lease import Lease
 from refocus_jax.runtime.preemption import EXIT_CODE
 from tests.fixtures import worker
 
@@ -101,11 +102,34 @@ def test_when_one_dies_or_hangs_the_others_end_with_an_error(tmp_path, victim, w
     (("localhost:1234", 2, None), "--process_id not given"),
     ((None, 2, 0), "--coordinator not given"),
     (("localhost:1234", 2, 2), "--process_id is 2 of --num_processes 2; give 0 to 1"),
-    (("localhost", 2, 0), "--coordinator is 'localhost'; give HOST:PORT"),
+    *[((coordinator, 2, 0), f"--coordinator is '{coordinator}'; give HOST:PORT") for coordinator in (
+        "localhost", "", "localhost:", ":1234", "localhost:99999999", "localhost:65536", "localhost:0", "localhost:-1",
+        "localhost:http", "localhost:¹", "localhost:1 2")],
 ])
 def test_half_an_address_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         processes.initialize(*arguments)
+
+
+@pytest.mark.parametrize("coordinator", ["localhost:65535", "[::1]:1234"])
+@pytest.mark.parametrize(("number", "waits"), [(1, "process 1 of 3 waits for process 0 at {}, for "),
+                                               (0, "process 0 waits at {} for the other 2, for ")])
+def test_who_waits_for_others_says_so_every_now_and_then(monkeypatch, caplog, coordinator, number, waits):
+    monkeypatch.setattr(processes, "SAY_SECONDS", 0.1)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: time.sleep(0.35))
+    processes.initialize(coordinator, 3, number)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) in (2, 3) and all(line.startswith(waits.format(coordinator)) for line in said)
+    time.sleep(0.2)
+    assert len(caplog.records) == len(said)
+
+
+def test_all_processes_of_a_second_run_are_refused_with_one_message(tmp_path):
+    with Lease(tmp_path, "encode"):
+        codes = finish(start(tmp_path, 2))
+    for code, printed in codes:
+        assert code == 1 and f"{tmp_path} is being written by process {os.getpid()} on " in printed.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("environment", "found"), [

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -89,6 +90,61 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
     with Writer(tmp_path) as writer:
         writer.scalars(2, {"loss": 2.0})
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("end", [b'{"step": 3, "loss": 1.0}', b'{"step": 3, "loss": 1.0}\n', b"\xff\n", b"\0\0\0\n",
+                                 b'{"step": 3, "lo\n', b'{"step": 3, "loss": "high"}\n'], ids=repr)
+def test_of_metrics_with_a_damaged_end_nothing_else_is_lost(tmp_path, end):
+    """A whole line that only lacks its break is kept."""
+    with Writer(tmp_path) as writer:
+        for step in (1, 2):
+            writer.scalars(step, {"loss": 1.0})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(before + end)
+    with Writer(tmp_path, resume_step=9) as writer:
+        writer.scalars(10, {"loss": 2.0})
+    assert (tmp_path / "metrics.jsonl").read_bytes().startswith(before)
+    assert [line["step"] for line in read_lines(tmp_path)] == [1, 2, 3, 10] if b"1.0}" in end else [1, 2, 10]
+
+
+def test_metrics_damaged_elsewhere_are_left_alone_and_named(tmp_path):
+    content = b'{"step": 1, "loss": 1}\n{"step": 2, "caf\xe9": 1}\n{"step": 3, "loss": 1}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged .*; correct or remove that line, and keep"):
+        Writer(tmp_path, resume_step=1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_run_goes_on_without_pictures_that_cannot_be_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Image.Image, "save", full)
+    frame = np.zeros((4, 4, 3), np.uint8)
+    with Writer(tmp_path) as writer:
+        for step in range(3):
+            writer.image(step, "samples", frame)
+            writer.animation("scales", [frame], 100)
+            writer.scalars(step, {"loss": 1.0})
+    (record,) = caplog.records
+    assert "pictures/samples.png cannot be written (No space left on device); make room" in record.getMessage()
+    assert len(read_lines(tmp_path)) == 3 and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_metrics_that_cannot_be_written_stop_the_run_in_a_line(tmp_path):
+    """A checkpoint could not be written either; the numbers of a run have no gaps."""
+    with Writer(tmp_path) as writer:
+        writer._metrics.close()
+        writer._metrics = open("/dev/full", "a")
+        with pytest.raises(OSError, match=r"metrics.jsonl cannot be written \(No space left on device\); make room"):
+            writer.scalars(1, {"loss": 1.0})
+
+
+def test_a_directory_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "tokenizer").touch()
+    with pytest.raises(OSError, match="tokenizer cannot be written .*permissions"):
+        Writer(tmp_path / "tokenizer")
 
 
 def test_image_is_stored_without_loss_and_replaced(tmp_path):

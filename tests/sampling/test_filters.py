@@ -96,6 +96,13 @@ def test_guidance_grows_from_nothing_to_cfg():
                                2 * (conditional - unconditional), atol=1e-5)
 
 
+def test_where_1_is_unguided_the_ramp_goes_from_1_to_1_plus_cfg():
+    conditional, unconditional = small.random(0, 2, 3, 8), small.random(1, 2, 3, 8)
+    for scale, factor in ((0, 1.0), (3, 2.5)):
+        guided = filters.guide(conditional, unconditional, filters.guidance_scale(1.5, scale, 4))
+        np.testing.assert_allclose(guided, unconditional + factor * (conditional - unconditional), atol=1e-5)
+
+
 def test_smoothing_is_a_mixture_that_sharpens_with_the_scale():
     logits = np.asarray(filter_logits(small.random(0, 2, 3, 64), 10, 0.0))
     gumbel = np.random.default_rng(0).gumbel(size=(2, 3, 64)).astype(np.float32)

@@ -1,0 +1,142 @@
+"""What the command line refuses before anything is loaded, what it passes on, and who may write where."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from refocus_jax import main
+from refocus_jax.runtime.lease import Lease, LeaseError
+from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections loads configs so
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """The command line in this process, with another thing to do for its modes: returns what they are called with."""
+    monkeypatch.chdir(Path(main.__file__).parents[1])
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def run(*arguments, does=lambda config, workdir: None):
+        called = []
+        for name in main.MODES:
+            monkeypatch.setitem(main.MODES, name, lambda *given: (called.append(given), does(*given)))
+        # Where ml_collections looks for settings.
+        monkeypatch.setattr(sys, "argv", ["main", "--config=configs/tiny.py", f"--workdir={tmp_path}/run", *arguments])
+        try:
+            main.main(main.parse(sys.argv))
+        finally:
+            flags.FLAGS.unparse_flags()
+            for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+                delattr(flags.FLAGS, name)
+        ((config, workdir),) = called
+        return config, workdir
+
+    return run
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--config.foo=1"], "--config.foo is not a setting (the nearest is "),
+    (["--config.generater.depth=2"], "--config.generater.depth is not a setting (the nearest is generator.depth)"),
+    (["--config.generator.depth.x=2"], "--config.generator.depth.x is not a setting (the nearest is generator.depth)"),
+    (["--config=configs/tinny.py"], "--config is configs/tinny.py, which is not there (the nearest is configs/tiny.py"),
+    (["--config=configs/tinny.py:smoke", "--config.seed=1"], "--config is configs/tinny.py, which is not there"),
+    (["--config=configs/tiny.py:smok"], "config argument 'smok' is unknown; choose from gaussian"),
+    (["--config.image_size=(64, 96)"], "image_size is (64, 96); give 1 or more: the side in pixels, as all images "
+                                       "are square (an integer)"),
+    (["--config.generator.depth=4.5"], "generator.depth is 4.5; give 1 or more (an integer)"),
+    (["--config.data.flip=maybe"], "data.flip is maybe; give True or False"),
+    (["--confg.seed=1"], "Unknown command line flag 'confg.seed'"),
+], ids=str)
+def test_flags_that_cannot_be_read_are_explained(command, arguments, message):
+    with pytest.raises(SystemExit) as raised:
+        command(*arguments)
+    assert str(raised.value.code).startswith(message), raised.value.code
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "edit", "evaluate", "report", "plan"])
+@pytest.mark.parametrize("setting, message", [
+    ("sampling.cfg=inf", "sampling.cfg is inf; give a finite number, 0 "),
+    ("sampling.top_p=5", "sampling.top_p is 5.0; give 0 to 1"),
+    ("sampling.top_p=-1", "sampling.top_p is -1.0; give 0 to 1"),
+    ("plan.utilization=0", "plan.utilization is 0.0; give more than 0"),
+    ("grid_sizes=()", r"grid_sizes is \(\); give sides of the token maps"),
+], ids=str)
+def test_ranges_are_checked_in_every_mode(command, mode, setting, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        command(f"--mode={mode}", f"--config.{setting}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_home_is_expanded_in_the_workdir_and_in_settings(command, tmp_path):
+    config, workdir = command("--workdir=~/runs/a", "--config.data.source=folder:~/images",
+                              "--config.init_from=~/x.pth")
+    assert workdir == f"{tmp_path}/home/runs/a"
+    assert (config.data.source, config.init_from) == (f"folder:{tmp_path}/home/images", f"{tmp_path}/home/x.pth")
+
+
+def test_home_is_expanded_in_the_samples_flag(command, tmp_path, monkeypatch):
+    given, evaluate = [], main.MODES["evaluate"]
+    monkeypatch.setattr(main.evaluate, "evaluate", lambda config, workdir, samples: given.append(samples))
+    command("--samples=~/drawn.npz", does=evaluate)
+    assert given == [f"{tmp_path}/home/drawn.npz"]
+
+
+WRITING = set(main.MODES) - {"report", "plan"}
+
+
+@pytest.mark.parametrize("mode", sorted(main.MODES))
+def test_a_workdir_is_written_by_one_run_at_a_time(command, mode, tmp_path):
+    """A report and a plan are written while a training goes on."""
+    with Lease(tmp_path / "run", "train"):
+        if mode in WRITING:
+            with pytest.raises(LeaseError, match=f"run is being written by process {os.getpid()} on "):
+                command(f"--mode={mode}")
+        else:
+            command(f"--mode={mode}")
+
+    def refused(config, workdir):
+        with pytest.raises(LeaseError, match=f"--mode={mode}"), Lease(tmp_path / "run", "train"):
+            pass
+
+    command(f"--mode={mode}", does=refused if mode in WRITING else lambda *_: None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode, setting", [("encode", "encode.output"), ("sample", "draw.output")])
+def test_another_output_is_written_by_one_run_at_a_time(command, mode, setting, tmp_path):
+    with Lease(tmp_path / "output", "encode"), pytest.raises(LeaseError, match="output is being written"):
+        command(f"--mode={mode}", f"--config.{setting}={tmp_path}/output")
+
+
+def test_samples_into_another_directory_are_drawn_while_the_workdir_trains_or_cannot_be_written(command, tmp_path):
+    with Lease(tmp_path / "run", "train"):
+        command("--mode=sample", f"--config.draw.output={tmp_path}/output")
+
+
+@pytest.mark.parametrize("error, raised", [(Preempted("asked to stop"), SystemExit), (ValueError("no"), ValueError)])
+def test_a_run_that_stops_lets_go(command, error, raised, tmp_path):
+    def stop(config, workdir):
+        assert (tmp_path / "run" / ".writer.json").exists()
+        (tmp_path / "run" / "saved").touch()
+        raise error
+
+    with pytest.raises(raised) as caught:
+        command(does=stop)
+    assert raised is ValueError or caught.value.code == EXIT_CODE
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("workdir, message", [
+    ("", "--workdir is empty; give a directory"), (" ", "--workdir is empty"),
+    ("{}/file", "--workdir is .*/file, which is a file; give a directory"),
+    ("{}/file/runs/a", "--workdir is .*/a, below .*/file, which is a file; give a directory"),
+    ("gs://mine/run", "--workdir is gs://mine/run, which is not a directory; give one")])
+@pytest.mark.parametrize("mode", ["train", "sample", "report"])
+def test_a_workdir_that_cannot_be_is_refused(command, workdir, message, mode, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=message):
+        command(f"--mode={mode}", f"--workdir={workdir.format(tmp_path)}")

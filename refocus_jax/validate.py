@@ -70,7 +70,7 @@ RANGES: dict[str, Range] = {
     "sampling.cfg": NOT_NEGATIVE, "sampling.top_k": NOT_NEGATIVE, "sampling.top_p": FRACTION,
     "aliasing.images": POSITIVE,
     "evaluation.count": COMPARABLE, "evaluation.reference_count": COMPARABLE, "evaluation.batch_size": POSITIVE,
-    "evaluation.seed": Range(lambda v: 0 <= v < 2**31, "0 to 2^31 - 1"),
+    "evaluation.seed": Range(lambda v: 0 <= v < 2**32, "0 to 2^32 - 1"),
     "evaluation.parts": Range(lambda v: len(v) > 0 and set(v) <= {"tokenizer", "generator"},
                               "('tokenizer', 'generator') or one of them"),
     "evaluation.during_training": Range(lambda v: v == 0 or v >= MIN_IMAGES, f"0 (off), or {MIN_IMAGES} or more"),

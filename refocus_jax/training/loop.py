@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refocus_jax.models.randomness import fold_in
 from refocus_jax.runtime import memory
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
@@ -159,7 +160,8 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
 
     Args:
       batches: a grain dataset of process-local numpy batches, endless. frozen: parameters that `update` reads but does
-      not change. key: of all randomness; every step folds its own number into it. warm_start: applied to the first
+      not change. key: of all randomness; the first state has one of its own, and every
+      step folds its number into that of the steps. warm_start: applied to the first
       state of a run, not to one that is resumed.
 
     Returns:
@@ -167,13 +169,14 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
     """
     iterator: Iterator = iter(batches)
     update = jit_update(task, settings, mesh)
-    key, frozen = mesh_lib.put_whole((key, frozen), mesh_lib.replicated(mesh))
+    first_key, key, frozen = mesh_lib.put_whole(
+        (fold_in(key, "first state"), fold_in(key, "steps"), frozen), mesh_lib.replicated(mesh))
     began = time.perf_counter()
     with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints, Preemption() as preemption:
         checkpoints.set_damaged_aside()
         start = checkpoints.latest_step()
         if start is None:
-            state = init_state(task, key, mesh)
+            state = init_state(task, first_key, mesh)
             state = warm_start(state) if warm_start else state
         else:
             state = checkpoints.restore(abstract_state(task, mesh))

@@ -91,7 +91,7 @@ def processor_seconds(run: experiment.Run, loss_weights: tuple[float, ...], turn
         task = build.tokenizer_task(c)
         frozen = mesh_lib.put_whole(weights.load_perceptual(c), mesh_lib.replicated(run.mesh))
         steppers.append((jax.jit(task.update), jax.jit(task.init)(jax.random.key(0)), frozen))
-    batches, rows = iter(run.batches(c.tokenizer_batch_size, 0)), []
+    batches, rows = iter(run.batches("tokenizer", c.tokenizer_batch_size)), []
     for _ in range(turns + 1):
         rows.append([timed_steps(*stepper, batches, run.mesh, steps)[:, 2] for stepper in steppers])
     return list(np.median(rows[1:], axis=(0, 2)))  # the first turn compiles

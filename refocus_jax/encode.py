@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from refocus_jax.data import pipeline, token_cache
 from refocus_jax.data.sources import Source
 from refocus_jax.data.token_cache import Description, TokenCache, TokenSet
+from refocus_jax.models.randomness import seed_of
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import processes
@@ -79,7 +80,7 @@ def describe(c: ConfigDict, source: Source, tokenizers: dict[str, str], examples
         vocab_sizes["alias"] = c.tokenizer.vocab_size if c.alias.shared else c.alias.vocab_size
         settings["alias"] = c.alias.to_dict()
     return Description(
-        examples=examples, images=len(source), passes=-(-examples // len(source)), seed=c.seed + 1,
+        examples=examples, images=len(source), passes=-(-examples // len(source)), seed=c.seed,
         shard_size=c.encode.shard_size, batch_size=c.encode.batch_size, grid_sizes=tuple(c.grid_sizes),
         vocab_sizes=vocab_sizes, class_names=tuple(source.class_names), settings=settings, tokenizers=tokenizers)
 
@@ -111,7 +112,7 @@ def write(c: ConfigDict, directory: str, description: Description, source: Sourc
     ranges = [indices[i:i + description.batch_size] for shard in missing
               for indices in [description.examples_of(shard)] for i in range(0, len(indices), description.batch_size)]
     if ranges:
-        crops = pipeline.passes(source, image_size=c.image_size, seed=description.seed,
+        crops = pipeline.passes(source, image_size=c.image_size, seed=seed_of(description.seed, "encode"),
                                 resize_ratio=c.data.resize_ratio, flip=c.data.flip)
         batches = pipeline.blocks(crops, ranges, size=description.batch_size, per_batch=mesh.size,
                                   num_workers=c.data.num_workers)

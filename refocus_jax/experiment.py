@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from refocus_jax import build, encode, validate, weights
 from refocus_jax.data import pipeline, sources, token_cache
+from refocus_jax.models.randomness import fold_in, seed_of
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.reporting import report, runs
 from refocus_jax.runtime import mesh as mesh_lib
@@ -43,8 +44,8 @@ class Run:
     def directory(self, stage: str) -> str:
         return os.path.join(self.workdir, stage)
 
-    def batches(self, batch_size: int, seed: int):
-        c = self.config
+    def batches(self, stage: str, batch_size: int):
+        c, seed = self.config, seed_of(self.config.seed, f"{stage} images")
         return pipeline.training_batches(
             self.train, image_size=c.image_size, batch_size=batch_size, seed=seed, resize_ratio=c.data.resize_ratio,
             flip=c.data.flip, num_workers=c.data.num_workers)
@@ -129,8 +130,8 @@ def train_tokenizer(run: Run) -> None:
     """Stage 1, into workdir/tokenizer."""
     c, task = run.config, build.tokenizer_task(run.config)
     evaluator = TokenizerEvaluator(task.tokenizer, run.validation_batches(c.tokenizer_batch_size), run.mesh)
-    loop.train(task, loop.LoopSettings(**c.tokenizer_training), run.batches(c.tokenizer_batch_size, c.seed),
-               frozen=weights.load_perceptual(c), key=jax.random.fold_in(run.key, 0), mesh=run.mesh,
+    loop.train(task, loop.LoopSettings(**c.tokenizer_training), run.batches("tokenizer", c.tokenizer_batch_size),
+               frozen=weights.load_perceptual(c), key=fold_in(run.key, "tokenizer"), mesh=run.mesh,
                directory=run.directory("tokenizer"), evaluator=evaluator)
 
 
@@ -164,16 +165,17 @@ def train_generator(run: Run) -> None:
     frozen = weights.load_tokenizer(c, c.tokenizer_from or run.workdir, run.mesh)
     tokens = _token_cache(run, task.tokenizer, frozen)
     if tokens is None:
-        batches, sample = run.batches(c.generator_batch_size, c.seed + 1), None
+        batches, sample = run.batches("generator", c.generator_batch_size), None
     else:
-        batches = token_cache.batches(tokens, batch_size=c.generator_batch_size, seed=c.seed + 2)
+        seed = seed_of(c.seed, "generator tokens")
+        batches = token_cache.batches(tokens, batch_size=c.generator_batch_size, seed=seed)
         sample = tokens.sample(_UNIGRAM_EXAMPLES)
     held_out = encode.encode_batches(task.tokenizer, frozen, run.validation_batches(c.generator_batch_size), run.mesh)
     evaluator = GeneratorEvaluator(task, held_out, sample, run.train.class_names, run.mesh, build.sampling_settings(c),
                                    c.generator_batch_size, samples_per_class=c.samples_per_class,
                                    distance=_sample_distance(run))
     loop.train(task, loop.LoopSettings(**c.generator_training), batches, frozen=frozen,
-               key=jax.random.fold_in(run.key, 1), mesh=run.mesh, directory=run.directory("generator"),
+               key=fold_in(run.key, "generator"), mesh=run.mesh, directory=run.directory("generator"),
                evaluator=evaluator, warm_start=_warm_start(run, task))
 
 

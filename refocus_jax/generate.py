@@ -69,8 +69,9 @@ def draw_record(record: dict, settings: SamplingSettings, draw: samples.DrawSett
 def draw_into(output: Path, generator: pretrained.Generator, record: dict, settings: SamplingSettings,
               draw: samples.DrawSettings) -> None:
     """Draws images into a directory, or what of them is missing; `record` comes from `draw_record`."""
-    def draw_batch(labels: np.ndarray, seed: int) -> np.ndarray:
-        drawn = generator.sample(labels, seed, settings.cfg, settings.top_k, settings.top_p, settings.smooth)
+    def draw_batch(labels: np.ndarray, start: int) -> np.ndarray:
+        drawn = generator.sample(labels, draw.seed, settings.cfg, settings.top_k, settings.top_p, settings.smooth,
+                                 start)
         return pictures.to_uint8(np.asarray(generator.images(drawn)))
 
     size = generator.tokenizer.model.optics.image_size

@@ -122,10 +122,10 @@ class Generator:
     def _sample(self):
         quantizer = self.tokenizer.model.structure.quantizer
 
-        def run(params, layers, quantizer_params, labels, seed, settings):
+        def run(params, layers, quantizer_params, labels, seed, start, settings):
             return decode.sample(self.network, params, quantizer, quantizer_params, labels,
-                                 decode.sample_keys(seed, labels), settings, layers=layers)
-        return jax.jit(run, static_argnums=5)
+                                 decode.sample_keys(seed, labels, start), settings, layers=layers)
+        return jax.jit(run, static_argnums=6)
 
     @functools.cached_property
     def _layers(self):
@@ -162,16 +162,16 @@ class Generator:
         return self._logits(self.params, self._quantizer_params, _map_lists(tokens), self._labels(labels))
 
     def sample(self, labels, seed: int = 0, cfg: float = 1.5, top_k: int = 0, top_p: float = 0.96,
-               smooth: bool = False) -> decode.Sample:
+               smooth: bool = False, start: int = 0) -> decode.Sample:
         """Draws one sample per label: an object with `.tokens` (K maps) and `.f_hat` (K cumulative latents).
 
-        Sample i depends on seed + i and its label alone, not on the batch; `images` decodes it. A batch that the
-        devices can share is shared among them. Of several processes each must ask for the same samples, and holds
-        those of its own devices.
+        Each depends on the seed, its number and its label alone: labels in batches, with `start` the number of the
+        first of each, give what all of them give at once. `images` decodes it. A batch that the devices can share is
+        shared among them. Of several processes each must ask for the same samples, and holds those of its own devices.
         """
         settings = decode.SamplingSettings(cfg, top_k, top_p, smooth)
         return self._sample(self.params, self._layers, self._quantizer_params, self._shared(self._labels(labels)),
-                            np.uint32(seed), settings)
+                            np.uint32(seed), np.uint32(start), settings)
 
     def edit(self, image_bhwc, mask_bhw, labels, seed: int = 0, cfg: float = 1.5, top_k: int = 0,
              top_p: float = 0.96) -> jax.Array:

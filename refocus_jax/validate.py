@@ -123,7 +123,7 @@ RANGES: dict[str, Range] = {
         "('tokenizer', 'generator') or one of them"),
     "evaluation.features": PATH, "evaluation.samples": PATH, "evaluation.reference": PATH,
     "evaluation.count": COMPARABLE, "evaluation.reference_count": COMPARABLE, "evaluation.batch_size": POSITIVE,
-    "evaluation.seed": _integer(lambda v: 0 <= v < 2**31, "0 to 2^31 - 1"),
+    "evaluation.seed": SEED,
     "evaluation.during_training": _integer(lambda v: v == 0 or v >= MIN_IMAGES, f"0 (off), or {MIN_IMAGES} or more"),
     "edit.image": PATH, "edit.mask": PATH, "edit.label": NAME, "edit.count": POSITIVE, "edit.seed": SEED,
     "report.compare": PATHS, "report.reference": PATH,

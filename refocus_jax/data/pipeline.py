@@ -1,9 +1,11 @@
 """Batches of square crops, cut from a source by grain; and of whatever else is shuffled, like tokens.
 
-Every process of a multi-process run builds the same stream of examples and takes its part of each batch of them, so
-the global batch k holds the same examples in the same order however many processes share it.
+A stream of examples has one order, and any batch starts at any example of it. Every process of a multi-process run
+builds the same stream and takes its part of each batch, so neither the number of processes or workers nor the size of
+the batches before has any part in which examples come next.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 import grain
 import jax
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from refocus_jax.data.sources import Record, Source
@@ -26,6 +29,44 @@ _SHUFFLED_LENGTH = 1024
 _VALIDATION_SEED = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """A stream of examples in global batches, of which each process yields its own part.
+
+    Attributes:
+      examples: by random access; a rest that does not fill a batch is left out. batch_size: of the global batch.
+      num_workers: processes that prepare batches; 0 uses threads of this one.
+
+    Raises:
+      ValueError: a `batch_size` the processes cannot share.
+    """
+
+    examples: grain.MapDataset
+    batch_size: int
+    num_workers: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.batch_size % jax.process_count():
+            raise ValueError(f"batch_size {self.batch_size} must be a positive multiple of the process count, "
+                             f"{jax.process_count()}")
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return self.starting_at(0)
+
+    def starting_at(self, example: int) -> grain.DatasetIterator:
+        """The batches of the examples from this one on; `close()` ends the workers."""
+        share = _Share(self.examples, self.batch_size, example)
+        return iter(_read_ahead(share.batch(self.batch_size // jax.process_count(), drop_remainder=True),
+                                self.num_workers))
+
+
+def _read_ahead(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
+    if num_workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers ask for flags, and outside of absl.app nobody has parsed any
+    options = grain.MultiprocessingOptions(num_workers=num_workers)
+    return batches.to_iter_dataset(READ_OPTIONS).mp_prefetch(options)
+
+
 def training_batches(
     source: Source,
     *,
@@ -35,13 +76,10 @@ def training_batches(
     resize_ratio: float,
     flip: bool,
     num_workers: int = 0,
-) -> grain.IterDataset:
+) -> Batches:
     """Endless batches of random crops; every epoch is shuffled and cropped anew.
 
     An epoch is one pass over the source, or as many passes as make 1024 examples where it is smaller.
-
-    The state of `iter(dataset)` (`get_state`, `set_state`) continues with identical batches, given the same
-    arguments: the batches themselves do not depend on `num_workers`, but the layout of the state does.
 
     Args:
       source: may be smaller than a batch, not empty.
@@ -51,8 +89,7 @@ def training_batches(
       resize_ratio: the short side is first resized to `round(resize_ratio * image_size)`; 0 crops at native
         resolution, enlarging only what is smaller than the crop.
       flip: mirror half of the crops.
-      num_workers: processes that prepare batches; 0 uses threads of this one. Grain's workers need parsed
-        absl flags, as under `absl.app.run`.
+      num_workers: as of `Batches`.
 
     Returns:
       Batches `{"image": uint8 (b, s, s, 3), "label": int32 (b,)}`.
@@ -63,8 +100,7 @@ def training_batches(
     _check_arguments(image_size, resize_ratio)
     crop = functools.partial(_random_crop, image_size=image_size, resize_ratio=resize_ratio, flip=flip)
     examples = shuffled(source, seed).random_map(crop)
-    batches = process_batches(examples, batch_size).to_iter_dataset(READ_OPTIONS)
-    return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return Batches(examples, batch_size, num_workers)
 
 
 def validation_batches(
@@ -75,7 +111,7 @@ def validation_batches(
     resize_ratio: float,
     crops_per_image: int = 1,
     limit: int | None = None,
-) -> grain.IterDataset:
+) -> Batches:
     """A finite, always identical sequence of batches, each example in it once.
 
     All images give their first crop (the centre) before any gives its second, in a fixed shuffled order: a
@@ -100,7 +136,7 @@ def validation_batches(
             f"{wanted} validation examples ({len(source)} images x {crops_per_image} crops, limit {limit}) "
             f"do not fill one batch of {batch_size}: lower batch_size, or raise crops_per_image or limit"
         )
-    return process_batches(examples[:wanted], batch_size).to_iter_dataset(READ_OPTIONS)
+    return Batches(examples[:wanted], batch_size)
 
 
 def spread_crops(
@@ -153,8 +189,7 @@ def blocks(
     """
     ranges = [*ranges, *ranges[-1:] * (-len(ranges) % per_batch)]
     one = functools.partial(_block, examples, size)
-    batches = grain.MapDataset.source(ranges).map(one).batch(per_batch).to_iter_dataset(READ_OPTIONS)
-    return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return _read_ahead(grain.MapDataset.source(ranges).map(one).batch(per_batch), num_workers)
 
 
 def _block(examples: grain.MapDataset, size: int, indices: range) -> dict[str, np.ndarray]:
@@ -182,33 +217,20 @@ def _check_arguments(image_size: int, resize_ratio: float) -> None:
 class _Share(grain.MapDataset):
     """This process's examples of a stream that is dealt in global batches: of each, one part in a row."""
 
-    def __init__(self, examples: grain.MapDataset, batch_size: int):
+    def __init__(self, examples: grain.MapDataset, batch_size: int, first: int):
+        """first: example of the first batch."""
         super().__init__(examples)
-        self._batch_size, self._size = batch_size, batch_size // jax.process_count()
-        self._start = jax.process_index() * self._size
+        self._batch_size, self._size, self._first = batch_size, batch_size // jax.process_count(), first
+        self._start = first + jax.process_index() * self._size
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._size
+        return (len(self._parent) - self._first) // self._batch_size * self._size
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
         batch, place = divmod(index, self._size)
         return self._parent[batch * self._batch_size + self._start + place]
-
-
-def process_batches(examples: grain.MapDataset, batch_size: int) -> grain.MapDataset:
-    """This process's part of every whole global batch of a stream of examples; a rest at its end is left out.
-
-    Raises:
-      ValueError: a `batch_size` the processes cannot share.
-    """
-    if batch_size < 1 or batch_size % jax.process_count():
-        raise ValueError(
-            f"batch_size {batch_size} must be a positive multiple of the process count, {jax.process_count()}"
-        )
-    share = _Share(examples, batch_size)
-    return share.batch(batch_size // jax.process_count(), drop_remainder=True)
 
 
 def _random_crop(

@@ -227,13 +227,10 @@ class TokenCache:
         return TokenSet(**{name: np.stack([example[name] for example in examples]) for name in examples[0]})
 
 
-def batches(tokens: TokenSet | TokenCache, *, batch_size: int, seed: int) -> grain.IterDataset:
+def batches(tokens: TokenSet | TokenCache, *, batch_size: int, seed: int) -> pipeline.Batches:
     """Endless batches, shuffled anew every epoch; `batch_size` is global, each process yields its share.
-
-    The state of `iter(dataset)` (`get_state`, `set_state`) continues with identical batches.
 
     Raises:
       ValueError: a batch that the processes cannot share.
     """
-    examples = pipeline.shuffled(tokens, seed)
-    return pipeline.process_batches(examples, batch_size).to_iter_dataset(pipeline.READ_OPTIONS)
+    return pipeline.Batches(pipeline.shuffled(tokens, seed), batch_size)

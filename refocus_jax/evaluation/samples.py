@@ -26,9 +26,9 @@ class DrawSettings:
     """What `--mode=sample` draws.
 
     Attributes:
-      classes: numbers or names; empty is all. count: images in all, shared evenly among the classes. seed: of the
-      first image; image i has seed + i. batch_size: drawn at a time. format: 'grid', one picture with a row per class;
-      'png', a folder of files; 'npz', what ADM's evaluation reads. output: a directory, default WORKDIR/samples.
+      classes: numbers or names; empty is all. count: images in all, shared evenly among the classes. seed: of
+      all images, which are numbered below it. batch_size: drawn at a time. format: 'grid', one picture with a row per
+      class; 'png', a folder of files; 'npz', what ADM's evaluation reads. output: a directory, default WORKDIR/samples.
     """
 
     classes: tuple[int | str, ...] = ()
@@ -43,8 +43,8 @@ class DrawSettings:
         for name in ("count", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"draw.{name} is {getattr(self, name)}; give at least 1")
-        if not 0 <= self.seed < 2**32 - self.count:
-            raise ValueError(f"draw.seed is {self.seed}; give 0 to {2**32 - self.count - 1}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"draw.seed is {self.seed}; give 0 to {2**32 - 1}")
         if self.format not in FORMATS:
             raise ValueError(f"draw.format is {self.format!r}; choose one of {FORMATS}")
         if self.format == "grid" and self.count > MAX_GRID:
@@ -110,7 +110,7 @@ def draw(draw_batch: Callable[[np.ndarray, int], np.ndarray], settings: DrawSett
     All processes must call it: they draw together, and process 0 writes.
 
     Args:
-      draw_batch: (labels (b,), seed of the first) to uint8 images (b, side, side, 3); b is always the batch size.
+      draw_batch: (labels (b,), number of the first) to uint8 images (b, side, side, 3); b is always the batch size.
       record: all that the images hang on; it is written beside them, and must not change while they are unfinished.
 
     Yields:
@@ -129,7 +129,7 @@ def draw(draw_batch: Callable[[np.ndarray, int], np.ndarray], settings: DrawSett
         yield drawn.done
         number = min(settings.batch_size, settings.count - drawn.done)
         batch = np.resize(labels[drawn.done:drawn.done + number], settings.batch_size)
-        drawn.add(draw_batch(batch, settings.seed + drawn.done)[:number])
+        drawn.add(draw_batch(batch, drawn.done)[:number])
     if drawn.images is not None:
         _write(directory, settings, drawn.images, labels, class_names)
         write_json(directory / f"samples.{settings.format}.json", record)

@@ -3,7 +3,7 @@
     python -m refocus_jax.interop.export_sampler --workdir runs/d16 --out sampler.zip --batch 4
 
     sampler = export_sampler.load("sampler.zip")
-    tokens, images = sampler(labels=[0, 1, 2, 3], seed=0)     # K maps (4, p, p) int32; (4, h, w, 3) in [-1, 1]
+    tokens, images = sampler(labels=[0, 1, 2, 3], seed=0, start=0)     # K maps (4, p, p) int32; (4, h, w, 3) in [-1, 1]
 
 The file holds `sampler.stablehlo` (jax.export), `weights.npz` and `settings.json`: whoever has jax can call it, with
 the weights in their order as first argument. jax promises to read it for at least six months.
@@ -40,15 +40,17 @@ def export(generator: pretrained.Generator, out: str | os.PathLike, batch: int,
     params = {"student": generator.params, "structure": {**structure, "autoencoder": autoencoder}}
     leaves, tree = jax.tree.flatten(params)
 
-    def run(leaves, labels, seed):
+    def run(leaves, labels, seed, start):
         params = jax.tree.unflatten(tree, leaves)
         drawn = decode.sample(generator.network, params["student"], model.structure.quantizer,
-                              params["structure"]["quantizer"], labels, decode.sample_keys(seed, labels), settings)
+                              params["structure"]["quantizer"], labels, decode.sample_keys(seed, labels, start),
+                              settings)
         return drawn.tokens, model.decode(params, drawn.f_hat[-1])
 
+    scalar = jax.ShapeDtypeStruct((), jnp.uint32)
     abstract = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     program = jax_export.export(jax.jit(run), platforms=PLATFORMS)(
-        abstract, jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32))
+        abstract, jax.ShapeDtypeStruct((batch,), jnp.int32), scalar, scalar)
     weights = io.BytesIO()
     np.savez(weights, **{f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)})
     content = {"batch": batch, "num_classes": generator.network.num_classes, "class_names": generator.class_names,
@@ -64,10 +66,11 @@ def export(generator: pretrained.Generator, out: str | os.PathLike, batch: int,
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike) -> Callable[[Sequence[int], int], tuple[list[jax.Array], jax.Array]]:
-    """The sampler of a file: (labels, seed) to token maps and images in [-1, 1].
+def load(path: str | os.PathLike) -> Callable[[Sequence[int], int, int], tuple[list[jax.Array], jax.Array]]:
+    """The sampler of a file: (labels, seed=0, start=0) to token maps and images in [-1, 1].
 
-    Image i depends on seed + i and its label, as in `Generator.sample`; it takes as many labels as the file's batch.
+    They are those of `Generator.sample`; it takes as many labels as the file's batch, and `start` is the number of the
+    first.
 
     Raises:
       ValueError: the file is damaged or no exported sampler.
@@ -78,16 +81,18 @@ def load(path: str | os.PathLike) -> Callable[[Sequence[int], int], tuple[list[j
             program = jax_export.deserialize(bytearray(archive.read("sampler.stablehlo")))
             with np.load(io.BytesIO(archive.read("weights.npz")), allow_pickle=False) as weights:
                 leaves = [jnp.asarray(weights[name]) for name in sorted(weights.files)]
+            if len(program.in_avals) != len(leaves) + 3:
+                raise ValueError("it is of another version of the program; export it again")
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no sampler that export_sampler wrote, or it is damaged: {error}") from error
     call = jax.jit(program.call)
 
-    def sampler(labels: Sequence[int], seed: int = 0):
+    def sampler(labels: Sequence[int], seed: int = 0, start: int = 0):
         labels = np.asarray(labels)
         if labels.shape != (content["batch"],) or labels.min() < 0 or labels.max() > content["num_classes"]:
             raise ValueError(f"labels are {labels.tolist()}; this sampler takes {content['batch']} of 0 to "
                              f"{content['num_classes'] - 1}")
-        return call(leaves, jnp.asarray(labels, jnp.int32), jnp.asarray(seed, jnp.uint32))
+        return call(leaves, jnp.asarray(labels, jnp.int32), *(jnp.asarray(n, jnp.uint32) for n in (seed, start)))
 
     return sampler
 

@@ -12,6 +12,7 @@ from refocus_jax.focus import Pyramid, View
 from refocus_jax.focus.resample import resize
 from refocus_jax.models.autoencoder import Decoder, Encoder, PatchAutoencoder
 from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer, Quantized
+from refocus_jax.models.randomness import fold_in
 
 PYRAMIDS = ("focus", "var")
 
@@ -146,9 +147,9 @@ class DualTokenizer:
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Parameters of both networks, without `residual_std`, which is measured while they train."""
         focused = [jnp.zeros((1, side, side, 3)) for side in (self.optics.stride * p for p in self.grid_sizes)]
-        params = {"structure": self.structure.init(jax.random.fold_in(key, 0), focused)["params"]}
+        params = {"structure": self.structure.init(fold_in(key, "structure"), focused)["params"]}
         if self.alias is not None and not self.shared:
-            params["alias"] = self.alias.init(jax.random.fold_in(key, 1), focused[0])["params"]
+            params["alias"] = self.alias.init(fold_in(key, "alias"), focused[0])["params"]
         return params
 
     def alias_params(self, params) -> Any:

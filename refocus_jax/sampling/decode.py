@@ -57,15 +57,16 @@ def init_caches(network: Transformer, batch: int, layers: tuple[Any, ...] | None
     return [Cache(jnp.zeros(shape, network.dtype), jnp.zeros(shape, network.dtype)) for _ in layers or (None,)]
 
 
-def sample_keys(seed: int | jax.Array, labels_b: jax.Array) -> jax.Array:
-    """One key per sample from its own seed and label alone; a single seed counts up along the batch.
+def sample_keys(seed: int | jax.Array, labels_b: jax.Array, start: int | jax.Array = 0) -> jax.Array:
+    """One key per sample, of its seed, its number and its label alone, whatever the batch.
 
-    So sample i of `seed` equals the first sample of `seed + i`, whatever the batch.
+    Args:
+      seed: in [0, 2**32). start: the number of the first sample among all of the seed; the others count up from it.
     """
-    seeds = jnp.asarray(seed, jnp.uint32)
-    if seeds.ndim == 0:
-        seeds = seeds + jnp.arange(labels_b.shape[0], dtype=jnp.uint32)
-    return jax.vmap(lambda s, label: jax.random.fold_in(jax.random.key(s), label))(seeds, labels_b)
+    key = jax.random.key(jnp.asarray(seed, jnp.uint32))
+    numbers_b = jnp.asarray(start, jnp.uint32) + jnp.arange(labels_b.shape[0], dtype=jnp.uint32)
+    return jax.vmap(lambda number, label: jax.random.fold_in(jax.random.fold_in(key, number), label))(
+        numbers_b, labels_b)
 
 
 def unstack(params: Any) -> tuple[Any, ...]:

@@ -130,7 +130,7 @@ class SampleDistance:
     batch_size: int
 
     def __call__(self, draw: Callable[[np.ndarray, int], np.ndarray], num_classes: int) -> dict[str, float]:
-        """draw: (labels (b,), seed of the first) to uint8 images, which every process gets."""
+        """draw: (labels (b,), number of the first image) to uint8 images, which every process gets."""
         labels = np.resize(np.arange(num_classes, dtype=np.int32), -(-self.count // self.batch_size) * self.batch_size)
         parts = []
         for start in range(0, self.count, self.batch_size):
@@ -179,16 +179,16 @@ class GeneratorEvaluator:
 
         return _jit(self.mesh, measure)
 
-    def _drawn(self, student_params, frozen, labels, seed) -> list[jax.Array]:
+    def _drawn(self, student_params, frozen, labels, start) -> list[jax.Array]:
         """Cumulative latents of samples after every scale."""
         quantizer = self.task.tokenizer.structure.quantizer
         return sample(self.task.student, student_params, quantizer, frozen["structure"]["quantizer"], labels,
-                      sample_keys(seed, labels), self.sampling).f_hat
+                      sample_keys(self.seed, labels, start), self.sampling).f_hat
 
     @functools.cached_property
     def _sample(self):
-        def run(params, frozen, labels, seed):
-            f_hats = self._drawn(params["student"], frozen, labels, seed)
+        def run(params, frozen, labels, start):
+            f_hats = self._drawn(params["student"], frozen, labels, start)
             return [self.task.tokenizer.decode_view(frozen, f_hat, k) for k, f_hat in enumerate(f_hats)]
 
         return jax.jit(run, out_shardings=mesh_lib.replicated(self.mesh))
@@ -196,13 +196,13 @@ class GeneratorEvaluator:
     @functools.cached_property
     def _draw(self):
         """Images of labels that are divided among the devices."""
-        return _jit(self.mesh, lambda params, frozen, labels, seed: self.task.tokenizer.decode(
-            frozen, self._drawn(params, frozen, labels, seed)[-1]))
+        return _jit(self.mesh, lambda params, frozen, labels, start: self.task.tokenizer.decode(
+            frozen, self._drawn(params, frozen, labels, start)[-1]))
 
     def _distances(self, params, frozen) -> Iterator[tuple[str, float]]:
-        def draw(labels: np.ndarray, seed: int) -> np.ndarray:
+        def draw(labels: np.ndarray, start: int) -> np.ndarray:
             labels = mesh_lib.put_whole(labels, mesh_lib.batch_sharding(self.mesh))
-            images = self._draw(params["student"], frozen, labels, np.uint32(self.seed + seed))
+            images = self._draw(params["student"], frozen, labels, np.uint32(start))
             return pictures.to_uint8(jax.device_get(images))
 
         for name, value in self.distance(draw, len(self.class_names)).items():
@@ -256,8 +256,8 @@ class GeneratorEvaluator:
         names = [self.class_names[c] for c in classes]
         stages = []
         for i in range(self.samples_per_class):
-            seed = np.uint32(self.seed + i * len(self.class_names))
-            stages.append(jax.device_get(self._sample(params, frozen, classes.astype(np.int32), seed)))
+            start = np.uint32(i * len(self.class_names))
+            stages.append(jax.device_get(self._sample(params, frozen, classes.astype(np.int32), start)))
         images = np.stack([stage[-1] for stage in stages], axis=1)
         yield "samples", pictures.sample_grid(images, names)
         strip, frames = pictures.focus_pull(stages[0], names, self.task.student.grid_sizes)

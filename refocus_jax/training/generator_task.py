@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from refocus_jax.models.randomness import fold_in
 from refocus_jax.models.teacher import AliasHead, teach
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.models.transformer import Captured, Transformer, layer_norm
@@ -121,13 +122,13 @@ class GeneratorTask:
     def init(self, key: jax.Array) -> GeneratorState:
         length, channels = self.student.offsets[-1] - self.student.offsets[1], self.student.latent_channels
         labels, inputs = jnp.zeros((1,), jnp.int32), jnp.zeros((1, length, channels))
-        params = {"student": self.student.init(jax.random.fold_in(key, 0), labels, inputs)["params"]}
+        params = {"student": self.student.init(fold_in(key, "student"), labels, inputs)["params"]}
         if self.teacher.enabled:
             alias = self.tokenizer.alias.codebook
             vectors = jnp.zeros((1, self.student.offsets[-2], alias.latent_channels))
-            params["teacher"] = {"alias": self.alias_head.init(jax.random.fold_in(key, 1), vectors)["params"]}
+            params["teacher"] = {"alias": self.alias_head.init(fold_in(key, "alias"), vectors)["params"]}
             if not self.teacher.share_weights:
-                params["teacher"]["network"] = self.student.init(jax.random.fold_in(key, 2), labels, inputs)["params"]
+                params["teacher"]["network"] = self.student.init(fold_in(key, "teacher"), labels, inputs)["params"]
         # One optimizer state each: gradients of the two are clipped separately.
         opt_state = {name: self.optimizer.init(tree) for name, tree in params.items()}
         average = params["student"] if self.average_decay else None
@@ -210,9 +211,9 @@ class GeneratorTask:
     def update(self, state: GeneratorState, frozen, batch, key: jax.Array):
         """One step; returns the new state and scalars."""
         key = jax.random.fold_in(key, state.step)
-        dropped = jax.random.bernoulli(jax.random.fold_in(key, 0), self.label_drop, batch["label"].shape)
+        dropped = jax.random.bernoulli(fold_in(key, "label drop"), self.label_drop, batch["label"].shape)
         labels = jnp.where(dropped, self.student.num_classes, batch["label"])
-        keep = self.student.drop_path_factors(jax.random.fold_in(key, 1), labels.shape[0])
+        keep = self.student.drop_path_factors(fold_in(key, "drop path"), labels.shape[0])
         batch = {**batch, "label": labels, "keep": None if keep is None else jnp.moveaxis(keep, 2, 0)}
 
         def gradient(part, number):

@@ -4,12 +4,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refocus_jax.models.randomness import fold_in
 from refocus_jax.runtime import memory
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
@@ -26,6 +28,14 @@ class Task(Protocol):
     def init(self, key: jax.Array) -> Any: ...
 
     def update(self, state: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, Mapping[str, jax.Array]]: ...
+
+
+class Batches(Protocol):
+    """Examples in one order, endless; a position in them is a number of examples, whatever the batch."""
+
+    batch_size: int  # of all processes together
+
+    def starting_at(self, example: int) -> Iterator[Any]: ...  # of process-local numpy batches, with a `close()`
 
 
 # evaluator(state, frozen) yields (name, value): a number, or a picture (h, w, 3) uint8, or frames, a list of such.
@@ -151,35 +161,38 @@ class _Metrics:
         return values
 
 
-def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any, key: jax.Array, mesh,
-          directory: str, evaluator: Evaluator, warm_start: Callable[[Any], Any] | None = None) -> Any:
+def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, key: jax.Array, mesh,
+          directory: str, evaluator: Evaluator, warm_start: Callable[[Any], Any] | None = None,
+          made_with: Any = None) -> Any:
     """Trains until `settings.steps`, going on from the latest checkpoint in `directory` if there is one.
 
     Writes metrics, pictures, evaluation.json and checkpoints into `directory`.
 
     Args:
-      batches: a grain dataset of process-local numpy batches, endless. frozen: parameters that `update` reads but does
-      not change. key: of all randomness; every step folds its own number into it. warm_start: applied to the first
-      state of a run, not to one that is resumed.
+      batches: a run that goes on reads the examples that it has not seen, in whatever batches. frozen: parameters that
+      `update` reads but does not change. key: of all randomness; the first state has one of its own, and every step
+      folds its number into that of the steps. warm_start: applied to the first state of a run, not to one that is
+      resumed. made_with: for JSON, stands in the record of every checkpoint.
 
     Returns:
       The last state.
     """
-    iterator: Iterator = iter(batches)
     update = jit_update(task, settings, mesh)
-    key, frozen = mesh_lib.put_whole((key, frozen), mesh_lib.replicated(mesh))
+    first_key, key, frozen = mesh_lib.put_whole(
+        (fold_in(key, "first state"), fold_in(key, "steps"), frozen), mesh_lib.replicated(mesh))
     began = time.perf_counter()
     with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints, Preemption() as preemption:
         checkpoints.set_damaged_aside()
         start = checkpoints.latest_step()
         if start is None:
-            state = init_state(task, key, mesh)
+            state = init_state(task, first_key, mesh)
             state = warm_start(state) if warm_start else state
         else:
             state = checkpoints.restore(abstract_state(task, mesh))
-            iterator.set_state(checkpoints.record()["position"])
         step = start or 0
-        with (Writer(directory, resume_step=-1 if start is None else start) as writer,
+        examples = 0 if start is None else checkpoints.record()["position"]["examples"]
+        with (closing(batches.starting_at(examples)) as iterator,
+              Writer(directory, resume_step=-1 if start is None else start) as writer,
               Progress(settings.steps, step, task.name) as progress):
             metrics = _Metrics(writer, settings, step)
             metrics.seconds["restore"] = time.perf_counter() - began
@@ -195,7 +208,7 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
                     if due and (last or stop or step % settings.save_every == 0):
                         metrics.flush()
                         saving = time.perf_counter()
-                        checkpoints.save(step, state, {"position": iterator.get_state()})
+                        checkpoints.save(step, state, {"position": {"examples": examples}, "made_with": made_with})
                         metrics.seconds["save"] = time.perf_counter() - saving
                     if last:
                         return state
@@ -203,6 +216,7 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
                         raise Preempted(f"{task.name} was asked to stop, and has saved step {step}; the same command "
                                         "goes on from there")
                     batch = mesh_lib.put_batch(mesh, next(iterator))
+                    examples += batches.batch_size
                     with jax.transfer_guard("disallow"):  # nothing but the lines above and below talks to the device
                         state, reported = update(state, frozen, batch, key)
                     step += 1

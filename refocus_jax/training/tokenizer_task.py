@@ -13,6 +13,7 @@ from refocus_jax.models import perceptual, state_dict
 from refocus_jax.models.discriminator import PatchDiscriminator
 from refocus_jax.models.examples import keep_divided
 from refocus_jax.models.perceptual import FeatureNetwork
+from refocus_jax.models.randomness import fold_in
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.training import adversarial, codebook
 from refocus_jax.training.accumulation import mean_over_parts
@@ -94,11 +95,12 @@ class TokenizerTask:
         return self.perceptual is not None and self.losses.perceptual > 0
 
     def init(self, key: jax.Array) -> TokenizerState:
-        params = self.tokenizer.init(jax.random.fold_in(key, 0))
+        params = self.tokenizer.init(fold_in(key, "tokenizer"))
         size = self.tokenizer.optics.image_size
         discriminator, moment = None, None
         if self.adversarial.weight:
-            discriminator = self.discriminator.init(jax.random.fold_in(key, 1), jnp.zeros((1, size, size, 3)))["params"]
+            image = jnp.zeros((1, size, size, 3))
+            discriminator = self.discriminator.init(fold_in(key, "discriminator"), image)["params"]
         usage = {"structure": jnp.zeros((self.tokenizer.structure.quantizer.vocab_size,))}
         opt_state = self.optimizer.init(params)
         if self._has_alias:
@@ -260,12 +262,10 @@ class TokenizerTask:
         key = jax.random.fold_in(key, state.step)
         image = to_unit_range(batch["image"])
         trained = {name: value for name, value in state.params.items() if name != "residual_std"}
-        # Of the keys, 0 makes the noise of the first part, 1 and 2 the revivals, 3 ... the noise of the other parts.
-        noise = jnp.array([0, *range(3, self.parts + 2)])
 
         def gradient(part, number):
             (total, (terms, means, examples)), gradient = jax.value_and_grad(self.loss, has_aux=True)(
-                trained, frozen, state, part, jax.random.fold_in(key, noise[number]))
+                trained, frozen, state, part, jax.random.fold_in(fold_in(key, "noise"), number))
             return (terms | {"total": total}, means, gradient), examples
 
         (terms, means, gradient), examples = mean_over_parts(gradient, self.parts, image)
@@ -274,11 +274,11 @@ class TokenizerTask:
         values = {f"loss/{name}": value for name, value in terms.items()}
         values |= {"gradient_norm": optax.tree.norm(gradient),
                    "latent_rms": jnp.sqrt(jnp.mean(jnp.square(examples["inputs"]["structure"][-1])))}
-        for number, (stream, path) in enumerate((("structure", STRUCTURE_CODES), ("alias", ALIAS_CODES))):
+        for stream, path in (("structure", STRUCTURE_CODES), ("alias", ALIAS_CODES)):
             if stream in usage:
                 params, opt_state, usage[stream], values[f"dead_codes/{stream}"] = self._revive(
                     params, opt_state, usage[stream], stream, path, examples, state.step,
-                    jax.random.fold_in(key, 1 + number))
+                    fold_in(key, f"revival/{stream}"))
         changes = {"step": state.step + 1, "params": params, "opt_state": opt_state, "usage": usage}
         if self._has_alias:
             changes |= {"params": {**params, "residual_std": _deviation(means["moment"])},

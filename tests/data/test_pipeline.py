@@ -1,13 +1,14 @@
-"""Batches: shapes, the crop rule, determinism, sharding, and the iterator's saved state."""
+"""Batches: shapes, the crop rule, determinism, sharding, and where batches start."""
 
+import contextlib
 import dataclasses
 import itertools
-import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
 from refocus_jax.data import pipeline, sources
@@ -95,17 +96,25 @@ def test_a_source_smaller_than_a_batch_fills_it():
     assert set(batch["label"]) == {0, 1}
 
 
-def test_saved_state_continues_with_identical_batches():
-    dataset = pipeline.training_batches(random_source(), **ARGUMENTS)
-    iterator = iter(dataset)
-    for _ in range(3):
-        next(iterator)
-    state = json.loads(json.dumps(iterator.get_state()))
-    expected = [next(iterator) for _ in range(6)]
-    resumed = iter(pipeline.training_batches(random_source(), **ARGUMENTS))
-    next(resumed)
-    resumed.set_state(state)
-    assert_same_batches(expected, [next(resumed) for _ in range(6)])
+def joined(batches):
+    return [{key: np.concatenate([batch[key] for batch in batches]) for key in ("image", "label")}]
+
+
+@pytest.mark.parametrize(("first", "num_workers"), [(0, 0), (40, 0), (1013, 0), (1013, 2)])
+def test_batches_of_any_size_go_on_at_any_example(first, num_workers, monkeypatch):
+    """Also in the middle of what would be a batch, and across the border of epochs, of 1030 examples each here."""
+    whole = joined(take(pipeline.training_batches(random_source(), **ARGUMENTS | {"batch_size": 1100}), 1))
+    expected = [{key: value[first:first + 48] for key, value in whole[0].items()}]
+    other = pipeline.training_batches(random_source(), **ARGUMENTS | {"batch_size": 16}, num_workers=num_workers)
+    iterator = other.starting_at(first)
+    assert_same_batches(expected, joined([next(iterator) for _ in range(3)]))
+    iterator.close()
+    parts = []
+    for index in range(2):
+        as_process(monkeypatch, index, 2)
+        other = pipeline.training_batches(random_source(), **ARGUMENTS | {"batch_size": 24})
+        parts.append(itertools.islice(other.starting_at(first), 2))
+    assert_same_batches(expected, joined([part for batch in zip(*parts, strict=True) for part in batch]))
 
 
 def test_flip_mirrors_half_of_the_crops_and_only_when_asked():
@@ -143,17 +152,16 @@ def test_processes_share_the_global_batches(monkeypatch):
 
 
 def test_worker_processes_change_nothing_but_the_speed():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["pytest"])
-    threads = take(pipeline.training_batches(random_source(), **ARGUMENTS), 5)
-    iterator = iter(pipeline.training_batches(random_source(), **ARGUMENTS, num_workers=1))
-    batches = [next(iterator) for _ in range(3)]
-    state = iterator.get_state()
-    batches += [next(iterator) for _ in range(2)]
-    assert_same_batches(threads, batches)
-    iterator.set_state(state)
-    assert_same_batches(threads[3:], [next(iterator) for _ in range(2)])
-    iterator.close()
+    """In a notebook too, where nobody has parsed flags."""
+    found = subprocess.run([sys.executable, "-c", "from tests.data.test_pipeline import print_labels; print_labels()"],
+                           capture_output=True, text=True, check=True)
+    expected = [batch["label"].tolist() for batch in take(pipeline.training_batches(random_source(), **ARGUMENTS), 5)]
+    assert found.stdout.strip() == str(expected)
+
+
+def print_labels():
+    with contextlib.closing(iter(pipeline.training_batches(random_source(), **ARGUMENTS, num_workers=2))) as batches:
+        print([batch["label"].tolist() for batch in itertools.islice(batches, 5)])
 
 
 def test_photos_make_batches_of_every_class():
@@ -184,8 +192,6 @@ def test_every_pass_cuts_each_image_once_and_anew():
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_blocks_have_one_size_and_are_filled_up(num_workers):
-    if num_workers and not flags.FLAGS.is_parsed():
-        flags.FLAGS(["pytest"])
     examples = pipeline.passes(random_source(), **PASSES)
     ranges = [range(0, 4), range(4, 8), range(8, 10), range(20, 21), range(30, 34)]
     batches = list(pipeline.blocks(examples, ranges, size=4, per_batch=2, num_workers=num_workers))
@@ -285,9 +291,7 @@ def test_processes_share_the_validation_batches(monkeypatch):
     for index in range(2):
         as_process(monkeypatch, index, 2)
         shares.append(list(pipeline.validation_batches(random_source(11), **VALIDATION)))
-    joined = [{key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-              for parts in zip(*shares, strict=True)]
-    assert_same_batches(whole, joined)
+    assert_same_batches(whole, [batch for parts in zip(*shares, strict=True) for batch in joined(parts)])
 
 
 # refusals

@@ -11,19 +11,19 @@ NAMES = ("ant", "bee", "cat")
 
 
 class Painter:
-    """Images whose pixels are (label, seed, 0); may be interrupted after some batches."""
+    """Images whose pixels are (label, number, 0); may be interrupted after some batches."""
 
     def __init__(self, batches: int | None = None):
         self.left, self.calls = batches, []
 
-    def __call__(self, labels, seed):
+    def __call__(self, labels, start):
         if self.left == 0:
             raise KeyboardInterrupt
         self.left = self.left and self.left - 1
-        self.calls.append((labels.tolist(), seed))
+        self.calls.append((labels.tolist(), start))
         images = np.zeros((len(labels), 4, 4, 3), np.uint8)
         images[..., 0] = labels[:, None, None]
-        images[..., 1] = seed + np.arange(len(labels))[:, None, None]
+        images[..., 1] = start + np.arange(len(labels))[:, None, None]
         return images
 
 
@@ -32,15 +32,15 @@ def draw(directory, painter=None, record=None, **settings):
     return list(samples.draw(painter or Painter(), settings, NAMES, 4, directory, record or {"step": 1}))
 
 
-def test_labels_are_shared_evenly_and_every_image_has_its_own_seed(tmp_path):
+def test_labels_are_shared_evenly_and_every_image_has_its_own_number(tmp_path):
     painter = Painter()
     assert draw(tmp_path, painter, count=10, seed=5, format="png") == [0, 4, 8, 10]
-    assert painter.calls == [([0, 0, 0, 0], 5), ([1, 1, 1, 2], 9), ([2, 2, 2, 2], 13)]
+    assert painter.calls == [([0, 0, 0, 0], 0), ([1, 1, 1, 2], 4), ([2, 2, 2, 2], 8)]
     files = sorted(path.name for path in (tmp_path / "png").iterdir())
     assert files == [f"{i:06d}_{label:04d}.png" for i, label in enumerate([0] * 4 + [1] * 3 + [2] * 3)]
     for i, name in enumerate(files):
         with Image.open(tmp_path / "png" / name) as image:
-            assert np.asarray(image)[0, 0].tolist() == [int(name[7:11]), 5 + i, 0]
+            assert np.asarray(image)[0, 0].tolist() == [int(name[7:11]), i, 0]
     assert json.loads((tmp_path / "samples.png.json").read_text()) == {"step": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["png", "samples.png.json"]
 
@@ -74,7 +74,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(format, tmp_path):
         draw(tmp_path / "cut", Painter(batches=2), **settings)
     rest = Painter()
     assert draw(tmp_path / "cut", rest, **settings) == [8, 12, 14]
-    assert rest.calls[0][1] == 11
+    assert rest.calls[0][1] == 8
     for path in (tmp_path / "whole").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "cut" / path.relative_to(tmp_path / "whole")).read_bytes()
     assert not list((tmp_path / "cut").glob("unfinished*"))

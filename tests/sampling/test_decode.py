@@ -118,15 +118,25 @@ def test_every_token_is_drawn_with_noise_of_its_own(sampler):
     assert agreement[~np.eye(small.LENGTH, dtype=bool)].max() < 3 / small.VOCAB
 
 
-def test_a_sample_hangs_on_its_own_seed_and_label_alone(sampler, many):
-    """The third from seed 5 is the first from seed 7, and the only one of a batch of its own."""
-    later = sampler.sample(MANY, sample_keys(5, MANY))
+def test_a_sample_depends_on_its_seed_number_and_label_alone(sampler, many):
+    """All at once, from the fifth on, and one alone."""
+    later = sampler.sample(MANY, sample_keys(0, MANY, start=5))
     label = MANY[7:8]
-    alone = sampler.sample(label, sample_keys(7, label))
+    alone = sampler.sample(label, sample_keys(0, label, start=7))
     for a, b, c in zip(many.tokens, later.tokens, alone.tokens, strict=True):
         np.testing.assert_array_equal(a[5:], b[:-5])
         np.testing.assert_array_equal(a[7:8], c)
-    assert len(np.unique(np.reshape(many.tokens[-1], (len(MANY), -1)), axis=0)) > 0.9 * len(MANY)
+
+
+def test_two_seeds_share_no_sample(sampler, many):
+    """Of one class: at most as many fine token maps are alike as chance makes so within one seed."""
+    def found(sample):
+        return {row.tobytes() for row in np.reshape(sample.tokens[-1], (len(MANY), -1))}
+
+    first = found(many)
+    assert len(first) > 0.9 * len(MANY)
+    for seed in (1, 2):
+        assert len(first & found(sampler.sample(MANY, sample_keys(seed, MANY)))) < 0.1 * len(MANY)
 
 
 def test_unrolled_layers_draw_the_same(sampler):
@@ -135,7 +145,7 @@ def test_unrolled_layers_draw_the_same(sampler):
     settings = dict(cfg=1.5, top_k=20, top_p=0.9)
     unrolled = sampler.sample(labels, sample_keys(3, labels), layers=sampler.layers, **settings)
     for i in (0, 7, 15):
-        alone = sampler.sample(labels[i:i + 1], sample_keys(3 + i, labels[i:i + 1]), **settings)
+        alone = sampler.sample(labels[i:i + 1], sample_keys(3, labels[i:i + 1], start=i), **settings)
         for many_tokens, tokens in zip(unrolled.tokens, alone.tokens, strict=True):
             np.testing.assert_array_equal(many_tokens[i:i + 1], tokens)
 
@@ -156,13 +166,14 @@ def test_devices_that_share_a_guided_batch_exchange_nothing(sampler):
 
 
 def test_sample_keys():
-    def data(seed, labels):
-        return jax.random.key_data(decode.sample_keys(seed, jnp.asarray(labels))).tolist()
+    def data(seed, labels, start=0):
+        return list(map(tuple, jax.random.key_data(decode.sample_keys(seed, jnp.asarray(labels), start)).tolist()))
 
-    assert data(5, [1, 3]) == data(5, [1]) + data(6, [3])
-    assert data(jnp.asarray([9, 2]), [1, 3]) == data(9, [1]) + data(2, [3])
-    assert data(5, [1]) != data(5, [3]) and data(5, [1]) != data(6, [1])
-    assert data(0, [0, 0])[0] != data(0, [0, 0])[1]
+    assert data(5, [1, 3, 2, 1]) == data(5, [1, 3]) + data(5, [2, 1], start=2)
+    assert data(jnp.uint32(2**32 - 1), [1], jnp.uint32(7)) == data(2**32 - 1, [1] * 8)[7:]
+    # Neither neighbouring seeds nor neighbouring numbers nor labels have a key in common.
+    keys = [key for seed in range(4) for label in range(4) for key in data(seed, [label] * 500)]
+    assert len(set(keys)) == len(keys) == 4 * 4 * 500
 
 
 def test_smoothing_feeds_back_a_mixture_of_codes(sampler, many):

@@ -11,12 +11,12 @@ from tests.fixtures import extractor as small_extractor
 
 
 @pytest.mark.parametrize("count", [10, 12])
-def test_samples_of_all_classes_are_compared_each_with_a_seed_of_its_own(images, count):
+def test_samples_of_all_classes_are_compared_each_with_a_number_of_its_own(images, count):
     extractor, seen = small_extractor.load("inception", mesh_lib.make_mesh()), []
 
-    def draw(labels, seed):
-        seen.extend(zip(labels.tolist(), range(seed, seed + len(labels)), strict=True))
-        return images[seed:seed + len(labels)]
+    def draw(labels, start):
+        seen.extend(zip(labels.tolist(), range(start, start + len(labels)), strict=True))
+        return images[start:start + len(labels)]
 
     def features(some):
         return measurements.columns(extractor(some))

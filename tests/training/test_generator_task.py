@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refocus_jax import build, encode
-from refocus_jax.data import token_cache
+from refocus_jax.data import pipeline, token_cache
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.training import loop
 
@@ -172,19 +172,20 @@ class Interrupt(Exception):
     pass
 
 
-def test_interrupted_stage_2_resumes_bit_for_bit(micro, frozen, tokens, tmp_path):
+def test_interrupted_stage_2_resumes_bit_for_bit(micro, frozen, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "READ_OPTIONS", grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     c = micro()
     task, mesh = build.generator_task(c, CLASSES), mesh_lib.make_mesh()
     placed = jax.device_put(frozen, mesh_lib.replicated(mesh))
 
     def run(directory, interrupt_at=None):
-        def batch(index, i):
-            if interrupt_at is not None and index >= interrupt_at:
+        def example(index, i):
+            if interrupt_at is not None and index >= 4 * interrupt_at:
                 raise Interrupt
-            return tokens[slice(4 * i, 4 * i + 4)]
+            return tokens[i]
 
-        data = grain.MapDataset.range(16).seed(0).shuffle().repeat().map_with_index(batch)
-        batches = data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        examples = grain.MapDataset.range(64).seed(0).shuffle().repeat().map_with_index(example)
+        batches = pipeline.Batches(examples, 4)
         return loop.train(task, loop.LoopSettings(**c.generator_training), batches, frozen=placed,
                           key=jax.random.key(0), mesh=mesh, directory=str(directory),
                           evaluator=lambda state, frozen: ())

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from refocus_jax.data import pipeline
 from refocus_jax.reporting.runs import OF_THE_MACHINE
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
@@ -47,7 +48,13 @@ class Interrupt(Exception):
     pass
 
 
-def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, **settings):
+@pytest.fixture(autouse=True)
+def no_read_ahead(monkeypatch):
+    """What happens to an example happens at its batch."""
+    monkeypatch.setattr(pipeline, "READ_OPTIONS", grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+
+
+def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, batch_size=4, **settings):
     """Trains; at `interrupt_at` the data source dies when it is asked for that batch, at `sigterm_at` the process is
     asked to stop."""
     seen = []
@@ -64,9 +71,8 @@ def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, **s
             os.kill(os.getpid(), signal.SIGTERM)
         return {"x": np.float32(x)}
 
-    data = grain.MapDataset.range(100).seed(1).shuffle().repeat().map_with_index(fail).batch(4)
-    # No read-ahead: the failure comes at its batch.
-    batches = data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    examples = grain.MapDataset.range(100).seed(1).shuffle().repeat().map_with_index(fail)
+    batches = pipeline.Batches(examples, batch_size)
     settings = loop.LoopSettings(steps, log_every=2, evaluate_every=4, save_every=3, **settings)
     state = loop.train(ToyTask(nan_from), settings, batches, frozen=jnp.ones(()), key=jax.random.key(0),
                        mesh=mesh_lib.make_mesh(), directory=str(directory), evaluator=evaluator)

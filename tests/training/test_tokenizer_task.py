@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from refocus_jax import build
+from refocus_jax.data import pipeline
 from refocus_jax.focus import noise_stds
 from refocus_jax.models import perceptual
 from refocus_jax.runtime import mesh as mesh_lib
@@ -249,18 +250,19 @@ class Interrupt(Exception):
     pass
 
 
-def test_interrupted_stage_1_resumes_bit_for_bit(micro, images, tmp_path):
+def test_interrupted_stage_1_resumes_bit_for_bit(micro, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "READ_OPTIONS", grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     c = micro()
     task, mesh = build.tokenizer_task(c), mesh_lib.make_mesh()
 
     def run(directory, interrupt_at=None):
-        def batch(index, i):
-            if interrupt_at is not None and index >= interrupt_at:
+        def example(index, i):
+            if interrupt_at is not None and index >= 4 * interrupt_at:
                 raise Interrupt
-            return {"image": images[4 * i:4 * i + 4]}
+            return {"image": images[i]}
 
-        data = grain.MapDataset.range(16).seed(0).shuffle().repeat().map_with_index(batch)
-        batches = data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        examples = grain.MapDataset.range(64).seed(0).shuffle().repeat().map_with_index(example)
+        batches = pipeline.Batches(examples, 4)
         return loop.train(task, loop.LoopSettings(**c.tokenizer_training), batches, frozen=None, key=jax.random.key(0),
                           mesh=mesh, directory=str(directory), evaluator=lambda state, frozen: ())
 

@@ -48,7 +48,9 @@ BAD = [
     # data
     {"data.source": "foto"}, {"data.source": "npz:/nowhere.npz"}, {"data.resize_ratio": -1.0},
     {"data.resize_ratio": 0.5}, {"data.validation_examples": 0}, {"data.token_examples": -1},
-    {"data.token_examples": 8}, {"data.crops_per_image": 0}, {"data.num_classes": 10}, {"data.num_workers": -1},
+    {"data.token_examples": 8}, {"data.crops_per_image": 0}, {"data.num_classes": 1}, {"data.num_workers": -1},
+    {"data.num_classes": 0}, {"data.class_depth": -1}, {"data.max_unreadable": 1.5}, {"data.sixteen_bit_max": 100},
+    {"data.sixteen_bit_max": 65536},
     {"data.tokens": "/nowhere"}, {"tokenizer.vocab_size": 65537},
     {"encode.passes": 0}, {"encode.shard_size": 0}, {"encode.batch_size": -1},
     {"seed": -1},

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from refocus_jax.data import npz, pipeline
-from refocus_jax.data.images import SUFFIXES, decode_rgb
+from refocus_jax.data import folders, npz, pipeline
+from refocus_jax.data.images import decode_rgb
 from refocus_jax.data.sources import Source
 
 MIN_IMAGES = 10  # the splits of an Inception Score; fewer say nothing in any case
@@ -120,8 +120,9 @@ def _of_npz(setting: str, path: Path, crop: tuple[int, float] | None) -> ImageSe
 
 
 def _of_folder(folder: Path, crop: tuple[int, float] | None) -> ImageSet:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-                   and not path.name.startswith("."))
+    listing = folders.walk(folder)
+    files = [folder / name for name in listing.images]
+    folders.report(f"folder {folder}", len(files), listing.left_out)
     says = f"{len(files)} images of the folder {folder.name}"
     if crop is not None:
         read = functools.partial(_cropped_file, crop)

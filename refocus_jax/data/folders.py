@@ -80,8 +80,7 @@ def _inode(path: Path | os.DirEntry) -> tuple[int, int]:
 
 def report(place: str, taken: int, left_out: Mapping[str, Sequence[str]]) -> None:
     """Says once what of a folder does not count as images, in one line."""
-    if left_out:
-        parts = [f"{len(names)} {reason} ({_some(names)})" for reason, names in left_out.items()]
+    if parts := [f"{len(names)} {reason} ({_some(names)})" for reason, names in left_out.items() if names]:
         notices.say(f"{place}: {taken} images are taken. Left out: {'; '.join(parts)}")
 
 

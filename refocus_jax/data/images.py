@@ -2,11 +2,15 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from refocus_jax.data import notices
 
 # The formats that photographs are kept in, as far as this Pillow has them. It knows more: its reader of EPS starts
 # another program, TGA has no beginning by which it could be known, and others are for icons, fonts or films.
@@ -83,6 +87,42 @@ def white_for(largest: int) -> int:
     return next(white for white in _WHITES if largest <= white)
 
 
+def choose_white(place: str, found: Mapping[str, SixteenBits], setting: int | None = None) -> int:
+    """One white for all pictures of 16 bits of a place, which is said; 0 if there are none.
+
+    Args:
+      place: what it is called. found: the pictures by name. setting: `data.sixteen_bit_max`, where that applies.
+
+    Raises:
+      ValueError: a picture does not fit, see `check_white`.
+    """
+    if not found:
+        return 0
+    brightest = max(found, key=lambda name: found[name].largest)
+    largest = found[brightest].largest
+    white = setting or white_for(largest)
+    for name, bits in {brightest: found[brightest], **found}.items():
+        check_white(f"{place}: {name}", bits, white)
+    remedy = ", set data.sixteen_bit_max if it is another value" if setting == 0 else ""
+    notices.say(f"{place}: {len(found)} images hold 16 bits, at most {largest} (in {brightest}); {white} is taken for "
+                f"white{remedy}")
+    return white
+
+
+def common_white(place: str, paths: Sequence[Path]) -> int:
+    """`choose_white` for files that nothing is known of yet; of those without 16 bits, only the beginning is read."""
+    def look(path: Path) -> SixteenBits | None:
+        try:
+            with path.open("rb") as file, _loaded(file, str(path), only_sixteen_bits=True) as (image, white):
+                return _sixteen_bits(image) if white is None else None
+        except ValueError:  # which is for those to say who decode it
+            return None
+
+    with ThreadPool() as pool:
+        found = pool.map(look, paths, chunksize=16)
+    return choose_white(place, {str(path): bits for path, bits in zip(paths, found, strict=True) if bits is not None})
+
+
 def check_white(name: str, found: SixteenBits, white: int) -> None:
     """Refuses a picture of 16 bits that cannot be scaled so that `white` becomes 255.
 
@@ -118,16 +158,17 @@ def check_size(height: int, width: int) -> None:
 
 
 @contextlib.contextmanager
-def _loaded(file: BinaryIO, name: str) -> Iterator[tuple[Image.Image, int | None]]:
+def _loaded(file: BinaryIO, name: str, *, only_sixteen_bits: bool = False) -> Iterator[tuple[Image.Image, int | None]]:
     """The image, decoded and upright, and which value its file says is white; None if it does not say.
 
-    Whatever goes wrong until the block ends is a ValueError that names the file.
+    With `only_sixteen_bits`, one that says it is not decoded. Whatever goes wrong until the block ends is a ValueError
+    that names the file.
     """
     try:
         with Image.open(file, formats=_FORMATS) as image:
             check_size(image.height, image.width)  # before anything is decoded
             white = _declared_white(image)  # likewise: loading forgets how the pixels are stored
-            yield _upright(image), white
+            yield image if only_sixteen_bits and white is not None else _upright(image), white
     except UnidentifiedImageError as error:
         formats = ", ".join(_FORMATS)
         raise ValueError(f"{name} cannot be read as an image: its beginning is that of no {formats} file") from error

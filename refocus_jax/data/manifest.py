@@ -2,6 +2,7 @@
 
 import hashlib
 import stat
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -35,7 +36,8 @@ def check(root: Path, names: Sequence[str], left_out: Mapping[str, Sequence[str]
 
     The first time takes as long as it takes all cores to decode every file. What could be decoded is remembered by
     `remembered.stamp` in `root/.refocus_manifest.json`, or in `~/.cache/refocus_jax` where root cannot be written to.
-    What could not is tried again each time. Processes on several hosts check the files each for itself.
+    What could not, or has just been written, is looked at again each time. Processes on several hosts check the files
+    each for itself.
 
     Args:
       root: the folder.
@@ -63,7 +65,7 @@ def check(root: Path, names: Sequence[str], left_out: Mapping[str, Sequence[str]
         except (OSError, ValueError) as error:
             return None, folders.shown(str(error))
 
-    good, problems = {}, {}
+    began, good, problems = time.time_ns(), {}, {}
     try:
         with ThreadPool() as pool:
             verdicts = pool.imap(look, names, chunksize=16)
@@ -77,9 +79,10 @@ def check(root: Path, names: Sequence[str], left_out: Mapping[str, Sequence[str]
     finally:
         # Also where it was interrupted, so as to go on from there.
         listed = {"left_out": dict(left_out or {}), "unreadable": problems}
-        if any(entries.get(name) != entry for name, entry in good.items()) or any(
-                known.get(part) != content for part, content in listed.items()):
-            remembered.keep(places, _VERSION, {"files": entries | good} | listed)
+        new = {name: entry for name, entry in good.items()
+               if entries.get(name) != entry and remembered.is_settled(entry.stamp, began)}
+        if new or any(known.get(part) != content for part, content in listed.items()):
+            remembered.keep(places, _VERSION, {"files": entries | new} | listed)
     if problems:
         _report(root, list(problems.values()), len(names), max_unreadable)
     return good

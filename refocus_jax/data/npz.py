@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -108,7 +109,7 @@ def _member(archive: zipfile.ZipFile, name: str
 
 def _check_once(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
     """Reads an uncompressed member to its end, where zipfile compares the checksum: a memory map goes past that."""
-    places, stamp = [remembered.at_home(path)], remembered.stamp(path.stat())
+    places, began, stamp = [remembered.at_home(path)], time.time_ns(), remembered.stamp(path.stat())
     known = remembered.recall(places, _VERSION) if stamp[0] > _REMEMBERED_BYTES else {}
     sound = known["members"] if known.get("stamp") == stamp else []
     if info.filename in sound:
@@ -118,7 +119,7 @@ def _check_once(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
                                             leave=False, delay=3, disable=None) as bar:
         while part := member.read(_PART):
             bar.update(len(part))
-    if stamp[0] > _REMEMBERED_BYTES:
+    if stamp[0] > _REMEMBERED_BYTES and remembered.is_settled(stamp, began):
         remembered.keep(places, _VERSION, {"path": str(path), "stamp": stamp, "members": [*sound, info.filename]})
 
 

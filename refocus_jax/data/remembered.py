@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# A file that has changed so recently may change again within one tick of the file system's clock.
+_UNSETTLED_NS = 2 * 10**9
+
 
 def stamp(status: os.stat_result) -> list[int]:
     """What no change of a file leaves as it is: its size in bytes, and when its content and its status last changed.
@@ -17,6 +20,11 @@ def stamp(status: os.stat_result) -> list[int]:
     Times are in nanoseconds. The last of them cannot be set back.
     """
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def is_settled(stamp: list[int], looked_ns: int) -> bool:
+    """Whether no change after a look at the file, at a time in ns, can leave the stamp as it is."""
+    return stamp[2] < looked_ns - _UNSETTLED_NS
 
 
 def at_home(path: Path) -> Path:

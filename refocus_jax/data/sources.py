@@ -326,7 +326,8 @@ def _open_folder(root: Path, settings: SourceSettings) -> Callable[[str], FileSo
             raise ValueError(f"data.source is folder:{root}: no image in {folders.shown(str(root / member.path))} can "
                              "be read; repair or remove the class")
     folders.report(f"data.source folder:{root}", len(sound), layout.left_out)
-    sixteen_bit_max = _sixteen_bit_max(root, sound, settings.sixteen_bit_max)
+    sixteen_bits = {folders.shown(name): entry.sixteen_bits for name, entry in sound.items() if entry.sixteen_bits}
+    sixteen_bit_max = images.choose_white(f"data.source folder:{root}", sixteen_bits, settings.sixteen_bit_max)
 
     def opened(split: str) -> FileSource:
         chosen = [(name, member.label) for member in layout.members for name in _images_of(member, split)
@@ -344,21 +345,6 @@ def _images_of(member: folders.ClassFolder, split: str) -> Sequence[str]:
         return member.images if member.split == split else ()
     held_out = _held_out(len(member.images))
     return [name for name, held in zip(member.images, held_out, strict=True) if held == (split == "validation")]
-
-
-def _sixteen_bit_max(root: Path, sound: dict[str, manifest.Entry], setting: int) -> int:
-    """The value that is white in all images of 16 bits, and says so; 0 where there are none that leave it open."""
-    found = {name: entry.sixteen_bits for name, entry in sound.items() if entry.sixteen_bits is not None}
-    if not found:
-        return 0
-    brightest = max(found, key=lambda name: found[name].largest)
-    white = setting or images.white_for(found[brightest].largest)
-    for name in sorted(found, key=lambda name: -found[name].largest):
-        images.check_white(f"data.source is folder:{root}: {folders.shown(name)}", found[name], white)
-    notices.say(f"data.source folder:{root}: {len(found)} images hold 16 bits, at most {found[brightest].largest} (in "
-                f"{folders.shown(brightest)}); {white} is taken for white"
-                + ("" if setting else ", set data.sixteen_bit_max if it is another value"))
-    return white
 
 
 def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSource]:

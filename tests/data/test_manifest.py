@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refocus_jax.data import manifest
+from refocus_jax.data import manifest, remembered
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A home directory of its own."""
+    """A home directory of its own, where files may be remembered as soon as they are written."""
+    monkeypatch.setattr(remembered, "_UNSETTLED_NS", 0)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -128,6 +129,14 @@ def test_a_changed_file_is_noticed_by_whatever_means_it_looks_the_same(root, dec
     after = path.stat()
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     assert manifest.check(root, names_in(root))["cat/003.png"].digest != digest and decoded == ["003.png"]
+
+
+def test_a_file_that_may_change_within_a_tick_is_not_remembered(root, decoded, monkeypatch):
+    monkeypatch.setattr(remembered, "_UNSETTLED_NS", 10**12)
+    for _ in range(2):
+        manifest.check(root, names_in(root))
+        assert len(decoded) == 200
+        decoded.clear()
 
 
 def test_digests_are_of_bytes_and_16_bits_are_remembered(root, decoded):

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from refocus_jax.data import npz, sources
+from refocus_jax.data import npz, remembered, sources
 
 ARRAYS = {
     "x": np.arange(20 * 4 * 5 * 3, dtype=np.uint8).reshape(20, 4, 5, 3),
@@ -89,6 +89,7 @@ def test_no_wrong_byte_is_ever_given(tmp_path, save):
 def test_checksums_of_large_files_are_compared_once_until_they_change(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(npz, "_REMEMBERED_BYTES", 1000)
+    monkeypatch.setattr(remembered, "_UNSETTLED_NS", 0)
     read, path = [], tmp_path / "a.npz"
 
     class Bar(npz.tqdm):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from refocus_jax import experiment
+from refocus_jax import build, experiment
+from refocus_jax.data.sources import SourceSettings
 
 BAD = [
     # geometry
@@ -107,6 +108,14 @@ def test_good_settings_are_not_refused(config, tmp_path):
     for number, changes in enumerate([{}, {"focus.psf": "none"}, {"sampling.top_k": 1024}, {"adversarial.weight": 0.0},
                                       {"tokenizer.pyramid": "var", "tokenizer.residual": True}]):
         experiment.prepare(config(**changes), str(tmp_path / str(number)))
+
+
+def test_settings_of_the_data_reach_the_source(config, tmp_path):
+    run = experiment.prepare(config(**{"data.num_classes": 20}), str(tmp_path / "run"))
+    assert run.num_classes == len(run.validation.class_names) == 20
+    changes = {"data.class_depth": 2, "data.max_unreadable": 0.5, "data.sixteen_bit_max": 4095}
+    assert build.source_settings(config(**changes)) == SourceSettings(None, 2, 0.5, 4095)
+    assert build.reference_settings(config(**changes)).source_settings == SourceSettings(None, 2, 0.5, 4095)
 
 
 def test_a_bucket_is_no_workdir(config):

@@ -33,6 +33,12 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.source = "tfds:imagenet2012"  # photos, npz:PATH, folder:PATH or tfds:NAME
     c.data.num_classes = placeholder(int)  # None: as many as the source has
+    # Of a folder: 2 makes dog/poodle a class; 0 is 1, and refuses classes whose images all lie in sub-folders.
+    c.data.class_depth = 0
+    c.data.max_unreadable = 0.01  # share of a folder's images that may be skipped; a single one always may
+    # White in images of 16 bits: 4095 in those of a 12-bit camera. 0: white of 8, 10, 12, 14 or 16 bits, by the
+    # largest value of all images of a folder.
+    c.data.sixteen_bit_max = 0
     c.data.resize_ratio = 1.125  # short side before the crop, in image sizes; 0 crops at native resolution
     c.data.flip = False
     c.data.num_workers = 8

@@ -84,7 +84,7 @@ class Data:
         `enlarge`, of images alone that need not be enlarged for that: none, if the source is of small images.
         """
         d, count = self.config.data, self.config.aliasing.images
-        source = sources.load(d.source, "train")
+        source = sources.load(d.source, "train", build.source_settings(self.config))
         if not enlarge:
             source = _at_least(source, max(d.resize_ratio, 1.0) * side, count)
         if not len(source):
@@ -97,9 +97,9 @@ class Data:
         """Crops as of training's evaluations, of any size."""
         d = self.config.data
         return image_sets.of_source(
-            sources.load(d.source, "validation"), f"held-out images of {d.source}", image_size=side,
-            resize_ratio=d.resize_ratio, crops_per_image=d.crops_per_image,
-            limit=d.validation_examples)
+            sources.load(d.source, "validation", build.source_settings(self.config)),
+            f"held-out images of {d.source}", image_size=side, resize_ratio=d.resize_ratio,
+            crops_per_image=d.crops_per_image, limit=d.validation_examples)
 
 
 def _at_least(source: sources.Source, side: float, count: int) -> sources.ArraySource:
@@ -230,8 +230,9 @@ def _teacher(found: Findings, data: Data, run: ConfigDict, class_names: tuple[st
 
     d = data.config.data
     batches = pipeline.validation_batches(
-        sources.load(d.source, "validation"), image_size=run.image_size, batch_size=1, resize_ratio=d.resize_ratio,
-        crops_per_image=d.crops_per_image, limit=data.config.aliasing.images)
+        sources.load(d.source, "validation", build.source_settings(data.config)), image_size=run.image_size,
+        batch_size=1, resize_ratio=d.resize_ratio, crops_per_image=d.crops_per_image,
+        limit=data.config.aliasing.images)
     alpha = np.concatenate([jax.device_get(gates(params, tokenizer.params, batch)) for batch in batches], axis=1)
     offsets = np.array(task.student.offsets[-1 - task.teacher.num_alias_scales:]) - task.first_alias_token
     found.add(*wiener.gate_tables_and_charts(wiener.gates(alpha, offsets), gains, task.student.grid_sizes))

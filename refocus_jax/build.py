@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from refocus_jax.data.sources import SourceSettings
 from refocus_jax.evaluation import features, measurements
 from refocus_jax.evaluation.reference import OpenedReference, ReferenceSettings
 from refocus_jax.evaluation.samples import DrawSettings
@@ -117,10 +118,15 @@ def draw_settings(c: ConfigDict) -> DrawSettings:
     return DrawSettings(**c.draw)
 
 
+def source_settings(c: ConfigDict) -> SourceSettings:
+    """How the images of `data.source` are read."""
+    return SourceSettings(c.data.num_classes, c.data.class_depth, c.data.max_unreadable, c.data.sixteen_bit_max)
+
+
 def reference_settings(c: ConfigDict) -> ReferenceSettings:
     """Where `--mode=evaluate` and stage 2 find images to compare with."""
     return ReferenceSettings(c.evaluation.reference, c.evaluation.reference_count, c.data.source, c.image_size,
-                             c.data.resize_ratio, c.data.crops_per_image)
+                             c.data.resize_ratio, c.data.crops_per_image, source_settings(c))
 
 
 def open_reference(c: ConfigDict) -> tuple[features.Extractor, OpenedReference]:

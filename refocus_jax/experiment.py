@@ -67,7 +67,7 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     mesh = mesh_lib.make_mesh(**c.mesh)
     validate.check(c, mesh.size)
     build.tokenizer_task(c), build.sampling_settings(c), build.draw_settings(c)
-    train, validation = (sources.load(c.data.source, split) for split in ("train", "validation"))
+    train, validation = sources.load_splits(c.data.source, build.source_settings(c))
     seen = f"{len(train)} images to train on, {len(validation)} held out, classes {', '.join(train.class_names)}"
     processes.check_same(f"data.source {c.data.source}", seen)
     found = len(train.class_names)

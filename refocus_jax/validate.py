@@ -81,6 +81,8 @@ RANGES: dict[str, Range] = {
     "data.resize_ratio": _number(lambda v: v == 0 or v >= 1, "0 (native resolution), or 1 or more"),
     "data.flip": SWITCH, "data.num_workers": COUNT, "data.validation_examples": POSITIVE,
     "data.crops_per_image": POSITIVE, "data.tokens": PATH, "data.token_examples": COUNT,
+    "data.class_depth": COUNT, "data.max_unreadable": FRACTION,
+    "data.sixteen_bit_max": _integer(lambda v: v == 0 or 255 <= v < 2**16, "0 (recognised), or 255 to 65535"),
     "encode.passes": POSITIVE, "encode.output": PATH, "encode.shard_size": POSITIVE, "encode.batch_size": POSITIVE,
     "focus.psf": NAME, "focus.schedule": NAME, "focus.downsample": NAME, "focus.implementation": NAME,
     "focus.rho_max": GREATER_THAN_ZERO, "focus.noise_first": NOT_NEGATIVE, "focus.noise_last": NOT_NEGATIVE,

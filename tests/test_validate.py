@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny
 from refocus_jax import build, experiment, validate
+from refocus_jax.data.sources import SourceSettings
 
 BAD = [
     # geometry
@@ -51,7 +52,9 @@ BAD = [
     # data
     {"data.source": "foto"}, {"data.source": "npz:/nowhere.npz"}, {"data.resize_ratio": -1.0},
     {"data.resize_ratio": 0.5}, {"data.validation_examples": 0}, {"data.token_examples": -1},
-    {"data.token_examples": 8}, {"data.crops_per_image": 0}, {"data.num_classes": 10}, {"data.num_workers": -1},
+    {"data.token_examples": 8}, {"data.crops_per_image": 0}, {"data.num_classes": 1}, {"data.num_workers": -1},
+    {"data.num_classes": 0}, {"data.class_depth": -1}, {"data.max_unreadable": 1.5}, {"data.sixteen_bit_max": 100},
+    {"data.sixteen_bit_max": 65536},
     {"data.tokens": "/nowhere"}, {"tokenizer.vocab_size": 65537},
     {"encode.passes": 0}, {"encode.shard_size": 0}, {"encode.batch_size": -1},
     {"seed": -1},
@@ -202,6 +205,14 @@ def test_good_settings_are_not_refused(config, tmp_path):
     for number, changes in enumerate([{}, {"focus.psf": "none"}, {"sampling.top_k": 1024}, {"adversarial.weight": 0.0},
                                       {"tokenizer.pyramid": "var", "tokenizer.residual": True}]):
         experiment.prepare(config(**changes), str(tmp_path / str(number)))
+
+
+def test_settings_of_the_data_reach_the_source(config, tmp_path):
+    run = experiment.prepare(config(**{"data.num_classes": 20}), str(tmp_path / "run"))
+    assert run.num_classes == len(run.validation.class_names) == 20
+    changes = {"data.class_depth": 2, "data.max_unreadable": 0.5, "data.sixteen_bit_max": 4095}
+    assert build.source_settings(config(**changes)) == SourceSettings(None, 2, 0.5, 4095)
+    assert build.reference_settings(config(**changes)).source_settings == SourceSettings(None, 2, 0.5, 4095)
 
 
 def test_a_bucket_is_not_a_workdir(config):

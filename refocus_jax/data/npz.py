@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
+from tqdm import tqdm
+
+from refocus_jax.data import remembered
 
 _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -19,6 +23,11 @@ _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_hea
 # to fill the memory.
 _UNSUSPICIOUS_BYTES = 2**30
 _MAX_COMPRESSION = 100
+
+# That the bytes of larger files are sound is remembered, and of smaller ones found out each time.
+_REMEMBERED_BYTES = 2**26
+_VERSION = 1  # of what is remembered
+_PART = 2**18  # bytes that are checked at a time
 
 
 def read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -42,9 +51,10 @@ def names(path: Path) -> set[str]:
 
 
 def memory_map(path: Path, name: str) -> np.ndarray:
-    """One array of the file, of any size: what is not looked at is not read, and nothing can be written.
+    """One array of the file, of any size: what is not looked at takes no memory, and nothing can be written.
 
-    What is compressed is unpacked into a temporary file first.
+    What is compressed is unpacked into a temporary file first. The checksum is compared once: of large files it is
+    remembered in `~/.cache/refocus_jax` until they change.
 
     Raises:
       ValueError: as for `read`; or the file has no such array, or one without elements.
@@ -54,6 +64,7 @@ def memory_map(path: Path, name: str) -> np.ndarray:
             raise ValueError(f"{name} is of shape {shape} and holds nothing")
         order, offset = "F" if fortran_order else "C", member.tell()
         if info.compress_type == zipfile.ZIP_STORED:
+            _check_once(path, archive, info)
             return np.memmap(path, dtype, "r", _start(path, info) + offset, shape, order)
         with tempfile.TemporaryFile() as file:
             shutil.copyfileobj(member, file)
@@ -94,6 +105,22 @@ def _member(archive: zipfile.ZipFile, name: str
         if min(shape, default=0) < 0 or dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != present:
             raise ValueError(f"{name} declares {dtype} {shape}, but {present} bytes of data follow")
         yield member, info, shape, fortran_order, dtype
+
+
+def _check_once(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Reads an uncompressed member to its end, where zipfile compares the checksum: a memory map goes past that."""
+    places, began, stamp = [remembered.at_home(path)], time.time_ns(), remembered.stamp(path.stat())
+    known = remembered.recall(places, _VERSION) if stamp[0] > _REMEMBERED_BYTES else {}
+    sound = known["members"] if known.get("stamp") == stamp else []
+    if info.filename in sound:
+        return
+    # The bar appears where there is much to read.
+    with archive.open(info) as member, tqdm(desc=f"checking {path}", total=info.file_size, unit="B", unit_scale=True,
+                                            leave=False, delay=3, disable=None) as bar:
+        while part := member.read(_PART):
+            bar.update(len(part))
+    if stamp[0] > _REMEMBERED_BYTES and remembered.is_settled(stamp, began):
+        remembered.keep(places, _VERSION, {"path": str(path), "stamp": stamp, "members": [*sound, info.filename]})
 
 
 def _start(path: Path, info: zipfile.ZipInfo) -> int:

@@ -1,4 +1,4 @@
-"""Image sources: labelled photographs, random access, one `load(spec, split)` for every kind.
+"""Image sources: labelled photographs, random access, one `load(spec, split, settings)` for every kind.
 
 | spec          | what it reads                                                                        |
 |---------------|--------------------------------------------------------------------------------------|
@@ -15,13 +15,13 @@ import importlib.resources
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-from refocus_jax.data import images, manifest, npz
+from refocus_jax.data import folders, images, manifest, notices, npz
 
 SPLITS = ("train", "validation")
 
@@ -30,6 +30,8 @@ _HELD_OUT_PERIOD = 10
 
 # Each class of a model has an embedding: a label above this is no class, but a damaged number.
 _MAX_CLASSES = 100_000
+# Labels of more classes that have no image than of such that have are no numbers of classes, or those of another set.
+_MAX_EMPTY_SHARE = 0.5
 
 
 class Record(TypedDict):
@@ -56,12 +58,31 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def load(spec: str, split: str) -> Source:
+@dataclasses.dataclass(frozen=True)
+class SourceSettings:
+    """How a source is read: the settings `data.<name>` of a config.
+
+    Attributes:
+      num_classes: None for as many as the source has; needed for an `.npz` file without names of which most are empty.
+      class_depth: of a class in a folder, see `folders.arrange`.
+      max_unreadable: share of a folder's images that may be skipped, see `manifest.check`.
+      sixteen_bit_max: the value that is white in images of 16 bits that do not say it, see `images.SixteenBits`. 0: in
+        a folder, white of the fewest of 8, 10, 12, 14 or 16 bits that hold all of them; elsewhere they are refused.
+    """
+
+    num_classes: int | None = None
+    class_depth: int = 0
+    max_unreadable: float = 0.01
+    sixteen_bit_max: int = 0
+
+
+def load(spec: str, split: str, settings: SourceSettings = SourceSettings()) -> Source:
     """Opens one split of a source.
 
     Args:
       spec: `photos`, `npz:PATH`, `folder:PATH` or `tfds:NAME`.
       split: `train` or `validation`. Both splits of a source have the same `class_names`.
+      settings: how it is read.
 
     Raises:
       ValueError: for an unknown kind or split, damaged or malformed data, or a split without images.
@@ -69,26 +90,40 @@ def load(spec: str, split: str) -> Source:
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    return _split_of(spec, _open(spec, settings), split)
+
+
+def load_splits(spec: str, settings: SourceSettings = SourceSettings()) -> tuple[Source, ...]:
+    """Opens a source once, and gives all of its `SPLITS`; otherwise as `load`."""
+    opened = _open(spec, settings)
+    return tuple(_split_of(spec, opened, split) for split in SPLITS)
+
+
+def _split_of(spec: str, opened: Callable[[str], Source], split: str) -> Source:
+    source = opened(split)
+    if len(source) == 0:
+        raise ValueError(
+            f"data.source is {spec!r}, which has no {split} images; give it explicit splits that have some, or at "
+            f"least {_HELD_OUT_PERIOD} images (per class, in a folder), of which every {_HELD_OUT_PERIOD}th is held out"
+        )
+    return source
+
+
+def _open(spec: str, settings: SourceSettings) -> Callable[[str], Source]:
+    """What gives the splits of a source."""
     kind, _, argument = spec.partition(":")
     if kind in ("npz", "folder", "tfds") and not argument:
         argument = "NAME" if kind == "tfds" else "PATH"
         raise ValueError(f"data.source is {spec!r}, which names no data; write {kind}:{argument}")
     if spec == "photos":
-        source = _load_photographs(split)
-    elif kind == "npz":
-        source = _load_npz(Path(argument).expanduser(), split)
-    elif kind == "folder":
-        source = _load_folder(Path(argument).expanduser(), split)
-    elif kind == "tfds":
-        source = _load_tfds(argument, split)
-    else:
-        raise ValueError(f"data.source is {spec!r}, which is unknown; use photos, npz:PATH, folder:PATH or tfds:NAME")
-    if len(source) == 0:
-        raise ValueError(
-            f"data.source is {spec!r}, which has no {split} images; give it explicit splits, or {_HELD_OUT_PERIOD} or "
-            f"more images (per class, in a folder), of which every {_HELD_OUT_PERIOD}th is held out"
-        )
-    return source
+        return _load_photographs
+    if kind == "npz":
+        return _open_npz(Path(argument).expanduser(), settings)
+    if kind == "folder":
+        return _open_folder(Path(argument).expanduser(), settings)
+    if kind == "tfds":
+        return _open_tfds(argument, settings)
+    raise ValueError(f"data.source is {spec!r}, which is unknown; use photos, npz:PATH, folder:PATH or tfds:NAME")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,23 +150,22 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSource:
-    """Image files, decoded when accessed."""
+    """Image files, decoded when accessed; `sixteen_bit_max` as for `images.decode_rgb`."""
 
     paths: Sequence[str] = dataclasses.field(repr=False)
     labels: Sequence[int] = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
+    fingerprint: str
+    sixteen_bit_max: int = 0
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Record:
-        with open(self.paths[index], "rb") as file:
-            return {"image": images.decode_rgb(file, self.paths[index]), "label": int(self.labels[index])}
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        sizes = [os.stat(path).st_size for path in self.paths]
-        return _digest(self.class_names, list(self.labels), list(self.paths), sizes).hexdigest()
+        path = self.paths[index]
+        with open(path, "rb") as file:
+            image_hwc = images.decode_rgb(file, folders.shown(path), self.sixteen_bit_max)
+        return {"image": image_hwc, "label": int(self.labels[index])}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,6 +175,8 @@ class EncodedSource:
     name: str
     records: Sequence[dict] = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
+    fingerprint: str
+    sixteen_bit_max: int = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -150,11 +186,7 @@ class EncodedSource:
         label = int(record["label"])
         if not 0 <= label < len(self.class_names):
             raise ValueError(f"{where} has label {label}; take a dataset with labels in [0, {len(self.class_names)})")
-        return {"image": images.decode_rgb(io.BytesIO(record["image"]), where), "label": label}
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        return _digest(self.name, len(self.records), self.class_names).hexdigest()
+        return {"image": images.decode_rgb(io.BytesIO(record["image"]), where, self.sixteen_bit_max), "label": label}
 
 
 def _digest(*content: Any) -> Any:
@@ -214,22 +246,43 @@ def _load_photographs(split: str) -> ArraySource:
     )
 
 
-def _load_npz(path: Path, split: str) -> ArraySource:
+def _open_npz(path: Path, settings: SourceSettings) -> Callable[[str], ArraySource]:
     if not path.is_file():
         raise FileNotFoundError(f"data.source is npz:{path}, but there is no such file; correct the path")
     try:
         arrays = npz.read(path, ("x", "y", "classes", "val"))
-        _check_npz_arrays(arrays)
+        _check_npz_arrays(arrays, settings.num_classes)
+        class_names = _npz_class_names(path, arrays, settings.num_classes)
+        if unused := sorted(npz.names(path) - arrays.keys()):
+            notices.say(f"data.source npz:{path}: arrays {', '.join(unused)} are not used, x, y, classes and val are")
     except ValueError as error:
         raise ValueError(f"data.source is npz:{path}, which is not taken: {error}") from error
     labels = arrays["y"].astype(np.int64)
-    class_names = tuple(str(name) for name in arrays.get("classes", range(labels.max(initial=-1) + 1)))
     held_out = arrays.get("val", _held_out(len(labels)))
-    chosen = held_out if split == "validation" else ~held_out
-    return ArraySource(arrays["x"][chosen], labels[chosen], class_names)
+
+    def opened(split: str) -> ArraySource:
+        chosen = held_out if split == "validation" else ~held_out
+        return ArraySource(arrays["x"][chosen], labels[chosen], class_names)
+
+    return opened
 
 
-def _check_npz_arrays(arrays: dict[str, np.ndarray]) -> None:
+def _npz_class_names(path: Path, arrays: dict[str, np.ndarray], num_classes: int | None) -> tuple[str, ...]:
+    """The given names, or numbers. Says how many classes are empty, and refuses labels of which most would be."""
+    used = set(arrays["y"].tolist())
+    number = num_classes or max(used, default=-1) + 1
+    names = tuple(map(str, arrays.get("classes", range(number))))
+    if len(used) < len(names):
+        found = f"of {len(names)} classes, {len(names) - len(used)} have no image"
+        counted = "classes" not in arrays and num_classes is None
+        if counted and len(names) - len(used) > _MAX_EMPTY_SHARE * len(names):
+            raise ValueError(f"{found}, as labels y run to {number - 1}; number the classes from 0 without gaps, or "
+                             f"set data.num_classes={number} if they are meant so")
+        notices.say(f"data.source npz:{path}: {found}")
+    return names
+
+
+def _check_npz_arrays(arrays: dict[str, np.ndarray], num_classes: int | None) -> None:
     missing = sorted({"x", "y"} - arrays.keys())
     if missing:
         raise ValueError(f"it lacks {missing}; it must hold images x (n, h, w, 3) and labels y (n,)")
@@ -237,7 +290,8 @@ def _check_npz_arrays(arrays: dict[str, np.ndarray]) -> None:
     rules = {
         "x": ("uint8 (n, h, w, 3)", lambda x: x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] == 3),
         "y": ("integers (n,)", lambda y: y.dtype.kind in "iu" and y.shape == count),
-        "classes": ("strings (k,)", lambda classes: classes.dtype.kind == "U" and classes.ndim == 1),
+        "classes": ("strings (k,), all different", lambda classes: classes.dtype.kind == "U" and classes.ndim == 1
+                    and len(set(classes.tolist())) == len(classes)),
         "val": ("bool (n,)", lambda val: val.dtype == np.bool_ and val.shape == count),
     }
     for key, array in arrays.items():
@@ -246,85 +300,54 @@ def _check_npz_arrays(arrays: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{key} must be {expected}, got {array.dtype} {array.shape}")
     images.check_size(*arrays["x"].shape[1:3])
     labels = arrays["y"]
-    class_count = len(arrays["classes"]) if "classes" in arrays else _MAX_CLASSES
+    if "classes" in arrays:
+        class_count, origin = len(arrays["classes"]), "the number of classes"
+    elif num_classes is not None:
+        class_count, origin = num_classes, "as data.num_classes says; correct one of them"
+    else:
+        class_count, origin = _MAX_CLASSES, "where no classes are given"
     if labels.size and not 0 <= labels.min() <= labels.max() < class_count:
-        raise ValueError(
-            f"labels y run from {labels.min()} to {labels.max()}, they must lie in [0, {class_count}), "
-            f"{'the number of classes' if 'classes' in arrays else 'where no classes are given'}"
-        )
+        raise ValueError(f"labels y run from {labels.min()} to {labels.max()}, they must lie in [0, {class_count}), "
+                         f"{origin}")
 
 
-def _load_folder(root: Path, split: str) -> FileSource:
-    """PATH/train with PATH/val (or PATH/validation), otherwise PATH/<class>/<images> with some held out.
+def _open_folder(root: Path, settings: SourceSettings) -> Callable[[str], FileSource]:
+    """Every file in the folder is counted, and what is not taken is said.
 
-    Of a class folder, files with a suffix of `images.SUFFIXES` count as images; all others, hidden files and folders
-    are ignored. Which images are held out depends on all their names, not on which of them can be read.
+    Which images are held out depends on all their names, not on which of them can be read.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"data.source is folder:{root}, but there is no such folder; correct the path")
-    validation_roots = [root / name for name in ("val", "validation") if (root / name).is_dir()]
-    explicit = (root / "train").is_dir() and bool(validation_roots)
-    if explicit:
-        class_names = _folder_names(root / "train")
-        split_root = root / "train" if split == "train" else validation_roots[0]
-        unknown = sorted(set(_folder_names(split_root)) - set(class_names))
-        if unknown:
-            raise ValueError(
-                f"data.source is folder:{root}: {split_root} has classes that {root / 'train'} lacks: {unknown[:5]}; "
-                "the classes are those of train"
-            )
-    else:
-        class_names, split_root = _folder_names(root), root
-    # A class may be absent from explicit validation images.
-    files = {name: _image_files(split_root, name) for name in class_names if (split_root / name).is_dir()}
-    sound = set(manifest.readable(split_root, [file for class_files in files.values() for file in class_files]))
-    for name, class_files in files.items():
-        if sound.isdisjoint(class_files):
-            raise ValueError(
-                f"data.source is folder:{root}: no image in {split_root / name} can be read; repair or remove the class"
-            )
-    if not explicit:
-        files = {name: _split_files(class_files, split) for name, class_files in files.items()}
-    chosen = [
-        (str(split_root / file), label)
-        for label, name in enumerate(class_names)
-        for file in files.get(name, [])
-        if file in sound
-    ]
-    return FileSource([path for path, _ in chosen], [label for _, label in chosen], class_names)
+    layout = folders.arrange(root, folders.walk(root), settings.class_depth)
+    names = [name for member in layout.members for name in member.images]
+    sound = manifest.check(root, names, layout.left_out, settings.max_unreadable)
+    for member in layout.members:
+        if sound.keys().isdisjoint(member.images):
+            raise ValueError(f"data.source is folder:{root}: no image in {folders.shown(str(root / member.path))} can "
+                             "be read; repair or remove the class")
+    folders.report(f"data.source folder:{root}", len(sound), layout.left_out)
+    sixteen_bits = {folders.shown(name): entry.sixteen_bits for name, entry in sound.items() if entry.sixteen_bits}
+    sixteen_bit_max = images.choose_white(f"data.source folder:{root}", sixteen_bits, settings.sixteen_bit_max)
+
+    def opened(split: str) -> FileSource:
+        chosen = [(name, member.label) for member in layout.members for name in _images_of(member, split)
+                  if name in sound]
+        return FileSource(
+            [str(root / name) for name, _ in chosen], [label for _, label in chosen], layout.class_names,
+            _digest(layout.class_names, sixteen_bit_max,
+                    [(name, sound[name].digest, label) for name, label in chosen]).hexdigest(), sixteen_bit_max)
+
+    return opened
 
 
-def _folder_names(root: Path) -> tuple[str, ...]:
-    names = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    if not names:
-        raise ValueError(
-            f"data.source is a folder: {root} has no class folders; the layout is {root}/<class>/<image files>"
-        )
-    return names
+def _images_of(member: folders.ClassFolder, split: str) -> Sequence[str]:
+    if member.split is not None:
+        return member.images if member.split == split else ()
+    held_out = _held_out(len(member.images))
+    return [name for name, held in zip(member.images, held_out, strict=True) if held == (split == "validation")]
 
 
-def _image_files(root: Path, class_name: str) -> list[str]:
-    """Relative to `root`."""
-    with os.scandir(root / class_name) as entries:
-        names = sorted(
-            f"{class_name}/{entry.name}"
-            for entry in entries
-            if entry.name.lower().endswith(images.SUFFIXES) and not entry.name.startswith(".") and not entry.is_dir()
-        )
-    if not names:
-        raise ValueError(
-            f"data.source is a folder: {root / class_name} holds no image files ({', '.join(images.SUFFIXES)}); "
-            "add some, or remove the folder"
-        )
-    return names
-
-
-def _split_files(files: list[str], split: str) -> list[str]:
-    held_out = _held_out(len(files))
-    return [file for file, held in zip(files, held_out, strict=True) if held == (split == "validation")]
-
-
-def _load_tfds(name: str, split: str) -> EncodedSource:
+def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSource]:
     # Only this kind of source needs tfds, which takes a while to import.
     import tensorflow_datasets as tfds
 
@@ -341,6 +364,12 @@ def _load_tfds(name: str, split: str) -> EncodedSource:
         ) from error
     if not splits:
         raise FileNotFoundError(_how_to_prepare(name, tfds.core.constants.DATA_DIR))
+    return functools.partial(_tfds_split, name, splits, settings)
+
+
+def _tfds_split(name: str, splits: dict[str, Any], settings: SourceSettings, split: str) -> EncodedSource:
+    import tensorflow_datasets as tfds
+
     tfds_split = "test" if split == "validation" and "validation" not in splits else split
     if tfds_split not in splits:
         raise ValueError(f"data.source is tfds:{name}, which has no {tfds_split} split but {sorted(splits)}")
@@ -351,7 +380,13 @@ def _load_tfds(name: str, split: str) -> EncodedSource:
         raise ValueError(
             f"data.source is tfds:{name}, which has {sorted(features)}; take a dataset with an image and a class label"
         )
-    return EncodedSource(f"tfds:{name}", records, tuple(label.names))
+    # Version and shards tell one preparation from another; ArrayRecord checks its own bytes whenever it reads them, so
+    # that damage cannot pass for the same data.
+    info = records.dataset_info.splits[tfds_split]
+    shards = [(os.path.basename(path), os.path.getsize(path)) for path in info.filepaths]
+    fingerprint = _digest(records.dataset_info.full_name, tfds_split, info.shard_lengths, info.num_bytes, shards,
+                          label.names, settings.sixteen_bit_max).hexdigest()
+    return EncodedSource(f"tfds:{name}", records, tuple(label.names), fingerprint, settings.sixteen_bit_max)
 
 
 def _how_to_prepare(name: str, data_dir: str) -> str:

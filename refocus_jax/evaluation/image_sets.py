@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from refocus_jax.data import npz, pipeline
-from refocus_jax.data.images import SUFFIXES, decode_rgb
+from refocus_jax.data import folders, npz, pipeline
+from refocus_jax.data.images import common_white, decode_rgb
 from refocus_jax.data.sources import Source
 
 MIN_IMAGES = 10  # the splits of an Inception Score; fewer say nothing in any case
@@ -79,7 +79,7 @@ def _crop_rule(image_size: int, resize_ratio: float) -> str:
 
 
 def of_path(setting: str, path: str, crop: tuple[int, float] | None = None) -> ImageSet:
-    """The images of a folder, however deep, in the order of their names; or `arr_0` or `x` of an `.npz` file.
+    """The images of a folder, however deep and not hidden, by name; or `arr_0` or `x` of an `.npz` file.
 
     Args:
       setting: what errors call the path.
@@ -120,14 +120,16 @@ def _of_npz(setting: str, path: Path, crop: tuple[int, float] | None) -> ImageSe
 
 
 def _of_folder(folder: Path, crop: tuple[int, float] | None) -> ImageSet:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-                   and not path.name.startswith("."))
+    listing = folders.walk(folder)
+    files = [folder / name for name in listing.images]
+    folders.report(f"folder {folder}", len(files), {"unreadable": listing.unreadable, **listing.left_out})
+    white = common_white(f"folder {folder}", files)
     says = f"{len(files)} images of the folder {folder.name}"
     if crop is not None:
-        read = functools.partial(_cropped_file, crop)
+        read = functools.partial(_cropped_file, crop, white)
         return ImageSet(_Mapped(files, read), f"{says}, {_crop_rule(*crop)} where they are not so", _stamp(files))
-    shape = _read_file(files[0]).shape if files else (0, 0, 3)
-    read = functools.partial(_file_of_shape, shape)
+    shape = _read_file(white, files[0]).shape if files else (0, 0, 3)
+    read = functools.partial(_file_of_shape, shape, white)
     return ImageSet(_Mapped(files, read), f"{says}, {shape[1]} x {shape[0]} pixels", _stamp(files))
 
 
@@ -139,21 +141,21 @@ def _stamp(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _read_file(path: Path) -> np.ndarray:
+def _read_file(white: int, path: Path) -> np.ndarray:
     with path.open("rb") as file:
-        return decode_rgb(file, str(path))
+        return decode_rgb(file, str(path), white)
 
 
-def _file_of_shape(shape: tuple[int, ...], path: Path) -> np.ndarray:
-    image_hwc = _read_file(path)
+def _file_of_shape(shape: tuple[int, ...], white: int, path: Path) -> np.ndarray:
+    image_hwc = _read_file(white, path)
     if image_hwc.shape != shape:
         raise ValueError(f"{path} is of {image_hwc.shape[1]} x {image_hwc.shape[0]} pixels, and the first image of "
                          f"{shape[1]} x {shape[0]}; give images of one size")
     return image_hwc
 
 
-def _cropped_file(crop: tuple[int, float], path: Path) -> np.ndarray:
-    return _cropped(crop, _read_file(path))
+def _cropped_file(crop: tuple[int, float], white: int, path: Path) -> np.ndarray:
+    return _cropped(crop, _read_file(white, path))
 
 
 def _cropped(crop: tuple[int, float], image_hwc: np.ndarray) -> np.ndarray:

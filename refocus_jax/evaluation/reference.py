@@ -22,7 +22,8 @@ class ReferenceSettings:
       reference: "validation" or "train", crops of a data source, or a path: a folder of images, or an `.npz` file with
       images (`arr_0` or `x`), with moments (`mu`, `sigma`, `mu_s`, `sigma_s`), or with both, as ADM publishes them.
       count: crops at most. source: a data source, see `sources.load`. image_size, resize_ratio, crops_per_image: as for
-      `pipeline.validation_batches`; of "train" as many crops of an image are taken as `count` needs.
+      `pipeline.validation_batches`; of "train" as many crops of an image are taken as `count` needs. source_settings:
+      how the source is read.
     """
 
     reference: str
@@ -31,6 +32,7 @@ class ReferenceSettings:
     image_size: int
     resize_ratio: float
     crops_per_image: int
+    source_settings: sources.SourceSettings = sources.SourceSettings()
 
     def crops(self, split: str) -> ImageSet:
         """Of one split of the data source.
@@ -38,7 +40,7 @@ class ReferenceSettings:
         Raises:
           ValueError, FileNotFoundError: as for `sources.load`.
         """
-        source = sources.load(self.source, split)
+        source = sources.load(self.source, split, self.source_settings)
         per_image = self.crops_per_image if split == "validation" else -(-self.count // len(source))
         return image_sets.of_source(source, f"the {split} split of {self.source}", image_size=self.image_size,
                                     resize_ratio=self.resize_ratio, crops_per_image=per_image, limit=self.count)

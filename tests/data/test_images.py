@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from refocus_jax.data import images
@@ -42,7 +43,9 @@ def oriented(orientation):
 # modes
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("file_format", [
+    "PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "QOI",
+    pytest.param("AVIF", marks=pytest.mark.skipif("AVIF" not in Image.SAVE, reason="this Pillow has no AVIF"))])
 def test_colours_survive_every_format(file_format):
     # Chroma at half resolution, and the palette of a GIF, may blur them a little.
     np.testing.assert_allclose(corners(decode(encoded(BLOCKS, file_format))), CORNERS, atol=6)
@@ -78,6 +81,96 @@ def test_16_bits_are_scaled_and_not_clipped(file_format, dtype):
     mode = "I;16" if dtype == "<u2" else "I;16B"
     image = Image.frombytes(mode, (16, 16), ramp.tobytes())
     np.testing.assert_array_equal(decode(encoded(image, file_format))[..., 0], np.arange(256).reshape(16, 16))
+
+
+def png_16(values, transparent=None):
+    """A PNG file of 16 bits, grey (h, w) or of colours (h, w, 3 or 4), which Pillow cannot write."""
+    kind = {2: 0, 3: 2, 4: 6}[values.ndim if values.ndim == 2 else values.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0))]
+    chunks += [] if transparent is None else [(b"tRNS", np.array(transparent, ">u2").tobytes())]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in [*chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_fewer_than_16_bits_in_files_of_16_are_recognised_and_said(file_format, bits, caplog):
+    white = 2**bits - 1
+    ramp = np.linspace(0, white, 256).round().astype(np.uint16).reshape(16, 16)
+    content = encoded(ramp, file_format)
+    np.testing.assert_allclose(decode(content)[..., 1].astype(int), np.arange(256).reshape(16, 16), atol=1)
+    assert f"some/file holds 16 bits, at most {white}: {white} is taken for white" in caplog.text
+    assert images.sixteen_bits(io.BytesIO(content), "file") == (white, False)
+    assert images.sixteen_bits(io.BytesIO(encoded(ramp.astype(np.uint8), file_format)), "file") is None
+
+
+def test_the_value_that_is_white_can_be_given(caplog):
+    content = encoded(np.array([[0, 2000, 4000]], np.uint16))
+    assert images.decode_rgb(io.BytesIO(content), "file", 4000)[0, :, 0].tolist() == [0, 128, 255]
+    assert images.decode_rgb(io.BytesIO(content), "file", 65535)[0, :, 0].tolist() == [0, 8, 16]
+    assert not caplog.text
+    with pytest.raises(ValueError, match="file holds the value 4000, and data.sixteen_bit_max is 1023; set it to 4095"):
+        images.decode_rgb(io.BytesIO(content), "file", 1023)
+    with pytest.raises(ValueError, match="file holds 16 bits and does not say which .*set data.sixteen_bit_max"):
+        images.decode_rgb(io.BytesIO(content), "file", 0)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_16_bits_are_read_where_their_upper_bits_suffice(channels):
+    ramp = (np.arange(16 * channels) * 65535 // (16 * channels - 1)).reshape(4, 4, channels)
+    ramp[..., 3:] = 65535
+    assert images.sixteen_bits(io.BytesIO(png_16(ramp)), "file") == (((ramp[..., :3].max() >> 8) << 8) + 255, True)
+    np.testing.assert_array_equal(decode(png_16(ramp)), ramp[..., :3] >> 8)
+    dark = ramp.copy()
+    dark[..., :3] >>= 4  # 12 bits, of which 4 would be left
+    with pytest.raises(ValueError, match="colours of 16 bits, .* white is 4095: .*Save it with 8 bits .*65535"):
+        decode(png_16(dark))
+    assert images.decode_rgb(io.BytesIO(png_16(dark)), "file", 65535).max() == dark[..., :3].max() >> 8
+
+
+def test_a_transparent_value_of_16_bits_becomes_white():
+    assert decode(png_16(np.array([[65535, 500]]), [500]))[0, :, 0].tolist() == [255, 255]
+    assert decode(png_16(np.array([[65535, 500]]), [501]))[0, :, 0].tolist() == [255, 2]
+    with pytest.raises(ValueError, match="colours of 16 bits is transparent.*save it with an alpha channel"):
+        decode(png_16(np.full((1, 1, 3), 65535), [1, 2, 3]))
+
+
+def test_formats_that_say_which_value_is_white_are_believed(caplog):
+    values = np.array([[0, 1024, 2048]], np.uint16)
+    plain = b"P2 3 1 4095\n0 1024 2048\n"
+    assert decode(plain)[0, :, 0].tolist() == [0, 64, 128]
+    assert decode(b"P5 3 1 4095\n" + values.astype(">u2").tobytes())[0, :, 0].tolist() == [0, 64, 128]
+    assert decode(b"P5 3 1 65535\n" + values.astype(">u2").tobytes())[0, :, 0].tolist() == [0, 4, 8]
+    assert decode(encoded(values.repeat(8, 0), "JPEG2000", irreversible=False))[0, :, 0].tolist() == [0, 4, 8]
+    assert images.sixteen_bits(io.BytesIO(plain), "file") is None and not caplog.text
+
+
+def test_a_tiff_of_12_bits_says_so():
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 200), (277, 1), (278, 1), (279, 3)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    content = (b"II*\0" + struct.pack("<I", 8) + directory).ljust(200, b"\0") + bytes([0xFF, 0xF8, 0x00])
+    assert decode(content)[0, :, 0].tolist() == [255, 128]  # 4095 and 2048
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"photometric": "miniswhite", "data": np.full((4, 4), 300, np.uint16)}, "its 0 is white.*save it with 0 as black"),
+    ({"photometric": "rgb", "planarconfig": "separate", "data": np.full((3, 4, 4), 300, np.uint16)},
+     "stored colour by colour.*save it"),
+])
+def test_tiffs_that_pillow_reads_wrongly_are_refused(options, reason):
+    file = io.BytesIO()
+    tifffile.imwrite(file, **options)
+    with pytest.raises(ValueError, match=f"some/file cannot be read as an image: .*{reason}"):
+        decode(file.getvalue())
+
+
+def test_lab_is_converted():
+    lab = np.array([[[0, 0, 0], [255, 0, 0], [137, 0, 0], [137, 80, 67]]], np.uint8)  # L of 100 * 137 / 255 = 53.7
+    file = io.BytesIO()
+    tifffile.imwrite(file, lab, photometric="cielab")
+    np.testing.assert_allclose(decode(file.getvalue())[0], [[0] * 3, [255] * 3, [129] * 3, [255, 0, 0]], atol=12)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -182,9 +275,15 @@ def test_a_warning_of_pillow_that_is_made_an_error_is_one_of_ours():
 # foreign bytes
 
 
+def test_suffixes_are_those_of_photographs():
+    known = {".jpg", ".JFIF", ".jpe", ".ppm", ".PGM", ".jp2", ".webp", ".tiff"}
+    assert all(suffix.lower() in images.SUFFIXES for suffix in known)
+    assert not {".eps", ".ps", ".pdf", ".ico", ".pfm", ".mpg", ".npy", ""} & set(images.SUFFIXES)
+
+
 @pytest.mark.parametrize("content", [
     b"", b"text", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    b"P6 1 1 255 abc",  # Pillow reads it, but it is no format of ours
+    b"\x0a\x05\x01\x08\0\0\0\0\0\0\0\0" + bytes(200),  # PCX: Pillow reads it, but it is no format of photographs
 ])
 def test_what_is_no_photograph_is_refused_by_name(content):
     with pytest.raises(ValueError, match="some/file cannot be read as an image: .* no JPEG, PNG, "):
@@ -233,6 +332,11 @@ SAMPLES = {
     "webp lossless": encoded(np.dstack([BLOCKS, BLOCKS[..., 0]]), "WEBP", lossless=True),
     "gif": encoded(BLOCKS, "GIF", save_all=True, append_images=[Image.new("RGB", (32, 32))]),
     "bmp": encoded(BLOCKS, "BMP"),
+    "jpeg 2000": encoded(BLOCKS, "JPEG2000"),
+    "qoi": encoded(BLOCKS, "QOI"),
+    "ppm": b"P3 32 32 1000\n" + b" ".join(b"%d" % value for value in BLOCKS.flat),
+    "pgm 16": b"P5 32 32 4095\n" + BLOCKS[..., 0].astype(">u2").tobytes(),
+    **({"avif": encoded(BLOCKS, "AVIF", exif=oriented(6))} if "AVIF" in Image.SAVE else {}),
     **{
         f"tiff {compression}": encoded(BLOCKS, "TIFF", compression=compression, exif=oriented(6))
         for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")

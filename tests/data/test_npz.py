@@ -4,13 +4,14 @@ import io
 import os
 import pickle
 import random
+import time
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 
-from refocus_jax.data import npz, sources
+from refocus_jax.data import npz, remembered, sources
 
 ARRAYS = {
     "x": np.arange(20 * 4 * 5 * 3, dtype=np.uint8).reshape(20, 4, 5, 3),
@@ -71,7 +72,45 @@ def test_mapped_arrays_are_those_that_are_read(tmp_path, save):
         npz.memory_map(path, "x")
 
 
-def test_mapping_reads_nothing_but_what_is_looked_at(tmp_path):
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_no_wrong_byte_is_ever_given(tmp_path, save):
+    path, x = tmp_path / "a.npz", np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8)
+    save(path, x=x)
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1:])
+        for read in (lambda: npz.read(path, ["x"]).get("x", x), lambda: npz.memory_map(path, "x")):
+            try:
+                np.testing.assert_array_equal(read(), x)
+            except ValueError as error:
+                assert "cannot be read as an .npz archive" in str(error)
+
+
+def test_checksums_of_large_files_are_compared_once_until_they_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(npz, "_REMEMBERED_BYTES", 1000)
+    monkeypatch.setattr(remembered, "_UNSETTLED_NS", 0)
+    read, path = [], tmp_path / "a.npz"
+
+    class Bar(npz.tqdm):
+        def update(self, n):
+            read.append(n)
+
+    monkeypatch.setattr(npz, "tqdm", Bar)
+    np.savez(path, arr_0=ARRAYS["x"], x=ARRAYS["x"])
+    for name, expected in (("x", True), ("x", False), ("arr_0", True), ("x", False), ("arr_0", False)):
+        read.clear()
+        npz.memory_map(path, name)
+        assert bool(read) == expected
+    content, before = path.read_bytes(), path.stat()
+    time.sleep(0.02)  # the clock of a file system ticks slowly
+    path.write_bytes(content[:300] + bytes(200) + content[500:])  # part of a download that never came
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ValueError, match="cannot be read as an .npz archive.*CRC"):
+        npz.memory_map(path, "arr_0")
+
+
+def test_mapping_takes_no_memory_but_for_what_is_looked_at(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((64, 2**18), np.uint8))
     tracemalloc.start()
     try:

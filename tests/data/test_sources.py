@@ -2,6 +2,10 @@
 
 import functools
 import io
+import json
+import os
+import shutil
+import time
 import types
 from pathlib import Path
 
@@ -109,13 +113,38 @@ def test_npz_uses_its_own_mask_and_class_names(tmp_path):
         ({"classes": np.arange(3)}, "classes must be strings"),
         ({"val": np.zeros(20)}, "val must be bool"),
         ({"val": np.zeros(3, bool)}, "val must be bool"),
-        ({"val": np.ones(20, bool)}, "no train images"),
+        ({"val": np.ones(20, bool)}, "no train images; give it explicit splits that have some"),
+        ({"classes": np.array(["a", "b", "a"])}, "classes must be strings .*, all different"),
+        ({"y": np.arange(20) % 4 * 1000}, "of 3001 classes, 2997 have no image, .*or set data.num_classes=3001"),
         ({"x": np.zeros((0, 5, 6, 3), np.uint8), "y": np.zeros(0, np.uint8)}, "no train images"),
     ],
 )
 def test_npz_refuses_malformed_arrays(tmp_path, changes, message):
     with pytest.raises(ValueError, match=f"data.source is .*npz:.*a.npz.*{message}"):
         sources.load(write_npz(tmp_path / "a.npz", **changes), "train")
+
+
+def test_npz_says_which_classes_are_empty_and_takes_as_many_as_the_setting_says(tmp_path, caplog):
+    thousands = {"y": np.arange(20) % 4 * 1000}
+    with_gaps = {"y": np.arange(20) % 4 * 2 // 3}  # 0, 0, 1, 2
+    assert sources.load(write_npz(tmp_path / "a.npz", y=np.array([0, 1, 3, 4] * 5)), "train").class_names == (
+        tuple("01234"))
+    assert f"data.source npz:{tmp_path}/a.npz: of 5 classes, 1 have no image" in caplog.text
+    spec = write_npz(tmp_path / "b.npz", **thousands)
+    source = sources.load(spec, "train", sources.SourceSettings(num_classes=4000))
+    assert source.class_names == tuple(map(str, range(4000))) and source[1]["label"] == 1000
+    with pytest.raises(ValueError, match=r"y run from 0 to 3000, .*\[0, 3000\), as data.num_classes says; correct"):
+        sources.load(spec, "train", sources.SourceSettings(num_classes=3000))
+    caplog.clear()
+    sources.load(write_npz(tmp_path / "c.npz", **with_gaps), "train")
+    assert not caplog.text
+
+
+def test_npz_says_which_arrays_are_not_used(tmp_path, caplog):
+    write_npz(tmp_path / "a.npz", labels=np.zeros(20), mask=np.zeros(20))
+    for split in sources.SPLITS:
+        sources.load(f"npz:{tmp_path}/a.npz", split)
+    assert caplog.text.count("arrays labels, mask are not used, x, y, classes and val are") == 1
 
 
 def test_npz_refuses_other_files(tmp_path):
@@ -168,6 +197,65 @@ def test_folder_skips_unreadable_files_and_moves_no_other_to_another_split(tmp_p
     assert "005.png" in caplog.text and "019.png" in caplog.text and "018.png" not in caplog.text
 
 
+def test_folder_says_once_what_it_does_not_take(tmp_path, caplog):
+    for i in range(26):
+        write_image(tmp_path / "a" / f"{i:02d}.png", coloured(i))
+    (tmp_path / "a" / "27.png").symlink_to(tmp_path / "a" / "27.png")  # to itself
+    (tmp_path / "a" / "x.heic").touch()
+    sources.load_splits(f"folder:{tmp_path}")
+    sources.load(f"folder:{tmp_path}", "train")
+    assert sorted(record.getMessage().partition("\n")[0] for record in caplog.records) == [
+        f"data.source folder:{tmp_path}: 26 images are taken. Left out: 1 of another suffix (a/x.heic)",
+        f"data.source is a folder: of 27 image files in {tmp_path}, 1 cannot be read and will be skipped:"]
+    kept = json.loads((tmp_path / ".refocus_manifest.json").read_text())
+    assert kept["left_out"] == {"of another suffix": ["a/x.heic"]} and list(kept["unreadable"]) == ["a/27.png"]
+
+
+def test_folder_reads_all_images_of_16_bits_alike(tmp_path, caplog):
+    """White is that of the brightest of both splits, which a darker one alone would not tell."""
+    for name, value in (("train/a/x", 900), ("train/a/y", 2000), ("val/a/x", 4095)):
+        write_image(tmp_path / f"{name}.png", np.full((4, 4), value, np.uint16))
+    write_image(tmp_path / "train/a/z.png", coloured(7))
+    spec = f"folder:{tmp_path}"
+    train, validation = sources.load_splits(spec)
+    assert (values(train), values(validation)) == ([56, 125, 7], [255])
+    assert values(sources.load(spec, "train")) == [56, 125, 7]
+    said = "3 images hold 16 bits, at most 4095 (in val/a/x.png); 4095 is taken for white"
+    assert caplog.text.count(f"data.source folder:{tmp_path}: {said}") == 1
+    sixteen = sources.load(spec, "train", sources.SourceSettings(sixteen_bit_max=65535))
+    assert values(sixteen) == [4, 8, 7] and sixteen.fingerprint != train.fingerprint
+    with pytest.raises(ValueError, match="val/a/x.png holds the value 4095, and data.sixteen_bit_max is 1023; set it"):
+        sources.load(spec, "train", sources.SourceSettings(sixteen_bit_max=1023))
+
+
+def test_folder_works_with_names_that_are_no_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    for i in range(10):
+        write_image(tmp_path / name / f"{i}{name}.png", coloured(i))
+    (tmp_path / name / "bad.png").write_bytes(b"")
+    for _ in range(2):  # the second time by the manifest
+        train, validation = sources.load_splits(f"folder:{tmp_path}")
+        assert train.class_names == ("caf\\xe9",)
+        assert json.loads(json.dumps(train.class_names)) == ["caf\\xe9"] and "".join(train.class_names).encode()
+        assert values(train) == list(range(9)) and values(validation) == [9]
+    (tmp_path / name / f"0{name}.png").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"caf\\xe9/0caf\\xe9.png cannot be read as an image") as refusal:
+        train[0]
+    assert str(refusal.value).encode()
+
+
+def test_settings_reach_the_folder(tmp_path):
+    for i in range(20):
+        write_image(tmp_path / "dog" / "poodle" / f"{i:02d}.png", coloured(i))
+    for i in range(4):
+        (tmp_path / "dog" / "poodle" / f"{i:02d}.png").write_bytes(b"")
+    spec = f"folder:{tmp_path}"
+    with pytest.raises(ValueError, match="4 cannot be read, which is more than data.max_unreadable, 0.01"):
+        sources.load(spec, "train", sources.SourceSettings(class_depth=2))
+    source = sources.load(spec, "train", sources.SourceSettings(class_depth=2, max_unreadable=0.2))
+    assert source.class_names == ("dog/poodle",) and len(source) == 14
+
+
 def test_folder_ignores_what_is_not_named_like_an_image(tmp_path):
     write_image(tmp_path / "a" / "x.JPEG", coloured(77, 8, 8))
     write_image(tmp_path / "a" / "y.tif", coloured(88))
@@ -181,7 +269,7 @@ def test_folder_refuses_a_class_without_a_readable_image(tmp_path):
     for i in range(200):
         write_image(tmp_path / "good" / f"{i}.png", coloured(i))
     (tmp_path / "bad").mkdir()
-    with pytest.raises(ValueError, match=r"bad holds no image files \(.jpg, .*\); add some, or remove"):
+    with pytest.raises(ValueError, match=r"no image files \(.*.jpg, .*\) in bad; add some, or remove"):
         sources.load(f"folder:{tmp_path}", "train")
     (tmp_path / "bad" / "x.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match="data.source is folder:.*no image in .*bad can be read; repair or remove"):
@@ -201,11 +289,11 @@ def test_folder_refuses_what_is_not_the_layout(tmp_path):
     with pytest.raises(ValueError, match="no class folders"):
         sources.load(spec, "train")
     (tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match="train holds no image files"):
+    with pytest.raises(ValueError, match="train, which has no class folders; the layouts are"):
         sources.load(spec, "train")
     write_image(tmp_path / "train" / "cat" / "x.png", coloured(1))
     write_image(tmp_path / "val" / "dog" / "x.png", coloured(1))
-    with pytest.raises(ValueError, match="classes that .*train lacks: .*dog"):
+    with pytest.raises(ValueError, match="val/dog, classes that train/ lacks"):
         sources.load(spec, "validation")
 
 
@@ -292,7 +380,7 @@ def test_tfds_names_a_record_that_cannot_be_used():
     Image.fromarray(coloured(7)).save(file, "PNG")
     records = [{"image": file.getvalue(), "label": 0}, {"image": b"damaged", "label": 0}]
     records += [{"image": file.getvalue(), "label": label} for label in (-1, 2)]
-    source = sources.EncodedSource("tfds:tiny", records, ("a", "b"))
+    source = sources.EncodedSource("tfds:tiny", records, ("a", "b"), "")
     assert source[0]["image"].tolist() == coloured(7).tolist()
     with pytest.raises(ValueError, match="record 1 of tfds:tiny cannot be read as an image"):
         source[1]
@@ -312,7 +400,64 @@ def test_tfds_refuses_datasets_without_class_labels(monkeypatch):
         sources.load("tfds:captions", "validation")
 
 
+def test_tfds_tells_one_preparation_from_another(tfds_data_dir):
+    train, again, validation = (sources.load("tfds:tiny", split) for split in ("train", "train", "validation"))
+    assert train.fingerprint == again.fingerprint != validation.fingerprint
+    asked = sources.load("tfds:tiny", "train", sources.SourceSettings(sixteen_bit_max=4095))
+    assert asked.fingerprint != train.fingerprint
+    (shard,) = train.records.dataset_info.splits["train"].filepaths
+    with open(shard, "ab") as file:
+        file.write(b"more")
+    assert sources.load("tfds:tiny", "train").fingerprint != train.fingerprint
+
+
+def test_tfds_asks_what_is_white_in_16_bits():
+    """It does not look at all images before it begins, and one alone cannot tell."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(file, "PNG")
+    records = [{"image": file.getvalue(), "label": 0}]
+    assert sources.EncodedSource("tfds:tiny", records, ("a",), "", 4095)[0]["image"].min() == 255
+    with pytest.raises(ValueError, match="record 0 of tfds:tiny holds 16 bits .*set data.sixteen_bit_max"):
+        sources.EncodedSource("tfds:tiny", records, ("a",), "")[0]
+
+
 # any kind
+
+
+def test_a_fingerprint_is_of_content_and_not_of_the_place(tmp_path):
+    for i in range(20):
+        write_image(tmp_path / "one" / "a" / f"{i:02d}.png", coloured(i))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    found = [sources.load(f"folder:{tmp_path}/{name}", "train").fingerprint for name in ("one", "two")]
+    assert found[0] == found[1] != sources.load(f"folder:{tmp_path}/one", "validation").fingerprint
+    changed = tmp_path / "two" / "a" / "07.png"
+    before = changed.stat()
+    time.sleep(0.02)  # the clock of a file system ticks slowly
+    changed.write_bytes((tmp_path / "one" / "a" / "08.png").read_bytes().ljust(before.st_size, b"\0"))
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert sources.load(f"folder:{tmp_path}/two", "train").fingerprint != found[0]
+    (tmp_path / "one" / "a").rename(tmp_path / "one" / "b")
+    assert sources.load(f"folder:{tmp_path}/one", "train").fingerprint != found[0]
+
+
+def test_a_fingerprint_of_arrays_is_of_every_pixel(tmp_path):
+    spec = write_npz(tmp_path / "a.npz")
+    before = sources.load(spec, "train").fingerprint
+    x = np.stack([coloured(i) for i in range(20)])
+    x[7, 4, 5, 2] += 1
+    write_npz(tmp_path / "a.npz", x=x)
+    assert sources.load(spec, "train").fingerprint != before
+    write_npz(tmp_path / "b.npz")
+    assert sources.load(f"npz:{tmp_path}/b.npz", "train").fingerprint == before
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder", "photos"])
+def test_both_splits_can_be_opened_at_once(tmp_path, kind):
+    for i in range(20):
+        write_image(tmp_path / "folder" / "a" / f"{i:02d}.png", coloured(i))
+    spec = {"npz": write_npz(tmp_path / "a.npz"), "folder": f"folder:{tmp_path}/folder", "photos": "photos"}[kind]
+    for split, source in zip(sources.SPLITS, sources.load_splits(spec), strict=True):
+        assert source.fingerprint == sources.load(spec, split).fingerprint
 
 
 @pytest.mark.parametrize("spec", ["", "imagenet", "photos:all", "csv:a.csv"])

@@ -53,6 +53,24 @@ def test_images_of_a_folder_are_found_at_any_depth(images, tmp_path):
     assert cropped.images[12].shape == (8, 8, 3)
 
 
+def test_hidden_copies_never_count(images, tmp_path, caplog):
+    for i, image in enumerate(images[:12]):
+        for place in ("", ".ipynb_checkpoints/", "deep/.thumbnails/", "__MACOSX/deep/"):
+            save(tmp_path / place / f"{i:02d}.png", image)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "gone.png")
+    found = image_sets.of_path("setting", str(tmp_path))
+    assert len(found) == len(found.images) == 12
+    assert ".ipynb_checkpoints" in caplog.text and "deep/.thumbnails" in caplog.text and "gone.png" in caplog.text
+
+
+def test_all_images_of_16_bits_in_a_folder_are_read_alike(tmp_path, caplog):
+    for i in range(12):
+        save(tmp_path / f"{i:02d}.png", np.full((8, 8), 300 * (i + 1), np.uint16))
+    found = image_sets.of_path("setting", str(tmp_path))
+    assert [int(image.max()) for image in found.images] == [round(300 * (i + 1) / 4095 * 255) for i in range(12)]
+    assert f"12 images hold 16 bits, at most 3600 (in {tmp_path}/11.png); 4095 is taken for white" in caplog.text
+
+
 def test_identity_tells_sets_apart(images, tmp_path):
     def identity(content):
         np.savez(tmp_path / "a.npz", x=content)

@@ -170,13 +170,13 @@ def train(task: Task, settings: LoopSettings, batches: Iterable, *, frozen: Any,
     key, frozen = mesh_lib.put_whole((key, frozen), mesh_lib.replicated(mesh))
     began = time.perf_counter()
     with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints, Preemption() as preemption:
-        checkpoints.set_damaged_aside()
         start = checkpoints.latest_step()
         if start is None:
             state = init_state(task, key, mesh)
             state = warm_start(state) if warm_start else state
         else:
             state = checkpoints.restore(abstract_state(task, mesh))
+            start = checkpoints.latest_step()  # an earlier one if that was damaged
             iterator.set_state(checkpoints.record()["position"])
         step = start or 0
         with (Writer(directory, resume_step=-1 if start is None else start) as writer,

@@ -1,12 +1,11 @@
 """Checkpoints of the training state and of what belongs to it: the only file that knows orbax."""
 
-import copy
+import errno
 import hashlib
 import json
 import logging
 import os
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,18 +14,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from refocus_jax.runtime import lease
+from refocus_jax.runtime import lease, processes
+from refocus_jax.runtime.checksums import checksums
 
-_DIGESTS = "digests.json"  # of every file of a checkpoint, beside them
+_NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class Checkpoints:
-    """The checkpoints of one training stage, one sub-directory per step.
+    """The checkpoints of one training stage, one sub-directory per step. All processes must call every method.
 
     The arrays are stored as nested dictionaries whose keys are the names of fields, keys and positions:
     a checkpoint does not depend on Python classes, and a part of it can be restored alone.
-    Its files' digests are written as soon as it is complete: one that has changed since is damaged, is named in
-    a warning, and counts no longer. All processes must call every method.
+
+    A checkpoint is sealed before it gets its final name: it holds the checksums of its arrays, taken on the devices that
+    saved them, and a digest of its record and of these. What is restored is compared with them, on the devices that it
+    is restored to. So no array and no record comes back other than it was saved, no file is read for that alone, and
+    files that do not belong to a checkpoint do no harm. One that cannot be read, or reads otherwise, is damaged: it is
+    named in a warning, and the one before is read instead. Damage is looked for only in what is read.
 
     Args:
       directory: made by the first `save`; merely reading never writes.
@@ -35,26 +39,17 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
         self._directory = Path(directory).absolute()  # orbax refuses relative paths
+        self._keep = keep
+        self._writer: ocp.CheckpointManager | None = None  # opened by the first `save`
         self._saving: int | None = None
-        self._sealing, self._give_up = None, threading.Event()
-        self._sound: dict[int, bool] = {}
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(),
-                "record": ocp.JsonCheckpointHandler("record.json"),
-            },
-            options=ocp.CheckpointManagerOptions(
-                create=False,
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            ),
-        )
+        self._damaged: dict[int, str] = {}
 
     def save(self, step: int, state: Any, record: Mapping[str, Any] | None = None) -> None:
         """Starts to save `state` and its `record`, and returns before they are written.
 
         The checkpoint appears under its final name only when it is complete. The arrays may be donated and
         the record changed as soon as this returns. An error while writing is raised by the next call.
+        The first save renames what is damaged to `damaged_STEP`, so that these steps can be saved again.
 
         Args:
           step: must be later than the latest checkpoint's.
@@ -64,6 +59,7 @@ class Checkpoints:
 
         Raises:
           ValueError: `step` is not later than the latest checkpoint's.
+          RuntimeError: it cannot be written.
         """
         lease.confirm()
         latest = self.latest_step()
@@ -72,57 +68,70 @@ class Checkpoints:
                 f"Cannot save step {step}: {self._directory} already holds step {latest}. "
                 "Resume from the latest step, or use another workdir."
             )
-        items = {"state": ocp.args.PyTreeSave(traverse_util.unflatten_dict(_flatten(state))),
-                 "record": ocp.args.JsonSave(copy.deepcopy(dict(record or {})))}
-        self._directory.mkdir(parents=True, exist_ok=True)
+        arrays = _flatten(state)
+        sealed = _seal(record or {}, arrays)
+        items = {"state": ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays)), "record": ocp.args.JsonSave(sealed)}
         self._saving = step
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        try:
+            if self._writer is None:
+                self._writer = self._open_writer()
+            self._writer.save(step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:
+            raise self._save_failed(error) from error
+
+    def _open_writer(self) -> ocp.CheckpointManager:
+        self._directory.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            self._give_up.clear()
-            self._sealing = threading.Thread(target=self._seal, args=(self._directory / str(step),))
-            self._sealing.start()
+            self._set_aside()
+        processes.barrier(f"checkpoints of {self._directory}")
+        return ocp.CheckpointManager(
+            self._directory,
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "record": ocp.JsonCheckpointHandler("record.json"),
+            },
+            options=ocp.CheckpointManagerOptions(
+                create=False,
+                preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+                lightweight_initialize=True,  # reads no file of what lies there
+            ),
+        )
+
+    def _set_aside(self) -> None:
+        """Renames all that has a step's name and is not a sound checkpoint: it is in the way, but not ours to delete."""
+        sound = {str(step) for step in self._steps() if step not in self._damaged}
+        for path in [path for path in self._directory.iterdir() if path.name.isdecimal() and path.name not in sound]:
+            aside, number = self._directory / f"damaged_{path.name}", 1
+            while aside.exists():
+                aside, number = self._directory / f"damaged_{path.name}_{number}", number + 1
+            path.rename(aside)
+        self._damaged = {}
 
     def latest_step(self) -> int | None:
-        """The step of the latest complete and undamaged checkpoint, or None. Waits for a save that is under way."""
-        return max(self._steps(), default=None)
+        """The step of the latest checkpoint that is not known to be damaged, or None if there is no checkpoint.
 
-    def _steps(self) -> list[int]:
-        """Of all checkpoints that may be read; damaged ones are named."""
+        Costs a look at the directory: whether a checkpoint is damaged is known when it has been restored, after which
+        this is the step that was. Waits for a save that is under way.
+
+        Raises:
+          ValueError: all checkpoints are damaged.
+        """
         self.wait()
-        return [step for step in self._manager.all_steps() if self._is_sound(step)]
+        latest = processes.agree(max(self._steps() - self._damaged.keys(), default=-1))
+        if latest < 0 and self._damaged:
+            found = "; ".join(f"step {step}: {problem}" for step, problem in sorted(self._damaged.items(), reverse=True))
+            raise ValueError(f"All checkpoints in {self._directory} are damaged ({found}). Put sound copies in their "
+                             "place; or, to start this stage over, which loses what was trained, rename or remove "
+                             "that folder.")
+        return None if latest < 0 else latest
 
-    def _is_sound(self, step: int) -> bool:
-        if step not in self._sound:
-            changed = _changed_files(self._directory / str(step))
-            self._sound[step] = not changed
-            if changed:
-                logging.warning("The checkpoint of step %d in %s is damaged and will not be used: %s changed after it "
-                                "was saved.", step, self._directory, ", ".join(changed))
-        return self._sound[step]
-
-    def set_damaged_aside(self) -> None:
-        """Renames damaged checkpoints to `damaged_STEP`, so that their steps can be saved anew."""
-        self._steps()
-        damaged = [step for step, sound in self._sound.items() if not sound]
-        if damaged and jax.process_index() == 0:
-            for step in damaged:
-                aside = self._directory / f"damaged_{step}"
-                number = 1
-                while aside.exists():
-                    aside, number = self._directory / f"damaged_{step}_{number}", number + 1
-                (self._directory / str(step)).rename(aside)
-        for step in damaged:
-            del self._sound[step]
-        self._manager.reload()
-
-    def _seal(self, directory: Path) -> None:
-        """Writes the digests of a checkpoint as soon as it has its final name."""
-        while not directory.exists():
-            if self._give_up.wait(0.02):
-                return
-        temporary = directory / f"{_DIGESTS}.tmp"
-        temporary.write_text(json.dumps(_digests(directory), indent=2))
-        os.replace(temporary, directory / _DIGESTS)
+    def _steps(self) -> set[int]:
+        """Of all folders that hold anything of a checkpoint, sound or not."""
+        if not self._directory.is_dir():
+            return set()
+        return {int(path.name) for path in self._directory.iterdir()
+                if path.name.isdecimal() and path.name == str(int(path.name))
+                and any((path / item).exists() for item in ("state", "record"))}
 
     def restore(
         self,
@@ -136,7 +145,7 @@ class Checkpoints:
         Args:
           template: pytree of `jax.ShapeDtypeStruct` with a sharding, or of jax arrays; the devices may
             differ from those that saved. Leaves without a sharding become numpy arrays.
-          step: default: the latest.
+          step: default: the latest that is not damaged; `latest_step` says which.
           partial: the template may lack parts of the saved state, which are then not read
             (sampling needs no optimizer state).
 
@@ -145,37 +154,36 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
-          ValueError: the checkpoint does not fit the template.
+          ValueError: the checkpoint does not fit the template; it, or all are damaged.
         """
-        step = self._existing_step(step)
         wanted = _flatten(template)
-        self._check_fit(step, wanted, partial)
-        item = traverse_util.unflatten_dict(wanted)
-        restore = ocp.args.PyTreeRestore(
-            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=partial
-        )
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=restore))
-        leaves = traverse_util.flatten_dict(restored.state)
-        return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in wanted])
+        while True:
+            found, sealed = self._sealed(step)
+            self._check_fit(found, sealed["arrays"], wanted, partial)
+            arrays, problem = _attempt(self._read_arrays, found, wanted, partial)
+            if self._is_sound(found, problem):
+                changed = [name for name, digest in checksums(arrays).items() if digest != sealed["arrays"][name][1]]
+                problem = f"{', '.join(changed[:8])} changed after it was saved" if changed else ""
+                if self._is_sound(found, problem):
+                    return jax.tree.unflatten(jax.tree.structure(template), list(arrays.values()))
 
     def record(self, step: int | None = None) -> dict[str, Any]:
-        """What was saved beside the state; the default is the latest checkpoint's.
+        """What was saved with the state; the default is the latest checkpoint's, which `restore` takes.
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
+          ValueError: it, or all are damaged.
         """
-        restored = self._manager.restore(self._existing_step(step), args=ocp.args.Composite(
-            record=ocp.args.JsonRestore()))
-        return restored.record
+        return self._sealed(step)[1]["record"]
 
     def parts(self) -> set[str]:
         """Names of the uppermost parts of the latest checkpoint's state.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
+          ValueError: all are damaged.
         """
-        tree = self._manager.item_metadata(self._existing_step(None)).state.tree
-        return {path[0] for path in traverse_util.flatten_dict(tree)}
+        return {name.partition("/")[0] for name in self._sealed(None)[1]["arrays"]}
 
     def wait(self) -> None:
         """Blocks until the save under way is complete.
@@ -183,21 +191,21 @@ class Checkpoints:
         Raises:
           RuntimeError: it failed; what was saved before is untouched.
         """
+        if self._writer is None:
+            return
         try:
-            self._manager.wait_until_finished()
+            self._writer.wait_until_finished()
         except Exception as error:  # whatever the writing threads ran into
-            self._give_up.set()
             lease.confirm()  # another run that has taken the directory over cleans up in it
-            raise self._save_failed() from error
-        finally:
-            if self._sealing is not None:
-                self._sealing.join()
+            raise self._save_failed(error) from error
 
-    def _save_failed(self) -> RuntimeError:
-        before = [step for step in self._manager.all_steps() if step != self._saving]
-        intact = f"that of step {max(before)} is intact" if before else "there is none before it"
-        return RuntimeError(f"Saving the checkpoint of step {self._saving} in {self._directory} failed; {intact}. Make "
-                            "room or mend the file system, and start again with the same command.")
+    def _save_failed(self, error: Exception) -> RuntimeError:
+        steps = self._steps()
+        intact = f"that of step {max(steps)} is intact" if steps else "there is none before it"
+        remedy = ("Make room or mend the file system" if any(text in str(error) for text in _NO_ROOM)
+                  else "Correct what the error names")
+        return RuntimeError(f"Saving the checkpoint of step {self._saving} in {self._directory} failed; {intact}. "
+                            f"{remedy}, and start again with the same command. The error was: {_in_short(error)}")
 
     def close(self) -> None:
         """Waits, then stops the background threads.
@@ -208,7 +216,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._writer is not None:
+                self._writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -216,31 +225,59 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _sealed(self, step: int | None) -> tuple[int, dict[str, Any]]:
+        """The step of a checkpoint, by default of the latest whose record is not damaged, and what is sealed in it."""
+        while True:
+            found = self._existing_step(step)
+            sealed, problem = _attempt(_read_seal, self._directory / str(found) / "record" / "record.json")
+            if self._is_sound(found, problem):
+                return found, sealed
+
     def _existing_step(self, step: int | None) -> int:
         latest = self.latest_step()
         if latest is None:
             raise FileNotFoundError(
                 f"No checkpoint in {self._directory}. Train this stage first, or correct the workdir."
             )
-        steps = self._steps()
+        steps = self._steps() - self._damaged.keys()
+        if step in self._damaged:
+            raise ValueError(f"The checkpoint of step {step} in {self._directory} is damaged: {self._damaged[step]}. "
+                             f"Choose one of {sorted(steps)}.")
         if step is not None and step not in steps:
             raise FileNotFoundError(
                 f"No checkpoint of step {step} in {self._directory}. Choose one of {sorted(steps)}."
             )
         return latest if step is None else step
 
-    def _check_fit(self, step: int, wanted: dict[tuple[str, ...], Any], partial: bool) -> None:
+    def _is_sound(self, step: int, problem: str) -> bool:
+        """Whether no process has a problem with a checkpoint. If one has, all say so, and it counts no longer."""
+        if processes.gather(np.array([not problem])).all():
+            return True
+        self._damaged[step] = problem or "another process cannot read it"
+        logging.warning("The checkpoint of step %d in %s is damaged and will not be used: %s.", step, self._directory,
+                        self._damaged[step])
+        return False
+
+    def _read_arrays(self, step: int, wanted: dict[tuple[str, ...], Any], partial: bool) -> dict[str, Any]:
+        """By name, in the order of `wanted`."""
+        item = traverse_util.unflatten_dict(wanted)
+        # The handler alone: a checkpointer would wait, after an error in one process, for all.
+        restored = ocp.PyTreeCheckpointHandler().restore(self._directory / str(step) / "state", args=ocp.args.PyTreeRestore(
+            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=partial))
+        leaves = traverse_util.flatten_dict(restored)
+        return {_name(path): leaves[path] for path in wanted}
+
+    def _check_fit(self, step: int, saved: dict[str, list[str]], wanted: dict[tuple[str, ...], Any],
+                   partial: bool) -> None:
         """Orbax would cast, pad or cut arrays that differ from the template without a word."""
-        saved = traverse_util.flatten_dict(self._manager.item_metadata(step).state.tree)
+        wanted = {_name(path): _shape_and_type(array) for path, array in wanted.items()}
         problems = []
-        for path in sorted(wanted.keys() | saved.keys()):
-            name = "/".join(path)
-            if path not in saved:
+        for name in sorted(wanted.keys() | saved.keys()):
+            if name not in saved:
                 problems.append(f"{name} is not in the checkpoint")
-            elif path in wanted:
-                found, expected = _shape_and_type(saved[path]), _shape_and_type(wanted[path])
-                if found != expected:
-                    problems.append(f"{name} is {found} in the checkpoint, expected {expected}")
+            elif name in wanted:
+                if saved[name][0] != wanted[name]:
+                    problems.append(f"{name} is {saved[name][0]} in the checkpoint, expected {wanted[name]}")
             elif not partial:
                 problems.append(f"{name} is only in the checkpoint")
         if problems:
@@ -257,28 +294,42 @@ def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
 
 
-def _digests(directory: Path) -> dict[str, str]:
-    """BLAKE2 of every file below a directory, by relative path."""
-    digests = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and not path.name.startswith(_DIGESTS):
-            with path.open("rb") as file:
-                digests[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "blake2b").hexdigest()
-    return digests
-
-
-def _changed_files(directory: Path) -> list[str]:
-    """Files of a checkpoint that are not what its digests say; none if a kill came before they were written."""
-    path = directory / _DIGESTS
-    if not path.exists():
-        return []
-    try:
-        expected = json.loads(path.read_text())
-    except ValueError:
-        return [_DIGESTS]
-    found = _digests(directory)
-    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+def _name(path: tuple[str, ...]) -> str:
+    return "/".join(path)
 
 
 def _shape_and_type(array: Any) -> str:
     return f"{np.dtype(array.dtype).name}{list(array.shape)}"
+
+
+def _seal(record: Mapping[str, Any], arrays: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    """A record, shape, type and checksum of every array, and a digest of these: what `_read_seal` reads."""
+    named = {_name(path): array for path, array in arrays.items()}
+    described = {name: (_shape_and_type(named[name]), digest) for name, digest in checksums(named).items()}
+    sealed = json.loads(json.dumps({"record": dict(record), "arrays": described}))  # as it will be read
+    return sealed | {"digest": _digest(sealed)}
+
+
+def _read_seal(path: Path) -> dict[str, Any]:
+    sealed = json.loads(path.read_text())
+    if sealed.pop("digest") != _digest(sealed):
+        raise ValueError(f"{path} changed after it was saved")
+    return sealed
+
+
+def _digest(sealed: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(sealed, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _attempt(read: Callable, *args: Any) -> tuple[Any, str]:
+    """What `read` returns, or None, and what is wrong, or nothing."""
+    try:
+        return read(*args), ""
+    except jax.errors.JaxRuntimeError:  # of devices, which may be out of memory: it says nothing about the files
+        raise
+    except Exception as error:  # whatever orbax, tensorstore, json and the file system make of damage
+        return None, _in_short(error)
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

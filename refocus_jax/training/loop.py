@@ -182,13 +182,13 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
         (fold_in(key, "first state"), fold_in(key, "steps"), frozen), mesh_lib.replicated(mesh))
     began = time.perf_counter()
     with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints, Preemption() as preemption:
-        checkpoints.set_damaged_aside()
         start = checkpoints.latest_step()
         if start is None:
             state = init_state(task, first_key, mesh)
             state = warm_start(state) if warm_start else state
         else:
             state = checkpoints.restore(abstract_state(task, mesh))
+            start = checkpoints.latest_step()  # an earlier one if that was damaged
         step = start or 0
         examples = 0 if start is None else checkpoints.record()["position"]["examples"]
         with (closing(batches.starting_at(examples)) as iterator,

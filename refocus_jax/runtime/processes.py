@@ -3,7 +3,9 @@
 import glob
 import hashlib
 import importlib.util
+import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,6 +70,26 @@ def check_same(name: str, value: str) -> None:
 def agree(value: int) -> int:
     """Process 0's value, on all processes."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def from_first(function: Callable[[], Any]) -> Any:
+    """What a function returns in process 0, which alone calls it, on all processes. It must be JSON's.
+
+    What it raises ends all processes: the others raise the same message.
+    """
+    if jax.process_count() == 1:
+        return function()
+    told, error = b"", None
+    if jax.process_index() == 0:
+        try:
+            told = json.dumps(function()).encode()
+        except Exception as raised:
+            told, error = str(raised).encode(errors="replace"), raised
+    failed, length = agree(error is not None), agree(len(told))
+    told = bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(told or bytes(length), np.uint8)))
+    if failed:
+        raise error or RuntimeError(told.decode())
+    return json.loads(told)
 
 
 def gather(rows: Any) -> Any:

@@ -79,7 +79,7 @@ class Writer:
         if not self._active:
             return
         picture = _picture(image_hwc)
-        with _atomically(self._directory / "pictures" / f"{name}.png") as path:
+        with atomically(self._directory / "pictures" / f"{name}.png") as path:
             picture.save(path, format="PNG")
         self._add_event(step, summary=summary.image(name, image_hwc, dataformats="HWC"))
 
@@ -99,7 +99,7 @@ class Writer:
         if not len(frames):
             raise ValueError(f"The animation {name!r} has no frames. Pass at least one.")
         first, *rest = [_picture(frame_hwc) for frame_hwc in frames]
-        with _atomically(self._directory / "pictures" / f"{name}.gif") as path:
+        with atomically(self._directory / "pictures" / f"{name}.gif") as path:
             first.save(path, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
     def json(self, name: str, content: dict[str, Any]) -> None:
@@ -126,27 +126,44 @@ class Writer:
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
     """Writes an indented JSON file, complete or not at all; only process 0 does."""
     if jax.process_index() == 0:
-        with _atomically(Path(path)) as temporary:
+        with atomically(Path(path)) as temporary:
             temporary.write_text(json.dumps(_valid(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
-def _atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path, whose file takes the place of `path` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def atomically(path: Path) -> Iterator[Path]:
+    """Yields a temporary path, whose file takes the place of `path` if the block succeeds.
+
+    Raises:
+      OSError: it cannot be written; in one line that names the path.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """An OSError in the block says in one line what could not be written, why, and how many bytes it needs in all."""
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        needed = "" if size is None else f"; it needs {size} bytes"
+        raise OSError(f"{path} cannot be written ({error.strerror or error}){needed}; make room, or correct its "
+                      "permissions") from error
 
 
 def _drop_lines(metrics: Path, last_step: float) -> None:
     """Drops the lines of steps after `last_step`, and a last line that a crash left incomplete."""
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
-    with _atomically(metrics) as path:
+    with atomically(metrics) as path:
         path.write_text("".join(kept), encoding="utf-8")
 
 

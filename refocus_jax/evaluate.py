@@ -1,14 +1,16 @@
 """`--mode=evaluate`: from checkpoints, or from images that are there, to numbers in WORKDIR/evaluation.json.
 
-What takes long is kept in WORKDIR/evaluation, under names that change with all that it hangs on: samples, features of
-them and of the reference, reconstructions. A call that was interrupted goes on with the samples, and a second call
-computes only what has changed. All processes and all their devices share the work.
+What takes long is kept in WORKDIR/evaluation, under names that change with all that it depends on: samples, features of
+them and of the reference, reconstructions. What is used again is said. A call that was interrupted goes on with the
+samples, and a second call computes only what has changed. All processes and all their devices share the work.
 """
 
 import dataclasses
 import functools
 import importlib.metadata
 import itertools
+import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +22,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import refocus_jax
-from refocus_jax import build, encode, generate, pretrained, validate, weights
-from refocus_jax.evaluation import comparison, image_sets, measurements, metrics
+from refocus_jax import build, generate, pretrained, validate, weights
+from refocus_jax.evaluation import comparison, digests, image_sets, measurements, metrics
 from refocus_jax.evaluation.features import Extractor
 from refocus_jax.evaluation.image_sets import ImageSet
 from refocus_jax.evaluation.reference import Reference
@@ -60,11 +62,11 @@ def evaluate(c: ConfigDict, workdir: str, samples: str | None = None) -> None:
     sampling = build.sampling_settings(c)
     given = image_sets.of_path("evaluation.samples", samples) if samples else None
     extractor, reference = build.open_reference(c)
-    tokenizer, generator, notes = (None, None, []) if given else _load(c, workdir)
+    steps = {} if given else {
+        stage: weights.latest_step(os.path.join(workdir, stage)) for stage in ("tokenizer", "generator")}
+    tokenizer, generator, notes = (None, None, []) if given else _load(c, workdir, steps)
     notes.append(_LOOKED_AT[extractor.name])
-    result: dict[str, Any] = {"tokenizer": {}, "generator": {}, "settings": _settings(c, samples), "steps": {
-        stage: weights.latest_step(os.path.join(workdir, stage)) for stage in ("tokenizer", "generator")
-        if not samples}}
+    result: dict[str, Any] = {"tokenizer": {}, "generator": {}, "settings": _settings(c, samples), "steps": steps}
     if tokenizer:
         held_out = build.reference_settings(c).crops("validation")
         result["tokenizer"] = _evaluate_tokenizer(c, tokenizer, held_out, extractor, directory)
@@ -83,7 +85,7 @@ def evaluate(c: ConfigDict, workdir: str, samples: str | None = None) -> None:
         result["reference"] = {"from": c.evaluation.reference, "count": measured.moments["pool"].count,
                                "says": reference.says}
         notes += [f"Samples: {given.says}.", f"Reference: {reference.says}.",
-                  *comparison.warnings(len(given), measured)]
+                  *comparison.warnings(len(given), measured), *_warnings(given, reference.images)]
     result |= {"features": {name: getattr(extractor, name) for name in ("name", "distance", "source", "sha256")},
                "packages": {name: importlib.metadata.version(name) for name in _PACKAGES} | {
                    "refocus_jax": refocus_jax.__version__},
@@ -104,7 +106,7 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def _settings(c: ConfigDict, samples: str) -> dict[str, Any]:
-    """All that the numbers hang on beside images and weights."""
+    """All that the numbers depend on except images and weights."""
     return {"evaluation": c.evaluation.to_dict() | {"samples": samples}, "sampling": c.sampling.to_dict(),
             "tokenizer_from": c.tokenizer_from, "init_from": c.init_from, "image_size": c.image_size,
             "inception_score_splits": comparison.SPLITS, "precision_recall_neighbours": comparison.NEIGHBOURS,
@@ -114,14 +116,30 @@ def _settings(c: ConfigDict, samples: str) -> dict[str, Any]:
 _Generator = tuple[pretrained.Generator, dict[str, Any]]
 
 
-def _load(c: ConfigDict, workdir: str) -> tuple[pretrained.Tokenizer | None, _Generator | None, list[str]]:
+def _warnings(samples: ImageSet, reference: ImageSet | None) -> list[str]:
+    """What moves the distance of these images without being a matter of what they show."""
+    said = [f"Samples: {warning}" for warning in processes.from_first(samples.warnings)]
+    if reference is not None:
+        said += [f"Reference: {warning}" for warning in processes.from_first(reference.warnings)]
+        (height, width), (other_height, other_width) = (images.images[0].shape[:2] for images in (samples, reference))
+        if (height, width) != (other_height, other_width):
+            said.append(f"Samples are of {width} x {height} pixels, and the reference of {other_width} x "
+                        f"{other_height}: the network resizes both, and distances measure how sharp that leaves them.")
+    return said
+
+
+def _load(c: ConfigDict, workdir: str, steps: Mapping[str, int | None]
+          ) -> tuple[pretrained.Tokenizer | None, _Generator | None, list[str]]:
     """Those of `evaluation.parts` that there are; the generator with a record of which it is; what is missing.
+
+    Args:
+      steps: of the latest checkpoint of each stage.
 
     Raises:
       FileNotFoundError: there is none. ValueError: they make images of another size than the config's.
     """
     tokenizer, generator, missing = None, None, []
-    trained = weights.latest_step(os.path.join(workdir, "generator")) is not None
+    trained = steps["generator"] is not None
     if trained or weight_files.is_weight_file(c.init_from) or "tokenizer" not in c.evaluation.parts:
         if "generator" in c.evaluation.parts:
             generator = generate.load_generator(c, workdir)
@@ -136,33 +154,48 @@ def _load(c: ConfigDict, workdir: str) -> tuple[pretrained.Tokenizer | None, _Ge
     return tokenizer, generator, missing
 
 
-def _draw(c: ConfigDict, sampling: SamplingSettings, generator: pretrained.Generator, record: dict[str, Any],
+def _draw(c: ConfigDict, sampling: SamplingSettings, generator: pretrained.Generator, origin: dict[str, Any],
           directory: Path) -> tuple[ImageSet, dict[str, Any]]:
     """The samples of a generator with these very weights and settings, drawn now unless they lie there; and which."""
     e = c.evaluation
     draw = DrawSettings(count=e.count, seed=e.seed, batch_size=e.batch_size * jax.device_count(), format="npz")
-    digests = encode.digests({"student": generator.params, "tokenizer": generator.tokenizer.params["structure"]})
-    identity = generate.draw_record(digests, sampling, draw)
+    identity = generate.draw_identity(generator, sampling, draw)
     folder = directory / measurements.folder_name("samples", identity)
-    if not processes.agree((folder / "samples.npz.json").exists()):
-        generate.draw_into(folder, generator, identity, sampling, draw)
-    samples = image_sets.of_path("evaluation.samples", str(folder / "samples.npz"))
-    step = f", step {record['step']}" if "step" in record else ""
+    path = folder / "samples.npz"
+    kept = processes.from_first(lambda: _is_sound(path, directory / measurements.DIGESTS))
+    if not kept:
+        generate.draw_into(folder, generator, sampling, draw, origin)
+    samples = image_sets.of_path("evaluation.samples", str(path))
+    step = f", step {origin['step']}" if "step" in origin else ""
     guidance = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sampling).items())
-    says = f"{len(samples)} of {record['generator']}{step} ({guidance}; seed {e.seed})"
-    return dataclasses.replace(samples, says=says), record | identity | {"path": str(folder / "samples.npz")}
+    says = f"{len(samples)} of {origin['generator']}{step} ({guidance}; seed {e.seed})"
+    samples = dataclasses.replace(samples, says=says)
+    if kept:
+        measurements.say_kept("samples", samples, folder)
+    return samples, origin | identity | {"path": str(path)}
+
+
+def _is_sound(samples: Path, memory: Path) -> bool:
+    """Whether samples are there as they were drawn."""
+    try:
+        expected = json.loads(samples.with_name("samples.npz.json").read_bytes())["blake2b"]
+        if digests.of_files([samples], memory) == [expected]:
+            return True
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        pass
+    logging.warning("%s has changed since it was drawn, and is drawn again", samples)
+    return False
 
 
 def _evaluate_tokenizer(c: ConfigDict, tokenizer: pretrained.Tokenizer, held_out: ImageSet, extractor: Extractor,
                         directory: Path) -> dict[str, float]:
     """What reconstructions of held-out images lose, and which codes they use."""
     model, mesh = tokenizer.model, extractor.mesh
-    identity = {
-        "images": held_out.identity, "tokenizer": encode.digests(tokenizer.params), "sha256": extractor.sha256,
-        "optics": dataclasses.asdict(model.optics), "pyramid": model.structure.pyramid,
-        "residual": model.structure.quantizer.residual}
+    made_with = {"tokenizer": tokenizer.identity, "features": extractor.identity}
     measure = _Reconstruct(model, mesh_lib.put_whole(tokenizer.params, mesh_lib.replicated(mesh)), extractor)
-    columns = measurements.keep(directory, "reconstructions", identity, held_out.images, measure,
+    columns = measurements.keep(directory, "reconstructions", made_with, held_out, measure,
                                 c.evaluation.batch_size * mesh.size)
     originals = Reference.of(measurements.of_features(held_out, extractor, directory))
     numbers = {"psnr": metrics.psnr(columns["squared_error"])}

@@ -53,29 +53,32 @@ def load_tokenizer(c: ConfigDict, workdir: str) -> pretrained.Tokenizer:
 def sample(c: ConfigDict, workdir: str) -> None:
     """Draws `config.draw.count` images with `config.sampling`, into WORKDIR/samples."""
     settings, draw = build.sampling_settings(c), build.draw_settings(c)
-    generator, record = load_generator(c, workdir)
-    output = Path(draw.output or os.path.join(workdir, "samples"))
-    draw_into(output, generator, draw_record(record, settings, draw), settings, draw)
+    generator, origin = load_generator(c, workdir)
+    output = Path(draw.output or os.path.join(workdir, "samples")).expanduser()
+    if jax.process_index() == 0:
+        numbers = samples.class_numbers("draw.classes", draw.classes, generator.class_names)
+        print(f"drawing {draw.count} images of {samples.say_classes(numbers, generator.class_names)}", flush=True)
+    draw_into(output, generator, settings, draw, origin)
     if jax.process_index() == 0:
         print(f"{draw.count} images in {output}")
 
 
-def draw_record(record: dict, settings: SamplingSettings, draw: samples.DrawSettings) -> dict:
-    """All that samples hang on, as JSON; `record` says which generator draws them."""
-    return json.loads(json.dumps(record | {"sampling": dataclasses.asdict(settings), "draw": {
-        name: value for name, value in dataclasses.asdict(draw).items() if name not in ("output", "batch_size")}}))
+def draw_identity(generator: pretrained.Generator, settings: SamplingSettings, draw: samples.DrawSettings) -> dict:
+    """All that samples depend on, as JSON."""
+    draws = {name: value for name, value in dataclasses.asdict(draw).items() if name not in ("output", "batch_size")}
+    return json.loads(json.dumps({"made_with": generator.identity, "sampling": dataclasses.asdict(settings),
+                                  "draw": draws}))
 
 
-def draw_into(output: Path, generator: pretrained.Generator, record: dict, settings: SamplingSettings,
-              draw: samples.DrawSettings) -> None:
-    """Draws images into a directory, or what of them is missing; `record` comes from `draw_record`."""
-    def draw_batch(labels: np.ndarray, start: int) -> np.ndarray:
-        drawn = generator.sample(labels, draw.seed, settings.cfg, settings.top_k, settings.top_p, settings.smooth,
-                                 start)
+def draw_into(output: Path, generator: pretrained.Generator, settings: SamplingSettings, draw: samples.DrawSettings,
+              origin: dict) -> None:
+    """Draws images into a directory, or what of them is missing; `origin` says which generator draws them."""
+    def draw_batch(labels_b: np.ndarray, start: int) -> np.ndarray:
+        drawn = generator.sample(labels_b, draw.seed, **dataclasses.asdict(settings), start=start)
         return pictures.to_uint8(np.asarray(generator.images(drawn)))
 
-    size = generator.tokenizer.model.optics.image_size
-    drawing = samples.draw(draw_batch, draw, generator.class_names, size, output, record)
+    size, identity = generator.tokenizer.model.optics.image_size, draw_identity(generator, settings, draw)
+    drawing = samples.draw(draw_batch, draw, generator.class_names, size, output, identity, origin)
     with Progress(draw.count, next(drawing), "samples") as progress:
         for done in drawing:
             progress.update(done, {})

@@ -9,6 +9,7 @@ or, with the official VAR's files, `load_generator("var_d16.pth")`, with `vae_ch
 
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from refocus_jax import build, validate, weights
+from refocus_jax import build, encode, validate, weights
 from refocus_jax.focus import Pyramid
 from refocus_jax.interop import var_state_dict
 from refocus_jax.models.tokenizer import DualTokenizer
@@ -55,12 +56,29 @@ def _map_lists(value: Sequence[Any]) -> list[jax.Array]:
     return [jnp.asarray(v, jnp.int32) for v in value]
 
 
+def _settings(module: Any) -> dict[str, Any]:
+    """What a module computes, as JSON: its fields and those of the modules in it."""
+    def said(value):
+        if dataclasses.is_dataclass(value):
+            # The last two change how, and not what is computed.
+            return {field.name: said(getattr(value, field.name)) for field in dataclasses.fields(value)
+                    if field.name not in ("parent", "name", "remat", "attention")}
+        return jnp.dtype(value).name if isinstance(value, type | np.dtype) else value
+
+    return json.loads(json.dumps(said(module)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """A structure tokenizer with its optics. `model` and `params` also hold the alias stream, if there is one."""
 
     model: DualTokenizer
     params: Any
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells it from all others, as JSON: settings, and digests of its parameters; they are taken once."""
+        return {"settings": _settings(self.model), "params": encode.digests(self.params)}
 
     @functools.cached_property
     def _encode(self):
@@ -104,6 +122,12 @@ class Generator:
     params: Any
     tokenizer: Tokenizer
     class_names: tuple[str, ...]
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """As `Tokenizer.identity`; that of its tokenizer is a part of it."""
+        return {"settings": _settings(self.network), "params": encode.digests({"student": self.params}),
+                "tokenizer": self.tokenizer.identity}
 
     @property
     def _quantizer_params(self):

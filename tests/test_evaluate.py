@@ -1,5 +1,6 @@
 """From checkpoints, folders and files to numbers; a small network stands in for those that look at images."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from refocus_jax import build, evaluate, experiment, generate, pretrained
-from refocus_jax.evaluation import features, metrics, samples
+from refocus_jax.evaluation import features, metrics
+from refocus_jax.evaluation.unfinished import Unfinished
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import extractor as small_extractor
 
@@ -87,8 +89,10 @@ def test_a_workdir_is_evaluated_and_all_is_said(workdir, small, images, capsys):
                                  "sha256": "5" * 64}
     assert found["steps"] == {"tokenizer": 3, "generator": 3}
     assert found["samples"]["step"] == 3 and found["samples"]["count"] == 12
-    assert found["samples"]["sampling"]["top_p"] == 0.95 and len(found["samples"]["student"]) == 32
+    assert found["samples"]["sampling"]["top_p"] == 0.95
     assert found["settings"]["evaluation"]["seed"] == 0 and found["reference"]["count"] == 16
+    made_with = found["samples"]["made_with"]
+    assert made_with["settings"]["dtype"] == "float32" and len(made_with["params"]["student"]) == 32
     assert found["packages"]["jax"] == jax.__version__ and set(found["packages"]) == {
         "jax", "jaxlib", "flax", "numpy", "pillow", "refocus_jax"}
     notes = " ".join(found["notes"])
@@ -106,13 +110,55 @@ def test_a_workdir_is_evaluated_and_all_is_said(workdir, small, images, capsys):
     assert tokenizer["structure_usage/all"] == len(np.unique(tokens)) / 32
 
 
-def test_a_second_call_computes_nothing_anew(workdir, small, monkeypatch):
+def test_a_second_call_computes_nothing_again(workdir, small, monkeypatch, capsys):
     before = run(small(), workdir)
+    capsys.readouterr()
     monkeypatch.setattr(generate, "draw_into", None)
     monkeypatch.setattr(features.Extractor, "__call__", None)
     assert run(small(), workdir) == before
+    said = [line for line in capsys.readouterr().out.splitlines() if "there already, in " in line]
+    assert [line.split()[0] for line in said] == ["reconstructions", "features", "samples", "features", "features"]
     with pytest.raises(TypeError):  # samples of another seed are others
         run(small(**{"evaluation.seed": 1}), workdir)
+
+
+def test_a_workdir_that_has_moved_keeps_what_it_has(start, small, tmp_path, monkeypatch):
+    before = run(small(), start(tmp_path / "here"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.setattr(generate, "draw_into", None)
+    monkeypatch.setattr(features.Extractor, "__call__", None)
+    after = run(small(), str(tmp_path / "there"))
+    assert after["generator"] == before["generator"] and after["tokenizer"] == before["tokenizer"]
+
+
+def test_samples_that_have_changed_since_are_drawn_again(workdir, small, caplog):
+    before = run(small(), workdir)
+    path = Path(before["samples"]["path"])
+    content = path.read_bytes()
+    path.write_bytes(content[:500] + bytes(100) + content[600:])
+    assert run(small(), workdir) == before and path.read_bytes() == content
+    assert "samples.npz has changed since it was drawn, and is drawn again" in caplog.text
+
+
+@pytest.mark.parametrize("change", [
+    {"network": {"num_heads": 4}}, {"network": {"dtype": jnp.bfloat16}},
+    {"structure": {"quantizer": {"residual": True}}}, {"structure": {"pyramid": "var"}}, {"optics": {"rho_max": 2.0}}])
+def test_equal_weights_in_other_networks_are_others(load_once, workdir, change):
+    """What no array reveals is a part of what samples and reconstructions are kept under."""
+    def changed(module, change):
+        return dataclasses.replace(module, **{
+            name: changed(getattr(module, name), value) if isinstance(value, dict) else value
+            for name, value in change.items()})
+
+    generator = load_once(workdir)
+    tokenizer = dataclasses.replace(generator.tokenizer, model=changed(
+        generator.tokenizer.model, {name: value for name, value in change.items() if name != "network"}))
+    other = dataclasses.replace(generator, tokenizer=tokenizer, network=changed(
+        generator.network, change.get("network", {})))
+    assert other.identity != generator.identity
+    assert (tokenizer.identity == generator.tokenizer.identity) == ("network" in change)
+    same = dataclasses.replace(generator, network=changed(generator.network, {"remat": "blocks"}))
+    assert same.identity == generator.identity
 
 
 def test_the_samples_of_a_call_are_those_that_sample_draws(workdir, small, tmp_path):
@@ -128,7 +174,7 @@ def test_the_samples_of_a_call_are_those_that_sample_draws(workdir, small, tmp_p
 
 
 def test_a_kill_while_sampling_costs_one_batch(workdir, small, monkeypatch):
-    c, add, drawn = small(**{"evaluation.seed": 5}), samples._Drawn.add, []
+    c, add, drawn = small(**{"evaluation.seed": 5}), Unfinished.add, []
     before = Path(workdir, "evaluation.json").read_text()
 
     def add_two(self, batch):
@@ -138,11 +184,11 @@ def test_a_kill_while_sampling_costs_one_batch(workdir, small, monkeypatch):
         add(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(samples._Drawn, "add", add_two)
+        patch.setattr(Unfinished, "add", add_two)
         with pytest.raises(KeyboardInterrupt):
             run(c, workdir)
     assert Path(workdir, "evaluation.json").read_text() == before
-    monkeypatch.setattr(samples._Drawn, "add", lambda self, batch: (drawn.append(len(batch)), add(self, batch)))
+    monkeypatch.setattr(Unfinished, "add", lambda self, batch: (drawn.append(len(batch)), add(self, batch)))
     found = run(c, workdir)
     assert drawn == [4, 4, 4]
     shutil.rmtree(Path(found["samples"]["path"]).parent)
@@ -177,6 +223,24 @@ def test_images_need_no_run(small, images, tmp_path, capsys):
     assert found["generator"]["recall"] == 1.0 and found["reference"]["count"] == 20
 
 
+def test_what_moves_distances_is_said_next_to_them(small, images, tmp_path, capsys):
+    """Samples that were saved as JPEG, a reference of another size, few images: in output and in evaluation.json."""
+    for i, image in enumerate(images[:20]):
+        for name, saved in (("jpeg", image), ("large", np.repeat(image, 2, 0).repeat(2, 1))):
+            path = tmp_path / name / f"{i:02d}.{'jpg' if name == 'jpeg' else 'png'}"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(saved).save(path)
+    c = small(**{"evaluation.reference": str(tmp_path / "large")})
+    found = run(c, str(tmp_path / "empty"), samples=str(tmp_path / "jpeg"))
+    printed = capsys.readouterr().out
+    for note in ("Samples: 20 of 20 files are of formats that may lose detail (20 JPEG)",
+                 "The Inception Score of 20 images is too low",
+                 "Reference: 20 of 20 images are not 8 x 8 pixels and were cut or resized to fit"):
+        assert any(note in said for said in found["notes"]) and note in printed
+    found = run(small(), str(tmp_path / "empty"), samples=str(tmp_path / "large"))
+    assert "Samples are of 16 x 16 pixels, and the reference of 8 x 8" in found["notes"][-1]
+
+
 def test_stage_2_is_told_of_a_wrong_reference_before_stage_1(small, tmp_path):
     c = small(**{"evaluation.during_training": 10, "evaluation.reference": "/nowhere"})
     with pytest.raises(FileNotFoundError, match="evaluation.reference is '/nowhere'"):
@@ -200,6 +264,8 @@ def test_a_tokenizer_alone_is_evaluated_alone(start, small, tmp_path):
     ({"data.source": "npz:/nowhere"}, FileNotFoundError, "data.source is npz:/nowhere"),
     ({"image_size": 16}, ValueError, "image_size is 16, and the tokenizer's in .* is 8; give the config"),
     ({"sampling.top_k": 500}, ValueError, "sampling.top_k is 500"),
+    ({"sampling.top_p": 5.0}, ValueError, "sampling.top_p is 5"),
+    ({"sampling.cfg": float("nan")}, ValueError, "sampling.cfg is nan"),
 ])
 def test_what_is_wrong_is_named_before_work_begins(workdir, small, changes, error, message, monkeypatch):
     monkeypatch.setattr(features.Extractor, "__call__", None)

@@ -228,7 +228,9 @@ def test_samples_of_a_workdir(workdir, small, capsys):
         assert np.abs(np.asarray(image) - (np.asarray(expected[0]) + 1) * 127.5).max() <= 0.51
     record = json.loads(Path(workdir, "samples", "samples.png.json").read_text())
     assert record["step"] == 6 and record["sampling"]["top_k"] == 5 and record["draw"]["classes"] == ["odd"]
-    assert "5 images" in capsys.readouterr().out
+    assert record["classes"] == {"1": "odd"}
+    printed = capsys.readouterr().out
+    assert "drawing 5 images of 1 class: 1 'odd'" in printed and "5 images in" in printed
 
 
 def test_samples_of_an_official_checkpoint_without_a_run(small, exported, tmp_path):

@@ -3,7 +3,7 @@
 | spec          | what it reads                                                                        |
 |---------------|--------------------------------------------------------------------------------------|
 | `photos`      | the photographs inside the scikit-image wheel, one class each; nothing is downloaded |
-| `npz:PATH`    | arrays `x` and `y`, optionally `classes` and `val`                                   |
+| `npz:PATH`    | arrays `x` and `y` (or `arr_0` and `arr_1`), optionally `classes` and `val`          |
 | `folder:PATH` | the ImageFolder layout; files that cannot be read are listed and skipped             |
 | `tfds:NAME`   | a prepared TensorFlow Dataset, read without TensorFlow                               |
 """
@@ -246,14 +246,22 @@ def _load_photographs(split: str) -> ArraySource:
     )
 
 
+# What ADM calls images and labels; --mode=sample writes them so.
+_ADM_NAMES = {"arr_0": "x", "arr_1": "y"}
+
+
 def _open_npz(path: Path, settings: SourceSettings) -> Callable[[str], ArraySource]:
     if not path.is_file():
         raise FileNotFoundError(f"data.source is npz:{path}, but there is no such file; correct the path")
     try:
         arrays = npz.read(path, ("x", "y", "classes", "val"))
+        read = arrays.keys()
+        if arrays.keys().isdisjoint({"x", "y"}):
+            adm = npz.read(path, _ADM_NAMES)
+            read, arrays = read | adm.keys(), arrays | {_ADM_NAMES[name]: array for name, array in adm.items()}
         _check_npz_arrays(arrays, settings.num_classes)
         class_names = _npz_class_names(path, arrays, settings.num_classes)
-        if unused := sorted(npz.names(path) - arrays.keys()):
+        if unused := sorted(npz.names(path) - read):
             notices.say(f"data.source npz:{path}: arrays {', '.join(unused)} are not used, x, y, classes and val are")
     except ValueError as error:
         raise ValueError(f"data.source is npz:{path}, which is not taken: {error}") from error

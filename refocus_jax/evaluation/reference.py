@@ -13,6 +13,10 @@ from refocus_jax.evaluation.distances import Moments
 from refocus_jax.evaluation.features import Extractor
 from refocus_jax.evaluation.image_sets import ImageSet
 
+# Of the largest number in a covariance, or of its largest eigenvalue: what rounding to float32, in which some are
+# published, may do to one of 2048 features.
+_TOLERANCE = 1e-4
+
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceSettings:
@@ -133,4 +137,18 @@ def _moments(mean_name: str, mean: np.ndarray, covariance_name: str, covariance:
     if not numbers or mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
         raise ValueError(f"{mean_name} is {mean.dtype} {mean.shape} and {covariance_name} is {covariance.dtype} "
                          f"{covariance.shape}; give finite means (d,) and covariances (d, d)")
-    return Moments(mean.astype(np.float64), covariance.astype(np.float64))
+    covariance = covariance.astype(np.float64)
+    _check_covariance(covariance_name, covariance)
+    return Moments(mean.astype(np.float64), covariance)
+
+
+def _check_covariance(name: str, covariance_dd: np.ndarray) -> None:
+    """Raises a ValueError unless it can be one: a distance from anything else is a number without a meaning."""
+    asymmetry = np.abs(covariance_dd - covariance_dd.T).max()
+    values = np.linalg.eigvalsh(covariance_dd)
+    if asymmetry > _TOLERANCE * np.abs(covariance_dd).max():
+        raise ValueError(f"{name} is not a covariance: it differs from its transpose by up to {asymmetry:.4g}; give a "
+                         "symmetric one")
+    if values[0] < -_TOLERANCE * max(values[-1], 0.0):
+        raise ValueError(f"{name} is not a covariance: its smallest eigenvalue is {values[0]:.4g} (the largest "
+                         f"{values[-1]:.4g}); give one without negative eigenvalues")

@@ -1,8 +1,6 @@
 """Many drawn images on their way to disk: resumable, as a picture, a folder of PNG files or ADM's npz."""
 
 import dataclasses
-import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +11,11 @@ import jax
 import numpy as np
 from PIL import Image
 
+from refocus_jax.evaluation import digests
+from refocus_jax.evaluation.unfinished import Unfinished
 from refocus_jax.reporting import pictures
 from refocus_jax.runtime import processes
-from refocus_jax.runtime.writer import write_json
+from refocus_jax.runtime.writer import atomically, write_json, writing
 
 FORMATS = ("grid", "png", "npz")
 MAX_GRID = 1024  # images that one picture may show
@@ -26,9 +26,10 @@ class DrawSettings:
     """What `--mode=sample` draws.
 
     Attributes:
-      classes: numbers or names; empty is all. count: images in all, shared evenly among the classes. seed: of
-      all images, which are numbered below it. batch_size: drawn at a time. format: 'grid', one picture with a row per
-      class; 'png', a folder of files; 'npz', what ADM's evaluation reads. output: a directory, default WORKDIR/samples.
+      classes: numbers or names, see `class_numbers`; empty is all. count: images in all, shared evenly among the
+      classes. seed: image i depends on it, on i and on its class alone. batch_size: drawn at a time. format: 'grid',
+      one picture with a row per class; 'png', a folder of files; 'npz', what ADM's evaluation reads. output: a
+      directory, default WORKDIR/samples.
     """
 
     classes: tuple[int | str, ...] = ()
@@ -53,99 +54,98 @@ class DrawSettings:
 
 
 def class_numbers(setting: str, classes: Sequence[int | str], names: Sequence[str]) -> np.ndarray:
-    """Numbers of classes given by number or by name; all of them if none is given. `setting` is named in errors.
+    """Numbers of classes that are given by number or by name; all of them if none is given.
+
+    A string is a name where a class has it, and otherwise a number; an integer is a number, and refused where another
+    class has it as its name.
+
+    Args:
+      setting: what errors call it.
 
     Raises:
-      ValueError: there is no such class.
+      ValueError: there is no such class, or it cannot be told which is meant.
     """
-    numbers = []
-    for given in classes or range(len(names)):
-        number = names.index(given) if given in names else int(given) if str(given).isdecimal() else -1
-        if not 0 <= number < len(names):
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise ValueError(f"{setting} has {given!r}; classes are 0 to {len(names) - 1}, by name {shown}")
-        numbers.append(number)
-    return np.asarray(numbers, np.int32)
+    if not classes:
+        return np.arange(len(names), dtype=np.int32)
+    return np.asarray([_class_number(setting, given, names) for given in classes], np.int32)
 
 
-class _Drawn:
-    """Images drawn so far, in a file of their final size, with how many they are and of what settings.
+def _class_number(setting: str, given: int | str, names: Sequence[str]) -> int:
+    number, named = int(given) if str(given).isdecimal() else -1, None
+    if str(given) in names:
+        named = names.index(str(given))
+        if isinstance(given, str):
+            return named
+    if not 0 <= number < len(names):
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise ValueError(f"{setting} has {given!r}; classes are 0 to {len(names) - 1}, by name {shown}; give one of "
+                         "them")
+    if named not in (None, number):
+        raise ValueError(f"{setting} has the number {given}, which is also the name of another class; give "
+                         f"{str(given)!r} in quotes for the class of that name (number {named}), or "
+                         f"{names[number]!r}, the name of class number {number}")
+    return number
 
-    Only process 0 has and writes the file; the others count along.
-    """
 
-    def __init__(self, directory: Path, count: int, side: int, record: dict[str, Any]):
-        self._state, path = directory / "unfinished.json", directory / "unfinished.npy"
-        self._path, self._record, self.done = path, record, 0
-        if self._state.exists():
-            before = json.loads(self._state.read_text())
-            differing = [f"{name} was {before['record'].get(name)!r} and is {value!r}" for name, value in record.items()
-                         if before["record"].get(name) != value]
-            if differing:
-                raise ValueError(f"{directory} holds unfinished samples of other settings: {'; '.join(differing)}. "
-                                 "Finish them, remove the directory, or give another draw.output")
-            self.done = before["done"]
-        self.images = None
-        if jax.process_index() == 0:
-            shape = (count, side, side, 3)
-            self.images = np.lib.format.open_memmap(path, "r+" if self.done else "w+", np.uint8, shape)
-        processes.barrier(f"all know what is drawn in {directory}")
-
-    def add(self, images: np.ndarray) -> None:
-        if self.images is not None:
-            self.images[self.done:self.done + len(images)] = images
-            self.images.flush()
-        self.done += len(images)
-        write_json(self._state, {"done": self.done, "record": self._record})
-
-    def remove(self) -> None:
-        self._state.unlink(missing_ok=True)
-        self._path.unlink(missing_ok=True)
+def say_classes(numbers: np.ndarray, names: Sequence[str]) -> str:
+    """Numbers and names of classes, of many the first."""
+    shown = [f"{number} {names[number]!r}" for number in numbers[:8]]
+    return f"{len(numbers)} class{'es' * (len(numbers) > 1)}: {', '.join(shown)}" + ", ..." * (len(numbers) > 8)
 
 
 def draw(draw_batch: Callable[[np.ndarray, int], np.ndarray], settings: DrawSettings, class_names: Sequence[str],
-         side: int, directory: Path, record: dict[str, Any]) -> Iterator[int]:
+         side: int, directory: Path, identity: dict[str, Any], origin: dict[str, Any]) -> Iterator[int]:
     """Draws all images, going on from where an interrupted call stopped, and writes them in the chosen format.
 
     All processes must call it: they draw together, and process 0 writes.
 
     Args:
-      draw_batch: (labels (b,), number of the first) to uint8 images (b, side, side, 3); b is always the batch size.
-      record: all that the images hang on; it is written beside them, and must not change while they are unfinished.
+      draw_batch: (labels (b,), number of the first image) to uint8 images (b, side, side, 3); b is always the batch
+      size. identity: all that the images depend on, which must not change while they are unfinished. origin: what else
+      is to be known of them. Both are written next to the images, with the names of their classes.
 
     Yields:
       The number of images drawn so far.
 
     Raises:
-      ValueError: unknown classes, or the directory holds unfinished samples of other settings.
+      ValueError: unknown classes, or the directory holds unfinished samples of other settings. OSError: a file cannot
+      be written.
     """
     classes = class_numbers("draw.classes", settings.classes, class_names)
     # Class after class, as even as the count allows: a row of the grid is a class.
     labels = np.sort(np.resize(np.arange(len(classes)), settings.count))
     labels = classes[labels]
-    directory.mkdir(parents=True, exist_ok=True)
-    drawn = _Drawn(directory, settings.count, side, record)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    drawn = Unfinished(directory, (settings.count, side, side, 3), identity)
     while drawn.done < settings.count:
         yield drawn.done
         number = min(settings.batch_size, settings.count - drawn.done)
         batch = np.resize(labels[drawn.done:drawn.done + number], settings.batch_size)
         drawn.add(draw_batch(batch, drawn.done)[:number])
-    if drawn.images is not None:
-        _write(directory, settings, drawn.images, labels, class_names)
-        write_json(directory / f"samples.{settings.format}.json", record)
+    if jax.process_index() == 0:
+        written = _write(directory, settings, drawn.images, labels, class_names)
+        named = {str(label): class_names[label] for label in np.unique(labels)}
+        digest = {"blake2b": digests.of_file(written)} if written.is_file() else {}
+        write_json(directory / f"samples.{settings.format}.json", origin | identity | digest | {"classes": named})
         drawn.remove()
     processes.barrier(f"all is drawn in {directory}")
     yield settings.count
 
 
 def _write(directory: Path, settings: DrawSettings, images: np.ndarray, labels: np.ndarray,
-           class_names: Sequence[str]) -> None:
+           class_names: Sequence[str]) -> Path:
+    """Returns what was written."""
     if settings.format == "grid":
-        _write_grid(directory / "samples.png", images, labels, class_names)
+        path = directory / "samples.png"
+        _write_grid(path, images, labels, class_names)
     elif settings.format == "png":
-        _write_folder(directory / "png", images, labels)
+        path = directory / "png"
+        _write_folder(path, images, labels)
     else:
-        write_npz(directory / "samples.npz", images, labels, settings.seed)
+        path = directory / "samples.npz"
+        write_npz(path, images, labels, class_names, settings.seed)
+    return path
 
 
 def _write_grid(path: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
@@ -154,35 +154,35 @@ def _write_grid(path: Path, images: np.ndarray, labels: np.ndarray, class_names:
     if len(rows) == 1:  # one class needs no labels, and is easier to see as a square
         columns = int(np.ceil(np.sqrt(len(images))))
         rows, names = [list(images[i:i + columns]) for i in range(0, len(images), columns)], None
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(pictures.grid(rows, names)).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with atomically(path) as temporary:
+        Image.fromarray(pictures.grid(rows, names)).save(temporary, format="PNG")
 
 
 def _write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """`NUMBER_CLASS.png` each."""
     temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        Image.fromarray(image).save(temporary / f"{i:06d}_{label:04d}.png")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with writing(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            Image.fromarray(image).save(temporary / f"{i:06d}_{label:04d}.png")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
 
 
-def write_npz(path: Path, images: np.ndarray, labels: np.ndarray, seed: int) -> None:
-    """ADM's layout, `arr_0` images and `arr_1` labels, in shuffled order: its Inception Score hangs on the order.
+def write_npz(path: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], seed: int) -> None:
+    """ADM's layout, `arr_0` images and `arr_1` labels, and `classes`, the names of all classes.
 
-    One image at a time: 50,000 of them need not fit into memory.
+    In shuffled order, on which ADM's Inception Score depends. One image at a time: 50,000 of them need not fit into
+    memory.
     """
     order = np.random.default_rng(seed).permutation(len(images))
-    temporary = path.with_suffix(".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
             np.lib.format.write_array_header_1_0(file, header)
             for i in order:
                 file.write(np.ascontiguousarray(images[i]).tobytes())
-        with archive.open("arr_1.npy", "w") as file:
-            np.lib.format.write_array(file, labels[order].astype(np.int64))
-    os.replace(temporary, path)
+        for name, array in {"arr_1": labels[order].astype(np.int64), "classes": np.array(class_names, str)}.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array)

@@ -55,7 +55,7 @@ class Lease:
         self._beat: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        processes.first_alone(self._acquire)
+        processes.from_first(self._acquire)
         return self
 
     def __exit__(self, *exception: object) -> None:

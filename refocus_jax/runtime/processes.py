@@ -4,6 +4,7 @@ import contextlib
 import glob
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import threading
@@ -103,20 +104,24 @@ def agree(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def first_alone(function: Callable[[], None]) -> None:
-    """Calls a function in process 0 alone. What it raises ends all processes: the others raise the same message."""
+def from_first(function: Callable[[], Any]) -> Any:
+    """What a function returns in process 0, which alone calls it, on all processes. It must be JSON's.
+
+    What it raises ends all processes: the others raise the same message.
+    """
     if jax.process_count() == 1:
         return function()
-    error = None
+    told, error = b"", None
     if jax.process_index() == 0:
         try:
-            function()
+            told = json.dumps(function()).encode()
         except Exception as raised:
-            error = raised
-    message = b"" if error is None else (str(error) or repr(error)).encode()
-    if length := agree(len(message)):
-        told = multihost_utils.broadcast_one_to_all(np.frombuffer(message or bytes(length), np.uint8))
-        raise error or RuntimeError(bytes(told).decode())
+            told, error = str(raised).encode(errors="replace"), raised
+    failed, length = agree(error is not None), agree(len(told))
+    told = bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(told or bytes(length), np.uint8)))
+    if failed:
+        raise error or RuntimeError(told.decode())
+    return json.loads(told)
 
 
 def gather(rows: Any) -> Any:

@@ -47,7 +47,7 @@ class Writer:
         self._path = self._directory / "metrics.jsonl"
         if self._path.exists():
             _drop_lines(self._path, math.inf if resume_step is None else resume_step)
-        with _writing(self._directory):
+        with writing(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
             self._metrics = self._path.open("a", encoding="utf-8")
             # The synchronous part of tensorboardX: its SummaryWriter's thread may hold back, and lose in a kill,
@@ -70,7 +70,7 @@ class Writer:
         values = {name: float(value) for name, value in values.items()}
         line = json.dumps(_valid({"step": int(step), "time": time.time(), **values}), allow_nan=False)
         parts = [part for name, value in values.items() for part in summary.scalar(name, value).value]
-        with _writing(self._path):
+        with writing(self._path):
             self._metrics.write(line + "\n")
             self._metrics.flush()
             self._add_event(step, summary=Summary(value=parts))
@@ -160,7 +160,7 @@ def atomically(path: Path) -> Iterator[Path]:
       OSError: it cannot be written; in one line that names the path. LeaseError: see `lease.confirm`.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with _writing(path):
+    with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -171,13 +171,15 @@ def atomically(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """What is written to `path` in the block: only by who may, and an error says what could not be written, and why."""
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """What is written to `path` in the block: only by who may, and an OSError says in one line what could not be
+    written, why, and how many bytes it needs in all."""
     lease.confirm()
     try:
         yield
     except OSError as error:
-        raise OSError(f"{path} cannot be written ({error.strerror or error}); make room, or correct its "
+        needed = "" if size is None else f"; it needs {size} bytes"
+        raise OSError(f"{path} cannot be written ({error.strerror or error}){needed}; make room, or correct its "
                       "permissions") from error
 
 

@@ -24,6 +24,9 @@ class SamplingSettings:
       t = cfg k / (K - 1) makes logits (1 + t) conditional - t unconditional. Where 1 means unguided, as for
       DiT, that is a scale of 1 + t: a ramp from 1 to 1 + cfg.
       top_k, top_p: filters, 0 is off. smooth: feed back a mixture of codes instead of one (pictures, not FID).
+
+    Raises:
+      ValueError: a number out of its range; how large top_k may be, the vocabulary says (`filters.filter_logits`).
     """
 
     cfg: float = 1.5
@@ -34,6 +37,10 @@ class SamplingSettings:
     def __post_init__(self):
         if not 0 <= self.cfg < math.inf:
             raise ValueError(f"sampling.cfg is {self.cfg}; give a finite number, 0 (unguided) or more")
+        if self.top_k < 0:
+            raise ValueError(f"sampling.top_k is {self.top_k}; give 0 (off) or more")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"sampling.top_p is {self.top_p}; give 0 (off) to 1")
 
 
 class Sample(NamedTuple):

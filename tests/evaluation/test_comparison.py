@@ -41,8 +41,9 @@ def test_moments_alone_give_what_they_can():
 
 
 @pytest.mark.parametrize(("samples", "reference", "said"), [
-    (13, 13, []), (12, 13, ["12 samples for 12 features: their covariance has rank 11 at most"]),
-    (5, 10, ["5 samples", "10 reference images for 12 features"])])
+    (5000, 13, []), (4999, 13, ["The Inception Score of 4999 images is too low"]),
+    (12, 13, ["12 samples for 12 features: their covariance has rank 11 at most", "Inception Score of 12 images"]),
+    (5, 10, ["5 samples", "10 reference images for 12 features", "Inception Score of 5 images"])])
 def test_too_few_images_are_said_so(samples, reference, said):
     warnings = comparison.warnings(samples, Reference.of(features(0, reference)))
     assert len(warnings) == len(said) and all(a in b for a, b in zip(said, warnings, strict=True))
@@ -50,4 +51,4 @@ def test_too_few_images_are_said_so(samples, reference, said):
 
 def test_a_reference_without_images_is_said_so():
     b = Reference.of(features(0, 30))
-    assert "no kernel distance, precision and recall" in comparison.warnings(30, Reference(b.moments, None))[0]
+    assert "no kernel distance, precision and recall" in comparison.warnings(5000, Reference(b.moments, None))[0]

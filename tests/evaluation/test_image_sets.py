@@ -1,6 +1,8 @@
 """Images by random access from sources, folders and files; what they are not is named."""
 
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from refocus_jax.data import pipeline
 from refocus_jax.data.sources import ArraySource
 from refocus_jax.evaluation import image_sets
+from refocus_jax.evaluation.image_sets import ImageSet
 
 
 def save(path, images):
@@ -71,18 +74,99 @@ def test_all_images_of_16_bits_in_a_folder_are_read_alike(tmp_path, caplog):
     assert f"12 images hold 16 bits, at most 3600 (in {tmp_path}/11.png); 4095 is taken for white" in caplog.text
 
 
-def test_identity_tells_sets_apart(images, tmp_path):
-    def identity(content):
-        np.savez(tmp_path / "a.npz", x=content)
-        os.utime(tmp_path / "a.npz", (0, 0))
-        return image_sets.of_path("setting", str(tmp_path / "a.npz")).identity
+def test_hidden_folders_never_count(images, tmp_path):
+    for i, image in enumerate(images[:12]):
+        for folder in ("a", "a/.ipynb_checkpoints", ".thumbnails", ".trash/a"):
+            save(tmp_path / ".root" / folder / f"{i:02d}.png", image)
+    assert len(image_sets.of_path("setting", str(tmp_path / ".root"))) == 12  # which may be hidden itself
 
-    before, changed = identity(images), images.copy()
-    assert identity(images) == before
-    changed[-1, 0, 0, 0] ^= 1
-    assert identity(changed) != before and identity(images[:63]) != before
-    np.savez(tmp_path / "a.npz", x=images)  # another time
-    assert image_sets.of_path("setting", str(tmp_path / "a.npz")).identity != before
+
+def of_npz(folder, images):
+    np.savez(folder / "a.npz", x=images)
+    return image_sets.of_path("setting", str(folder / "a.npz"))
+
+
+def of_folder(folder, images):
+    shutil.rmtree(folder / "images", ignore_errors=True)
+    for i, image in enumerate(images):
+        save(folder / "images" / f"{i:02d}.png", image)
+    return image_sets.of_path("setting", str(folder / "images"))
+
+
+def of_cropped_folder(folder, images):
+    of_folder(folder, images)
+    return image_sets.of_path("setting", str(folder / "images"), crop=(8, 0.0))
+
+
+def of_array(folder, images):
+    return ImageSet(images, "images")
+
+
+def of_array_source(folder, images):
+    source = ArraySource(images, np.zeros(len(images), int), ("a",))
+    return image_sets.of_source(source, "it", image_size=8, resize_ratio=0.0, crops_per_image=1, limit=99)
+
+
+@pytest.mark.parametrize("make", [of_npz, of_folder, of_cropped_folder, of_array, of_array_source])
+def test_identity_tells_sets_apart(make, images, tmp_path):
+    """By every image and its place: of 40, each but its neighbour would do for a look at 16 of them."""
+    def identity(content):
+        return make(tmp_path, content).identity(tmp_path / "digests.json")
+
+    images, seen = images[:40], []
+    seen.append(identity(images))
+    assert identity(images) == seen[0]
+    for index in (0, 1, 20, 38, 39):
+        changed = images.copy()
+        changed[index, 0, 0, 0] ^= 1
+        seen.append(identity(changed))
+    swapped = images[[1, 0, *range(2, 40)]]
+    seen += [identity(swapped), identity(images[:39])]
+    assert len(set(map(json.dumps, seen))) == len(seen)
+
+
+def test_identity_of_files_is_that_of_their_content(images, tmp_path):
+    """Wherever they lie, and whatever the folder is called; a crop is another set."""
+    memory, before = tmp_path / "digests.json", of_folder(tmp_path, images[:12]).identity(tmp_path / "digests.json")
+    (tmp_path / "images").rename(tmp_path / "renamed")
+    renamed = str(tmp_path / "renamed")
+    assert image_sets.of_path("setting", renamed).identity(memory) == before
+    for crop in ((8, 0.0), (8, 1.5), (4, 0.0)):
+        assert image_sets.of_path("setting", renamed, crop).identity(memory) != before
+    a, b = tmp_path / "renamed" / "00.png", tmp_path / "renamed" / "07.png"
+    contents, times = [a.read_bytes(), b.read_bytes()], a.stat().st_mtime_ns
+    for path, content in zip((b, a), contents, strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(times, times))
+    assert image_sets.of_path("setting", renamed).identity(memory) != before
+
+
+def test_identity_of_crops_is_that_of_their_rule(images, tmp_path):
+    source = ArraySource(np.repeat(images[:12], 2, 1), np.zeros(12, int), ("a",))
+    rules = [dict(image_size=8, resize_ratio=0.0, crops_per_image=2, limit=24) | change for change in (
+        {}, {"image_size": 4}, {"resize_ratio": 1.5}, {"crops_per_image": 1}, {"limit": 23})]
+    found = [json.dumps(image_sets.of_source(source, "it", **rule).identity(tmp_path)) for rule in rules]
+    assert len(set(found)) == len(rules)
+
+
+def test_formats_that_lose_detail_are_said(images, tmp_path):
+    """By content, whatever the files are called, and also if some are as they should be."""
+    assert of_folder(tmp_path, images[:12]).warnings() == []
+    save(tmp_path / "images" / "00.png", images[0])
+    for name in ("01.png", "02.jpg"):
+        (tmp_path / "images" / name).unlink(missing_ok=True)
+        Image.fromarray(images[1]).save(tmp_path / "images" / name, format="JPEG")
+    said, = image_sets.of_path("setting", str(tmp_path / "images")).warnings()
+    assert said.startswith("2 of 13 files are of formats that may lose detail (2 JPEG). That alone moves distances")
+
+
+@pytest.mark.parametrize("make", [of_npz, of_folder])
+def test_images_that_were_made_to_fit_are_said(make, images, tmp_path):
+    make(tmp_path, images[:12])
+    path = str(tmp_path / ("a.npz" if make is of_npz else "images"))
+    assert image_sets.of_path("setting", path, (8, 0.0)).warnings() == []
+    said, = image_sets.of_path("setting", path, (4, 1.5)).warnings()
+    assert said.startswith("12 of 12 images are not 4 x 4 pixels and were cut or resized to fit")
 
 
 @pytest.mark.parametrize(("arrays", "message"), [
@@ -99,7 +183,7 @@ def test_files_that_do_not_serve_are_named(tmp_path, arrays, message):
 
 def test_paths_that_do_not_serve_are_named(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ValueError, match="setting is .*a.txt, which is no .npz file and no folder; give one"):
+    with pytest.raises(ValueError, match="setting is .*a.txt, which is not a folder and not an .npz file; give one"):
         image_sets.of_path("setting", str(tmp_path / "a.txt"))
     with pytest.raises(ValueError, match="which has 0 images; give at least 10"):
         image_sets.of_path("setting", str(tmp_path))

@@ -69,6 +69,15 @@ def test_moments_of_other_features_are_not_taken(settings, extractor, images, tm
     assert opened(settings(tmp_path / "adm.npz"), extractor).says == "64 images of adm.npz, 8 x 8 pixels"
 
 
+def test_a_covariance_may_be_rounded_and_of_any_rank(settings, extractor, tmp_path):
+    """In float32, as some are published, the eigenvalues of 3 features that lie in 6 dimensions are below zero."""
+    features = np.random.default_rng(0).normal(3.0, 2.0, (4, 6))
+    covariance = np.cov(features.T).astype(np.float32)
+    assert np.linalg.eigvalsh(covariance.astype(np.float64))[0] < 0
+    np.savez(tmp_path / "a.npz", mu=features.mean(0), sigma=covariance)
+    assert opened(settings(tmp_path / "a.npz"), extractor).stored.keys() == {"pool"}
+
+
 def test_a_reference_that_does_not_serve_is_named(settings, extractor, tmp_path):
     with pytest.raises(FileNotFoundError, match="evaluation.reference is 'test', which is no split and no path; give "
                                                 "train, validation, a folder or an .npz file"):
@@ -79,6 +88,12 @@ def test_a_reference_that_does_not_serve_is_named(settings, extractor, tmp_path)
     np.savez(tmp_path / "a.npz", mu=np.full(6, np.nan), sigma=np.eye(6))
     with pytest.raises(ValueError, match="give finite means"):
         opened(settings(tmp_path / "a.npz"), extractor)
+    for sigma, said in ((np.diag([3.0, 2, 1, 1, 1, -0.01]), r"smallest eigenvalue is -0.01 \(the largest 3\); give"),
+                        (-np.eye(6), "smallest eigenvalue is -1"),
+                        (np.eye(6) + np.eye(6, k=1), "differs from its transpose by up to 1; give a symmetric")):
+        np.savez(tmp_path / "a.npz", mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(6), sigma_s=sigma)
+        with pytest.raises(ValueError, match=f"a.npz, which is not taken: sigma_s is not a covariance: .*{said}"):
+            opened(settings(tmp_path / "a.npz"), extractor)
     np.savez(tmp_path / "a.npz", y=np.zeros(6))
     with pytest.raises(ValueError, match="holds no images and no moments"):
         opened(settings(tmp_path / "a.npz"), extractor)

@@ -1,11 +1,14 @@
+import errno
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from refocus_jax.data import sources
 from refocus_jax.evaluation import samples
 from refocus_jax.evaluation.samples import DrawSettings
+from tests.fixtures.disk import full_disk
 
 NAMES = ("ant", "bee", "cat")
 
@@ -27,12 +30,13 @@ class Painter:
         return images
 
 
-def draw(directory, painter=None, record=None, **settings):
+def draw(directory, painter=None, identity=None, origin=None, names=NAMES, **settings):
     settings = DrawSettings(**dict(batch_size=4) | settings)
-    return list(samples.draw(painter or Painter(), settings, NAMES, 4, directory, record or {"step": 1}))
+    identity, origin = identity or {"weights": "abc"}, origin or {"step": 1}
+    return list(samples.draw(painter or Painter(), settings, names, 4, directory, identity, origin))
 
 
-def test_labels_are_shared_evenly_and_every_image_has_its_own_number(tmp_path):
+def test_labels_are_shared_evenly_and_every_image_has_its_number(tmp_path):
     painter = Painter()
     assert draw(tmp_path, painter, count=10, seed=5, format="png") == [0, 4, 8, 10]
     assert painter.calls == [([0, 0, 0, 0], 0), ([1, 1, 1, 2], 4), ([2, 2, 2, 2], 8)]
@@ -41,7 +45,8 @@ def test_labels_are_shared_evenly_and_every_image_has_its_own_number(tmp_path):
     for i, name in enumerate(files):
         with Image.open(tmp_path / "png" / name) as image:
             assert np.asarray(image)[0, 0].tolist() == [int(name[7:11]), i, 0]
-    assert json.loads((tmp_path / "samples.png.json").read_text()) == {"step": 1}
+    assert json.loads((tmp_path / "samples.png.json").read_text()) == {
+        "step": 1, "weights": "abc", "classes": {"0": "ant", "1": "bee", "2": "cat"}}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["png", "samples.png.json"]
 
 
@@ -49,6 +54,7 @@ def test_the_npz_is_adms_in_shuffled_order(tmp_path):
     draw(tmp_path, count=30, format="npz")
     with np.load(tmp_path / "samples.npz", allow_pickle=False) as arrays:
         images, labels = arrays["arr_0"], arrays["arr_1"]
+        assert tuple(arrays["classes"]) == NAMES
     assert images.shape == (30, 4, 4, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
     assert sorted(images[:, 0, 0, 1].tolist()) == list(range(30))
@@ -81,18 +87,67 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(format, tmp_path):
 
 
 def test_unfinished_samples_of_other_settings_are_not_mixed(tmp_path):
+    """Where they came from is not what they depend on: a moved workdir goes on."""
     with pytest.raises(KeyboardInterrupt):
-        draw(tmp_path, Painter(batches=1), count=8)
-    with pytest.raises(ValueError, match="unfinished samples of other settings: step was 1 and is 2.*draw.output"):
-        draw(tmp_path, record={"step": 2}, count=8)
+        draw(tmp_path / "here", Painter(batches=1), count=8, identity={"sampling": {"cfg": 1.5}})
+    with pytest.raises(ValueError, match="unfinished samples of other settings: sampling.cfg was 1.5 and is 2"):
+        draw(tmp_path / "here", count=8, identity={"sampling": {"cfg": 2}})
+    (tmp_path / "here").rename(tmp_path / "there")
+    painter = Painter()
+    draw(tmp_path / "there", painter, count=8, identity={"sampling": {"cfg": 1.5}}, origin={"generator": "there"})
+    assert len(painter.calls) == 1
+    assert json.loads((tmp_path / "there" / "samples.grid.json").read_text())["generator"] == "there"
+
+
+@pytest.mark.parametrize(("format", "name"), [("grid", "samples.png"), ("png", "png"), ("npz", "samples.npz")])
+def test_output_that_cannot_be_written_is_named_and_costs_no_image(format, name, tmp_path, monkeypatch):
+    """The disk has room for the images alone: they are not drawn again."""
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    settings = dict(count=200, batch_size=200, format=format)
+    with full_disk(200 * 48), monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", no_room)
+        with pytest.raises(OSError, match=rf"{name} cannot be written \((No space left|File too large).*make room"):
+            draw(tmp_path, **settings)
+    rest = Painter()
+    assert draw(tmp_path, rest, **settings) == [200] and not rest.calls
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"samples.{format}.json"}
 
 
 def test_class_numbers():
-    assert samples.class_numbers("draw.classes", (), NAMES).tolist() == [0, 1, 2]
-    assert samples.class_numbers("draw.classes", ("cat", 1, "0"), NAMES).tolist() == [2, 1, 0]
-    for wrong in (3, "dog", -1):
-        with pytest.raises(ValueError, match=f"draw.classes has {wrong!r}; classes are 0 to 2, by name ant, bee, cat"):
-            samples.class_numbers("draw.classes", (wrong,), NAMES)
+    def numbers(*classes, names=NAMES):
+        return samples.class_numbers("draw.classes", classes, names).tolist()
+
+    assert numbers() == [0, 1, 2]
+    assert numbers("cat", 1, "0") == [2, 1, 0]
+    for wrong in (3, "dog", -1, 1.0, True):
+        with pytest.raises(ValueError, match=f"edit.label has {wrong!r}; classes are 0 to 2, by name ant, bee, cat; g"):
+            samples.class_numbers("edit.label", (wrong,), NAMES)
+
+
+def test_numbers_that_are_names_of_other_classes_are_refused():
+    """Folders 0 ... 11 are sorted 0, 1, 10, 11, 2, ...: number 10 is "8"."""
+    names = sorted(map(str, range(12)))
+
+    def number(given):
+        return samples.class_numbers("draw.classes", (given,), names).tolist()
+
+    assert number("10") == [2] and number("8") == [10] and number(0) == [0]
+    with pytest.raises(ValueError, match="draw.classes has the number 10, which is also the name of another class; "
+                                         "give '10' in quotes .*number 2.* or '8', the name of class number 10"):
+        number(10)
+    for given in (2, 3, 11):
+        with pytest.raises(ValueError, match="also the name of another class"):
+            number(given)
+    assert samples.say_classes(np.array([10, 2]), names) == "2 classes: 10 '8', 2 '10'"
+
+
+def test_a_drawn_npz_is_a_data_source_with_its_names(tmp_path):
+    draw(tmp_path, count=30, format="npz", classes=("cat", "ant"))
+    source = sources.load(f"npz:{tmp_path}/samples.npz", "train")
+    assert source.class_names == NAMES and {source[i]["label"] for i in range(len(source))} == {0, 2}
+    assert all(record["image"][0, 0, 0] == record["label"] for record in (source[i] for i in range(len(source))))
 
 
 @pytest.mark.parametrize("settings, message", [

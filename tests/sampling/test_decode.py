@@ -188,3 +188,6 @@ def test_settings_out_of_range_are_named():
     for cfg in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"sampling.cfg is {cfg}; give a finite number, 0"):
             SamplingSettings(cfg=cfg)
+    for name, value in (("top_p", 5), ("top_p", -1), ("top_p", float("nan")), ("top_k", -1)):
+        with pytest.raises(ValueError, match=f"sampling.{name} is {value}; give 0"):
+            SamplingSettings(**{name: value})

@@ -1,0 +1,59 @@
+"""Digests of files' content, read once and remembered until the files change."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from tqdm import tqdm
+
+from refocus_jax.runtime.writer import write_json
+
+# What has changed so recently may change again within one tick of the file system's clock: it is not remembered.
+_UNSETTLED_NS = 2 * 10**9
+
+
+def of_file(path: Path) -> str:
+    """BLAKE2 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def of_files(paths: Sequence[Path], memory: Path) -> list[str]:
+    """BLAKE2 of each file's content, in the order given; for process 0 alone.
+
+    Args:
+      memory: a JSON file that holds, by path, what was found before, and the size and times that the file had then:
+      those that still have them are not read again. Of the times, that of the change of status cannot be set back.
+
+    Raises:
+      OSError: a file cannot be read, or the memory not be written.
+    """
+    known = _recall(memory)
+
+    def look(path: Path) -> tuple[str, list]:
+        status, name = path.stat(), str(path.absolute())
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        if name in known and known[name][:-1] == stamp:
+            return name, known[name]
+        return name, [*stamp, of_file(path)]
+
+    began = time.time_ns()
+    with ThreadPool() as pool:
+        found = list(tqdm(pool.imap(look, paths, chunksize=16), "reading files", len(paths), leave=False, delay=3,
+                          disable=None))
+    new = {name: entry for name, entry in found if known.get(name) != entry and entry[2] < began - _UNSETTLED_NS}
+    if new:
+        write_json(memory, known | new)
+    return [digest for _, (*_, digest) in found]
+
+
+def _recall(memory: Path) -> dict[str, list]:
+    """Nothing where there is none, or a damaged one."""
+    try:
+        known = json.loads(memory.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and all(isinstance(v, list) and len(v) == 4 for v in known.values()) else {}

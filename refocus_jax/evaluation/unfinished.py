@@ -1,0 +1,99 @@
+"""Images on their way: as many as are drawn so far, on disk, so that an interrupted call goes on with them."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from refocus_jax.runtime import processes
+from refocus_jax.runtime.writer import atomically, writing
+
+
+class Unfinished:
+    """The first `done` of some images, their bytes in `unfinished.rgb`.
+
+    `unfinished.jsonl` knows its parts: what the images are made with, then the number and the digest of the images of
+    every batch. What was cut off or has changed since is not counted as done. All processes must make one and call its
+    methods; process 0 alone reads and writes.
+
+    Args:
+      directory: must exist. shape: (n, h, w, 3) of all images, uint8. identity: all that they depend on, as JSON.
+
+    Raises:
+      ValueError: the directory holds unfinished images of another identity. OSError: it cannot be written.
+    """
+
+    def __init__(self, directory: Path, shape: tuple[int, int, int, int], identity: dict[str, Any]):
+        self._images, self._log = directory / "unfinished.rgb", directory / "unfinished.jsonl"
+        self._shape, self._identity = shape, identity
+        self.done = processes.from_first(self._go_on)
+
+    def _go_on(self) -> int:
+        """How many images are there; whatever follows them is cut off."""
+        kept = list(self._sound()) if self._log.exists() and self._images.exists() else []
+        done = sum(line["images"] for line in kept)
+        with atomically(self._log) as log:
+            log.write_text("".join(json.dumps(line) + "\n" for line in [{"identity": self._identity}, *kept]))
+        with writing(self._images), open(self._images, "ab") as file:
+            file.truncate(done * self._bytes_each)
+        return done
+
+    def _sound(self) -> Iterator[dict[str, Any]]:
+        """The lines of the batches that are on disk as they were written, up to the first that is not."""
+        done = 0
+        with open(self._log, "rb") as log, open(self._images, "rb") as images:
+            try:
+                self._check_identity(json.loads(log.readline())["identity"])
+                for line in map(json.loads, log):
+                    if _digest(images.read(line["images"] * self._bytes_each)) != line["blake2b"]:
+                        raise KeyError(f"the digest of images from {done} on")
+                    yield line
+                    done += line["images"]
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+                # A kill while a line was written leaves half of it; anything else is damage.
+                logging.warning("%s is damaged after its first %d images; those after them are drawn again",
+                                self._images, done)
+
+    def _check_identity(self, before: dict[str, Any]) -> None:
+        before, now = (flatten_dict(identity, sep=".") for identity in (before, self._identity))
+        differing = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in sorted({*before, *now})
+                     if before.get(name) != now.get(name)]
+        if differing:
+            raise ValueError(f"{self._images.parent} holds unfinished samples of other settings: "
+                             f"{'; '.join(differing)}. Finish them with those, remove the directory, or give another "
+                             "draw.output")
+
+    def add(self, images_nhwc: np.ndarray) -> None:
+        """The next images, uint8; they are counted as soon as they are on disk."""
+        if jax.process_index() == 0:
+            content = np.ascontiguousarray(images_nhwc).tobytes()
+            with writing(self._images, self._shape[0] * self._bytes_each):
+                with open(self._images, "ab") as file:
+                    file.write(content)
+                with open(self._log, "a") as log:
+                    log.write(json.dumps({"images": len(images_nhwc), "blake2b": _digest(content)}) + "\n")
+        self.done += len(images_nhwc)
+
+    @property
+    def images(self) -> np.ndarray:
+        """All of them, mapped from disk; for process 0, when they are done."""
+        return np.memmap(self._images, np.uint8, "r", shape=self._shape)
+
+    @property
+    def _bytes_each(self) -> int:
+        return int(np.prod(self._shape[1:]))
+
+    def remove(self) -> None:
+        if jax.process_index() == 0:
+            self._log.unlink(missing_ok=True)
+            self._images.unlink(missing_ok=True)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -30,7 +30,7 @@ _HELD_OUT_PERIOD = 10
 
 # Each class of a model has an embedding: a label above this is no class, but a damaged number.
 _MAX_CLASSES = 100_000
-# Labels of more classes that have no image than of such that have are no numbers of classes, or those of another set.
+# Where a larger share of the classes would have no image, labels are hardly numbers of classes.
 _MAX_EMPTY_SHARE = 0.5
 
 
@@ -279,7 +279,7 @@ def _npz_class_names(path: Path, arrays: dict[str, np.ndarray], num_classes: int
     """The given names, or numbers. Says how many classes are empty, and refuses labels of which most would be."""
     used = set(arrays["y"].tolist())
     number = num_classes or max(used, default=-1) + 1
-    names = tuple(map(str, arrays.get("classes", range(number))))
+    names = tuple(folders.shown(str(name)) for name in arrays.get("classes", range(number)))
     if len(used) < len(names):
         found = f"of {len(names)} classes, {len(names) - len(used)} have no image"
         counted = "classes" not in arrays and num_classes is None

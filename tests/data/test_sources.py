@@ -91,6 +91,8 @@ def test_npz_uses_its_own_mask_and_class_names(tmp_path):
     assert values(sources.load(spec, "validation")) == list(range(14, 20))
     assert values(sources.load(spec, "train")) == list(range(14))
     assert sources.load(spec, "train").class_names == ("red", "green", "blue", "none")
+    spec = write_npz(tmp_path / "b.npz", classes=np.array(["a", "b", "caf\udce9"]))  # of a folder's name, say
+    assert sources.load(spec, "train").class_names == ("a", "b", "caf\\xe9")
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,7 @@ def test_npz_uses_its_own_mask_and_class_names(tmp_path):
         ({"y": np.full(20, 2**64 - 1, np.uint64)}, "labels y run from 18446744073709551615"),
         ({"y": np.full(20, 2, np.uint8), "classes": np.array(["a", "b"])}, r"labels y run .* to 2.*\[0, 2\)"),
         ({"classes": np.arange(3)}, "classes must be strings"),
+        ({"classes": np.array(["a", "b", "\ud800"])}, "surrogates not allowed"),
         ({"val": np.zeros(20)}, "val must be bool"),
         ({"val": np.zeros(3, bool)}, "val must be bool"),
         ({"val": np.ones(20, bool)}, "no train images; give it explicit splits that have some"),

@@ -64,3 +64,10 @@ def test_what_does_not_fit_together_is_named(checkpoint, folder, tmp_path):
         pretrained.load_generator(checkpoint.transformer, tokenizer=other, grid_sizes=grids)
     with pytest.raises(ValueError, match="grid_sizes given for .*config says them already"):
         pretrained.load_tokenizer(str(tmp_path), grid_sizes=grids)
+
+
+def test_sampling_out_of_range_is_refused_before_anything_is_computed():
+    generator = pretrained.Generator(None, None, None, ())
+    for name, value in (("top_p", 5), ("top_p", -1), ("cfg", float("inf")), ("cfg", float("nan")), ("top_k", -1)):
+        with pytest.raises(ValueError, match=f"sampling.{name} is {value}; give"):
+            generator.sample([0], **{name: value})

@@ -53,8 +53,10 @@ def load_tokenizer(c: ConfigDict, workdir: str) -> pretrained.Tokenizer:
 def sample(c: ConfigDict, workdir: str) -> None:
     """Draws `config.draw.count` images with `config.sampling`, into WORKDIR/samples."""
     settings, draw = build.sampling_settings(c), build.draw_settings(c)
-    generator, origin = load_generator(c, workdir)
     output = Path(draw.output or os.path.join(workdir, "samples")).expanduser()
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"draw.output is {output}, which is a file; give a directory")
+    generator, origin = load_generator(c, workdir)
     if jax.process_index() == 0:
         numbers = samples.class_numbers("draw.classes", draw.classes, generator.class_names)
         print(f"drawing {draw.count} images of {samples.say_classes(numbers, generator.class_names)}", flush=True)

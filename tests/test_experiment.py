@@ -233,6 +233,18 @@ def test_samples_of_a_workdir(workdir, small, capsys):
     assert "drawing 5 images of 1 class: 1 'odd'" in printed and "5 images in" in printed
 
 
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"sampling.top_p": 5.0}, "sampling.top_p is 5.0; give 0"), ({"sampling.top_p": -1.0}, "sampling.top_p is -1.0"),
+    ({"sampling.cfg": float("inf")}, "sampling.cfg is inf; give"), ({"sampling.top_k": -3}, "sampling.top_k is -3"),
+    ({"draw.output": __file__}, "draw.output is .*test_experiment.py, which is a file; give a directory")])
+def test_what_is_wrong_with_samples_is_said_before_anything_is_loaded(small, changes, message):
+    c = small()
+    c.update_from_flattened_dict(changes)
+    for mode in (generate.sample, generate.edit)[:1 if "draw.output" in changes else 2]:
+        with pytest.raises(ValueError, match=message):
+            mode(c, "/nowhere")
+
+
 def test_samples_of_an_official_checkpoint_without_a_run(small, exported, tmp_path):
     c = small("var")
     c.update(init_from=exported[0], tokenizer_from=exported[1])

@@ -130,3 +130,10 @@ def test_a_damaged_config_is_named_with_a_remedy(tmp_path, change, message):
     path.write_text(change(path.read_text()))
     with pytest.raises(ValueError, match=message):
         pretrained.load_config(str(tmp_path))
+
+
+def test_sampling_out_of_range_is_refused_before_anything_is_computed():
+    generator = pretrained.Generator(None, None, None, ())
+    for name, value in (("top_p", 5), ("top_p", -1), ("cfg", float("inf")), ("cfg", float("nan")), ("top_k", -1)):
+        with pytest.raises(ValueError, match=f"sampling.{name} is {value}; give"):
+            generator.sample([0], **{name: value})

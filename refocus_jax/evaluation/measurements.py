@@ -23,7 +23,7 @@ from refocus_jax.runtime.progress import Progress
 from refocus_jax.runtime.writer import write_json, writing
 
 DIGESTS = "digests.json"  # in the directory of what is kept: those of the files that images came from
-_RECORD = "identity.json"  # beside what was measured: what it was made with, and the digests of its files
+_RECORD = "identity.json"  # next to what was measured: what it was made with, and the digests of its files
 
 # Of images uint8 (b, h, w, 3): arrays of b rows by name.
 Measure = Callable[[np.ndarray], dict[str, np.ndarray]]

@@ -116,7 +116,7 @@ def from_first(function: Callable[[], Any]) -> Any:
         try:
             told = json.dumps(function()).encode()
         except Exception as raised:
-            told, error = str(raised).encode(errors="replace"), raised
+            told, error = (str(raised) or repr(raised)).encode(errors="replace"), raised
     failed, length = agree(error is not None), agree(len(told))
     told = bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(told or bytes(length), np.uint8)))
     if failed:

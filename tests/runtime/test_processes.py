@@ -157,3 +157,32 @@ def test_processes_that_see_other_data_are_refused(monkeypatch):
                         lambda digest: np.stack([digest, digest, digest + 1]))
     with pytest.raises(ValueError, match="data.source is not the same in process 0 and in 2. Here it is 14 images"):
         processes.check_same("data.source", "14 images")
+
+
+def test_what_the_first_process_finds_all_know(monkeypatch):
+    """An answer, or an error with its message; the function is called in process 0 alone."""
+    sent = []
+
+    def run(index, function):
+        monkeypatch.setattr(jax, "process_index", lambda: index)
+        return processes.from_first(function)
+
+    def broadcast(value):
+        if jax.process_index() == 0:
+            sent.append(np.array(value))
+            return value
+        assert np.shape(value) == sent[0].shape
+        return sent.pop(0)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", broadcast)
+    for answer in ({"a": [1, "é"]}, 3, None, False, ""):
+        assert run(0, lambda answer=answer: answer) == answer == run(1, None) and not sent
+
+    def fail():
+        raise OSError("disk é is full")
+
+    with pytest.raises(OSError, match="disk é is full"):
+        run(0, fail)
+    with pytest.raises(RuntimeError, match="disk é is full"):
+        run(1, None)

@@ -1,6 +1,7 @@
 """Both stages from a config, on every kind of local source, and what comes out of a workdir."""
 
 import copy
+import itertools
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from refocus_jax import build, experiment, generate, pretrained, report, weights
+from refocus_jax.data import sources
 from refocus_jax.evaluation import features
 from refocus_jax.interop import export_sampler, var_torch
 from refocus_jax.runtime import mesh as mesh_lib
@@ -93,6 +95,18 @@ def test_loaded_generator_samples_and_scores(workdir):
     assert all((a[0] == b[2]).all() for a, b in zip(alone.tokens, drawn.tokens, strict=True))
     with pytest.raises(ValueError, match="classes are 0 to 1"):
         generator.sample([3])
+
+
+def test_two_seeds_share_no_shuffle_in_either_stage(small):
+    """Stage 2 of one is not stage 1 of the next either."""
+    source, orders = sources.ArraySource(np.zeros((1024, 8, 8, 3), np.uint8), range(1024), ("one",) * 1024), []
+    for seed, stage in itertools.product((0, 1, 2), ("tokenizer", "generator")):
+        c = small()
+        c.seed = seed
+        run = experiment.Run(c, "", source, source, mesh_lib.make_mesh())
+        orders.append(next(iter(run.batches(stage, 1024)))["label"])
+    for one, other in itertools.combinations(orders, 2):
+        assert np.mean(one == other) < 0.01
 
 
 def test_a_report_shows_all_that_a_run_has_written(workdir, small, capsys):

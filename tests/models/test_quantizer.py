@@ -47,6 +47,8 @@ def test_phi_ticks():
     assert phi_indices(10, 4) == (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)  # two exact ties, one of them wrong in float32
     assert phi_indices(10, 1) == (0,) * 10
     assert phi_indices(3, 3) == (0, 1, 2)
+    assert phi_indices(10, 2) == (0,) * 5 + (1,) * 5
+    assert phi_indices(10, 5) == (0, 0, 1, 1, 2, 2, 3, 3, 4, 4)
 
 
 def test_encoding_and_decoding_run_one_recurrence(quantizer):

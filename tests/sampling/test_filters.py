@@ -113,3 +113,11 @@ def test_smoothing_is_a_mixture_that_sharpens_with_the_scale():
         np.testing.assert_array_equal(mixture[~np.isfinite(logits)], 0)
         peaks.append(float(mixture.max(-1).mean()))
     assert peaks == sorted(peaks) and peaks[0] < 0.8 and peaks[-1] > 0.9
+
+
+@pytest.mark.parametrize(("scale", "factor", "temperature"), [(0, 1.0, 0.27), (1, 1.5, 0.14175), (2, 2.0, 0.0135)])
+def test_smoothing_has_vars_temperatures(scale, factor, temperature):
+    """Of three scales: logits times 1 + k / (K - 1), at max(0.27 (1 - 0.95 k / (K - 1)), 0.005)."""
+    logits, gumbel = np.array([[[0.2, 0.1, 0.0]]], np.float32), np.array([[[0.0, 0.03, 0.1]]], np.float32)
+    weights = np.exp((factor * logits + gumbel) / temperature)
+    np.testing.assert_allclose(filters.smoothing(logits, gumbel, scale, 3), weights / weights.sum(), rtol=1e-4)

@@ -28,6 +28,16 @@ def test_only_dead_codes_are_replaced_and_by_inputs():
     np.testing.assert_array_equal(result, [[0, 0], [1, 1], [0, 0], [2, 2]])
 
 
+def test_the_nth_dead_code_comes_from_scale_n_mod_k_and_is_drawn_on_its_own():
+    """Scale k has 1000 rows of numbers in [k, k + 1)."""
+    inputs = [k + jnp.linspace(0, 0.999, 1000).reshape(10, 10, 10, 1) for k in range(3)]
+    dead = jnp.array([True, False, True, True, False, True, True] * 10)
+    revived = np.asarray(codebook.revive(jax.random.key(0), jnp.full((70, 1), -1.0), dead, inputs))[:, 0]
+    np.testing.assert_array_equal(revived[~dead], -1)
+    np.testing.assert_array_equal(np.floor(revived[dead]), np.arange(50) % 3)
+    assert len(np.unique(revived[dead])) > 45
+
+
 def test_moments_of_dead_codes_alone_are_reset():
     params = {"structure": {"codebook": {"embedding": jnp.ones((3, 2))}, "kernel": jnp.ones((3, 2))}}
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())

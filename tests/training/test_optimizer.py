@@ -12,7 +12,12 @@ def test_schedule_warms_up_stays_and_falls():
     rate = optimizer.learning_rate(settings, 1000)
     assert np.isclose(rate(0), 0.01) and np.isclose(rate(100), 2.0)  # 0.005 of the peak, then the peak
     assert np.isclose(rate(189), 2.0)  # flat for 10 % of the other 900
-    assert 0.1 < rate(600) < 2.0 and np.isclose(rate(1000), 0.2)
+    assert np.isclose(rate(190), 2.0) and np.isclose(rate(595), 1.1) and np.isclose(rate(1000), 0.2)
+
+
+def test_a_schedule_without_warm_up_begins_with_one_step_of_it():
+    rate = optimizer.learning_rate(optimizer.OptimizerSettings(1.0, warmup=0.0, warmup_initial=0.5, flat=0.0), 10)
+    assert np.isclose(rate(0), 0.5) and np.isclose(rate(1), 1.0) and np.isclose(rate(10), 0.1)
 
 
 def test_decay_goes_by_name_not_by_rank():

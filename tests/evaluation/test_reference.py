@@ -61,11 +61,11 @@ def test_adms_file_gives_moments_and_images(settings, extractor, images, tmp_pat
 
 def test_moments_of_other_features_are_not_taken(settings, extractor, images, tmp_path):
     """Where there are images, they are measured instead; else it is an error."""
-    np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.raises(ValueError, match="evaluation.reference is .*adm.npz, which holds moments of 2048 features, and "
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(20), sigma=np.eye(20))
+    with pytest.raises(ValueError, match="evaluation.reference is .*adm.npz, which holds moments of 20 features, and "
                                          "evaluation.features give 6; give other evaluation.features, or"):
         opened(settings(tmp_path / "adm.npz"), extractor)
-    np.savez(tmp_path / "adm.npz", arr_0=images, mu=np.zeros(2048), sigma=np.eye(2048))
+    np.savez(tmp_path / "adm.npz", arr_0=images, mu=np.zeros(20), sigma=np.eye(20))
     assert opened(settings(tmp_path / "adm.npz"), extractor).says == "64 images of adm.npz, 8 x 8 pixels"
 
 

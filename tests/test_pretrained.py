@@ -122,7 +122,7 @@ def test_a_workdir_without_config_is_told_from_what_is_not_there(tmp_path):
     (lambda text: text.replace("class_names", "classes"), r"it lacks class_names\); remove it"),
     (lambda text: text.replace('"vocab_size"', '"size"'),
      r"it lacks tokenizer.vocab_size, alias.vocab_size\); remove it"),
-], ids=str)
+])
 def test_a_damaged_config_is_named_with_a_remedy(tmp_path, change, message):
     workdirs.write(tmp_path, stages=())
     assert pretrained.load_config(str(tmp_path))[1] == tuple(workdirs.CLASSES)

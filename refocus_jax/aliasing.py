@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from refocus_jax import build, generate, pretrained, validate
+from refocus_jax import build, encode, generate, pretrained, resume, validate
 from refocus_jax.data import pipeline, sources
 from refocus_jax.evaluation import aliasing, image_sets, patterns, resolution, spectra, wiener
 from refocus_jax.evaluation.aliasing import SHOWN
@@ -218,6 +218,7 @@ def _teacher(found: Findings, data: Data, run: ConfigDict, class_names: tuple[st
         found.skipped.append("gates: no teacher that has them has been trained in this workdir")
         return
     task, mesh = build.generator_task(run, len(class_names)), mesh_lib.make_mesh()
+    resume.check_tokenizers(workdir, encode.digests(tokenizer.params), run.tokenizer_from)
     with Checkpoints(checkpoints) as saved:
         params = saved.restore({"params": loop.abstract_state(task, mesh).params}, partial=True)["params"]
 

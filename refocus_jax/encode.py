@@ -6,7 +6,7 @@ the number of processes nor that of devices changes a byte. What has been interr
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,34 +64,34 @@ def digests(params: Any) -> dict[str, str]:
     return found
 
 
-def describe(c: ConfigDict, source: Source, tokenizers: dict[str, str], examples: int | None = None) -> Description:
+def describe(c: ConfigDict, source: Source, tokenizers: Mapping[str, str], examples: int | None = None) -> Description:
     """What a cache of this config holds: `examples` crops, or config.encode.passes of all images of `source`.
 
     Raises:
       ValueError: a vocabulary that no cache can hold.
     """
     examples = c.encode.passes * len(source) if examples is None else examples
-    tokenizer = c.tokenizer.to_dict()
-    del tokenizer["remat"]  # it changes how, not what is computed
+    focus, tokenizer = c.focus.to_dict(), c.tokenizer.to_dict()
+    del focus["implementation"], tokenizer["remat"]  # they change how, not what is computed
     vocab_sizes = {"structure": c.tokenizer.vocab_size}
-    settings = {"image_size": c.image_size, "data": {name: c.data[name] for name in ("source", "resize_ratio", "flip")},
-                "focus": c.focus.to_dict(), "tokenizer": tokenizer}
+    settings = {"image_size": c.image_size, "data": {name: c.data[name] for name in ("resize_ratio", "flip")},
+                "focus": focus, "tokenizer": tokenizer}
     if c.teacher.enabled:
         vocab_sizes["alias"] = c.tokenizer.vocab_size if c.alias.shared else c.alias.vocab_size
         settings["alias"] = c.alias.to_dict()
     return Description(
         examples=examples, images=len(source), passes=-(-examples // len(source)), seed=c.seed,
         shard_size=c.encode.shard_size, batch_size=c.encode.batch_size, grid_sizes=tuple(c.grid_sizes),
-        vocab_sizes=vocab_sizes, class_names=tuple(source.class_names), settings=settings, tokenizers=tokenizers)
+        vocab_sizes=vocab_sizes, class_names=tuple(source.class_names), settings=settings, tokenizers=dict(tokenizers),
+        fingerprint=source.fingerprint)
 
 
 def check(directory: str, expected: Description) -> None:
     """Raises a ValueError if the cache in a directory is not what a run with such a description may train on."""
     if differing := token_cache.differences(token_cache.describe(directory), expected):
-        raise ValueError(f"data.tokens is {directory}, which other tokenizers or settings have made: "
-                         f"{'; '.join(differing)}. Encode anew (--mode=encode), or give the settings and "
-                         "tokenizer_from that made it; if data.source has only moved, correct it in "
-                         f"{directory}/token_cache.json")
+        raise ValueError(f"data.tokens is {directory}, which was made from other images, by other tokenizers or with "
+                         f"other settings: {'; '.join(differing)}. Encode again (--mode=encode), or give the "
+                         "data.source, tokenizer_from and settings that made it")
 
 
 def write(c: ConfigDict, directory: str, description: Description, source: Source, tokenizer: DualTokenizer,
@@ -153,9 +153,14 @@ def _encoded(tokenizer: DualTokenizer, params: Any, batches: Iterable, record: n
     yield from records(jax.device_get(ahead))
 
 
-def into_workdir(c: ConfigDict, workdir: str, source: Source, tokenizer: DualTokenizer, params: Any) -> TokenCache:
-    """The crops of `data.token_examples`, in a folder of their own for each tokenizer and each set of settings."""
-    description = describe(c, source, digests(params), c.data.token_examples)
+def into_workdir(c: ConfigDict, workdir: str, source: Source, tokenizer: DualTokenizer, params: Any,
+                 tokenizers: Mapping[str, str]) -> TokenCache:
+    """The crops of `data.token_examples`, in a folder of their own for all that they are made from.
+
+    Args:
+      params: as for `write`. tokenizers: their digests.
+    """
+    description = describe(c, source, tokenizers, c.data.token_examples)
     name = hashlib.blake2b(json.dumps(description.to_json(), sort_keys=True).encode(), digest_size=6).hexdigest()
     return write(c, str(Path(workdir, f"tokens_{name}")), description, source, tokenizer, params)
 

@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from refocus_jax import build, encode, validate, weights
+from refocus_jax import build, encode, resume, validate, weights
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.models.randomness import fold_in, seed_of
 from refocus_jax.models.tokenizer import DualTokenizer
@@ -50,6 +51,15 @@ class Run:
             self.train, image_size=c.image_size, batch_size=batch_size, seed=seed, resize_ratio=c.data.resize_ratio,
             flip=c.data.flip, num_workers=c.data.num_workers)
 
+    def made_with(self, stage: str, tokenizers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What the checkpoints of a stage remember; `tokenizers` are digests of those that stage 2 is trained on."""
+        c, tokens = self.config, None
+        if stage == "generator" and c.data.tokens:
+            tokens = token_cache.describe(c.data.tokens)
+        elif stage == "generator" and c.data.token_examples:
+            tokens = encode.describe(c, self.train, tokenizers or {}, c.data.token_examples)
+        return resume.made_with(c, stage, self.train, tokenizers=tokenizers, tokens=tokens)
+
     def validation_batches(self, batch_size: int):
         c = self.config
         return pipeline.validation_batches(
@@ -68,21 +78,27 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     validate.check(c, mesh.size)
     build.tokenizer_task(c), build.sampling_settings(c), build.draw_settings(c)
     train, validation = sources.load_splits(c.data.source, build.source_settings(c))
-    seen = f"{len(train)} images to train on, {len(validation)} held out, classes {', '.join(train.class_names)}"
+    seen = (f"{len(train)} images to train on, {len(validation)} held out, classes {', '.join(train.class_names)}; "
+            f"fingerprints {train.fingerprint}, {validation.fingerprint}")
     processes.check_same(f"data.source {c.data.source}", seen)
     found = len(train.class_names)
     if c.data.num_classes is not None and c.data.num_classes != found:
         raise ValueError(f"data.num_classes is {c.data.num_classes}, but {c.data.source} has {found} classes; leave "
                          "it out to take the source's")
     build.generator_task(c, found)
+    run = Run(c, workdir, train, validation, mesh)
+    trained = {stage: resume.trained(workdir, stage) for stage in resume.STAGES}
+    for stage in filter(trained.get, resume.STAGES):
+        unused = stage == "tokenizer" and c.tokenizer_from
+        resume.check(workdir, stage, trained[stage], run.made_with(stage),
+                     goes_on=not unused and trained[stage].step < c[f"{stage}_training"].steps)
     # What comes from elsewhere and does not fit is refused now rather than after stage 1.
     tokenizers = {}
     try:
         name, source = "tokenizer_from", c.tokenizer_from
         if source:
-            params = weights.load_tokenizer(c, source, mesh)
-            tokenizers = encode.digests(params) if c.data.tokens else {}
-        elif c.data.tokens and weights.latest_step(os.path.join(workdir, "tokenizer")) is None:
+            tokenizers = encode.digests(weights.load_tokenizer(c, source, mesh))
+        elif c.data.tokens and not trained["tokenizer"]:
             tokenizers = {"structure": "not trained yet"}
         name, source = "init_from", c.init_from
         if source:
@@ -93,37 +109,17 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
         expected = encode.describe(c, train, tokenizers)
         if c.data.tokens:
             encode.check(c.data.tokens, expected)
+    if trained["generator"]:
+        if not c.tokenizer_from:
+            resume.check_tokenizers_stay(workdir, trained["tokenizer"], c.tokenizer_training.steps)
+            tokenizers = encode.digests(weights.load_tokenizer(c, workdir, mesh))
+        resume.check_tokenizers(workdir, tokenizers, c.tokenizer_from)
     if c.evaluation.during_training:
         build.open_reference(c)
-    values = json.loads(c.to_json()) | {"class_names": list(train.class_names)}
-    _check_workdir(values, workdir)
-    write_json(os.path.join(workdir, "config.json"), values)
-    return Run(c, workdir, train, validation, mesh)
-
-
-# The settings that shape what a stage saves. All others (steps, learning rates, logging, ...) may change on resume.
-_SHAPING = {
-    "tokenizer": ("image_size", "grid_sizes", "focus", "tokenizer", "alias", "teacher.enabled", "class_names"),
-    "generator": ("image_size", "grid_sizes", "focus", "tokenizer", "alias", "generator", "teacher", "class_names",
-                  "tokenizer_from", "average_decay"),
-}
-
-
-def _check_workdir(values: dict[str, Any], workdir: str) -> None:
-    """Raises a ValueError if a stage in `workdir` has been trained with other settings than its config's `values`."""
-    before = runs.read_json(Path(workdir, "config.json"))
-    if before is None:
-        return
-    before, now = flatten_dict(before, sep="."), flatten_dict(values, sep=".")
-    shaping = [name for stage, names in _SHAPING.items() for name in names
-               if os.path.isdir(os.path.join(workdir, stage, "checkpoints"))]
-    for name in ("tokenizer.remat", "generator.remat", "generator.attention"):  # they change how, not what is computed
-        now[name] = before.get(name)
-    differing = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in sorted(before.keys() | now)
-                 if before.get(name) != now.get(name) and any(f"{name}.".startswith(f"{s}.") for s in shaping)]
-    if differing:
-        raise ValueError(f"--workdir {workdir} holds another experiment: {'; '.join(differing)}. Give its settings, or "
-                         "another --workdir")
+    config_file = Path(workdir, "config.json")
+    runs.read_json(config_file)  # a damaged one is a sign that is not to be written over
+    write_json(config_file, json.loads(c.to_json()) | {"class_names": list(train.class_names)})
+    return run
 
 
 def train_tokenizer(run: Run) -> None:
@@ -132,7 +128,7 @@ def train_tokenizer(run: Run) -> None:
     evaluator = TokenizerEvaluator(task.tokenizer, run.validation_batches(c.tokenizer_batch_size), run.mesh)
     loop.train(task, loop.LoopSettings(**c.tokenizer_training), run.batches("tokenizer", c.tokenizer_batch_size),
                frozen=weights.load_perceptual(c), key=fold_in(run.key, "tokenizer"), mesh=run.mesh,
-               directory=run.directory("tokenizer"), evaluator=evaluator)
+               directory=run.directory("tokenizer"), evaluator=evaluator, made_with=run.made_with("tokenizer"))
 
 
 def encode_data(c: ConfigDict, workdir: str) -> None:
@@ -146,13 +142,16 @@ def encode_data(c: ConfigDict, workdir: str) -> None:
         print(f"{description.examples} examples in {output}")
 
 
-def _token_cache(run: Run, tokenizer: DualTokenizer, frozen: Any) -> token_cache.TokenCache | None:
+def _token_cache(run: Run, tokenizer: DualTokenizer, frozen: Any,
+                 tokenizers: Mapping[str, str]) -> token_cache.TokenCache | None:
     """The training tokens of stage 2; None if they are made on the fly."""
     c = run.config
     if c.data.tokens:
-        encode.check(c.data.tokens, encode.describe(c, run.train, encode.digests(frozen)))
+        encode.check(c.data.tokens, encode.describe(c, run.train, tokenizers))
         return token_cache.TokenCache(c.data.tokens)
-    return encode.into_workdir(c, run.workdir, run.train, tokenizer, frozen) if c.data.token_examples else None
+    if not c.data.token_examples:
+        return None
+    return encode.into_workdir(c, run.workdir, run.train, tokenizer, frozen, tokenizers)
 
 
 # Enough for a unigram model of every scale, in memory.
@@ -163,7 +162,8 @@ def train_generator(run: Run) -> None:
     """Stage 2, into workdir/generator."""
     c, task = run.config, build.generator_task(run.config, run.num_classes)
     frozen = weights.load_tokenizer(c, c.tokenizer_from or run.workdir, run.mesh)
-    tokens = _token_cache(run, task.tokenizer, frozen)
+    tokenizers = encode.digests(frozen)
+    tokens = _token_cache(run, task.tokenizer, frozen, tokenizers)
     if tokens is None:
         batches, sample = run.batches("generator", c.generator_batch_size), None
     else:
@@ -176,7 +176,8 @@ def train_generator(run: Run) -> None:
                                    distance=_sample_distance(run))
     loop.train(task, loop.LoopSettings(**c.generator_training), batches, frozen=frozen,
                key=fold_in(run.key, "generator"), mesh=run.mesh, directory=run.directory("generator"),
-               evaluator=evaluator, warm_start=_warm_start(run, task))
+               evaluator=evaluator, warm_start=_warm_start(run, task, tokenizers),
+               made_with=run.made_with("generator", tokenizers))
 
 
 def _sample_distance(run: Run) -> SampleDistance | None:
@@ -189,12 +190,18 @@ def _sample_distance(run: Run) -> SampleDistance | None:
     return SampleDistance(extractor, measured, e.during_training, e.batch_size * run.mesh.size)
 
 
-def _warm_start(run: Run, task: GeneratorTask):
+def _warm_start(run: Run, task: GeneratorTask, tokenizers: Mapping[str, str]):
     """What turns the first state of stage 2 into one that starts from `init_from`; None without."""
     c = run.config
     if not c.init_from:
         return None
-    return lambda state: task.warm_start(state, weights.load_student(c, run.num_classes, c.init_from, run.mesh))
+    def start(state):
+        if differing := os.path.isdir(c.init_from) and resume.other_tokenizers(c.init_from, tokenizers):
+            logging.warning("init_from is %s, whose student was trained on other tokenizers (%s differ) and knows "
+                            "their tokens, not those of this run.", c.init_from, ", ".join(differing))
+        return task.warm_start(state, weights.load_student(c, run.num_classes, c.init_from, run.mesh))
+
+    return start
 
 
 def train(c: ConfigDict, workdir: str) -> None:

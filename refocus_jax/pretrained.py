@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from refocus_jax import build, encode, validate, weights
+from refocus_jax import build, encode, resume, validate, weights
 from refocus_jax.focus import Pyramid
 from refocus_jax.interop import var_state_dict
 from refocus_jax.models.tokenizer import DualTokenizer
@@ -304,15 +304,17 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
 
     Raises:
       FileNotFoundError: no such file, or a workdir without config or checkpoint of stage 2.
-      ValueError: as for `load_tokenizer`; or generator and tokenizer do not fit each other.
+      ValueError: as for `load_tokenizer`; or generator and tokenizer do not fit each other, or have not been trained
+      together.
     """
     arrays = _official_arrays(source)
     if arrays is None:
         _refuse(source, tokenizer=tokenizer, grid_sizes=grid_sizes, num_heads=num_heads)
         config, class_names = load_config(source)
         params = weights.load_student(config, len(class_names), source, mesh_lib.make_mesh())
-        return Generator(build.student(config, len(class_names)), params, load_tokenizer(source),
-                         class_names)
+        tokenizer = load_tokenizer(source)
+        resume.check_tokenizers(source, encode.digests(tokenizer.params), config.tokenizer_from)
+        return Generator(build.student(config, len(class_names)), params, tokenizer, class_names)
     network, params = var_state_dict.import_transformer(arrays, grid_sizes, num_heads)
     tokenizer = _official_tokenizer(source, tokenizer, network.grid_sizes)
     quantizer = tokenizer.model.structure.quantizer

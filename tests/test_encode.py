@@ -1,5 +1,6 @@
 """Encoding into a token cache: what it holds, who writes which shard, and what is refused."""
 
+import dataclasses
 import re
 
 import jax
@@ -131,21 +132,25 @@ def test_digests_see_every_bit_and_not_the_devices(params):
 
 
 def test_a_cache_of_other_tokenizers_or_settings_is_refused(written, micro, params, source):
-    def check(argument=None, tokenizers=None, **changes):
+    def check(argument=None, tokenizers=None, source=source, **changes):
         c = micro(argument)
         c.update_from_flattened_dict(changes)
         tokenizers = encode.digests(params) if tokenizers is None else tokenizers
         encode.check(str(written), encode.describe(c, source, tokenizers))
 
+    pixels = np.array(source.images)
+    pixels[3, 0, 0, 0] ^= 1
+    changed = dataclasses.replace(source, images=pixels)
     check()
+    check(**{"data.source": "npz:moved"})
     check(seed=5, **{"encode.shard_size": 7, "encode.passes": 9, "data.num_workers": 3})
     check("noteacher", {"structure": encode.digests(params)["structure"]})  # which reads no alias tokens
     for changes, said in (
             ({"data.flip": True}, "data.flip is False there and True here"),
-            ({"data.source": "npz:x"}, "data.source is 'photos' there and 'npz:x' here"),
             ({"focus.psf": "gaussian"}, "focus.psf is 'disk' there and 'gaussian' here"),
             ({"tokenizer.dtype": "bfloat16"}, "tokenizer.dtype is 'float32' there and 'bfloat16' here"),
             ({"alias.vocab_size": 8}, "alias.vocab_size is 16 there and 8 here; vocab_sizes.alias is 16 there"),
+            ({"source": changed}, "fingerprint of data.source is '.*' there and '.*' here"),
             ({"tokenizers": {"structure": "other"}}, "tokenizers.structure is '.*' there and 'other' here")):
-        with pytest.raises(ValueError, match=f"data.tokens is {re.escape(str(written))}.*: {said}.*Encode anew"):
+        with pytest.raises(ValueError, match=f"data.tokens is {re.escape(str(written))}.*: {said}.*Encode again"):
             check(**changes)

@@ -155,7 +155,7 @@ def test_stage_2_trains_from_encoded_data(workdir, small, tmp_path, capsys):
                           ({"tokenizer_from": ""}, "tokenizers.structure is '.*' there and 'not trained yet' here")):
         other = copy.deepcopy(c)
         other.update_from_flattened_dict(changes)
-        with pytest.raises(ValueError, match=f"other tokenizers or settings have made: {said}"):
+        with pytest.raises(ValueError, match=f"by other tokenizers or with other settings: {said}"):
             experiment.train(other, str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
 

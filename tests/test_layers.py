@@ -12,16 +12,16 @@ ROOT = Path(refocus_jax.__file__).parent
 # Each may import its own layer and those before it. `__init__` is the root package, which everything imports.
 LAYERS = (
     {"__init__"}, {"focus"}, {"models"}, {"sampling"}, {"runtime"}, {"data"}, {"reporting"}, {"evaluation"},
-    {"training"}, {"planning"}, {"validate", "build", "weights", "encode", "experiment", "pretrained", "interop",
-                  "generate", "plan", "evaluate", "aliasing", "report"}, {"main"},
+    {"training"}, {"planning"}, {"validate", "build", "weights", "encode", "resume", "experiment", "pretrained",
+                  "interop", "generate", "plan", "evaluate", "aliasing", "report"}, {"main"},
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Outside modules and the only files that may import them.
 ROOMS = {
     "orbax": {"runtime/checkpoint.py"},
     "tensorboardX": {"runtime/writer.py"},
-    "ml_collections": {"build.py", "weights.py", "experiment.py", "encode.py", "pretrained.py", "generate.py",
-                       "plan.py", "main.py", "evaluate.py", "aliasing.py", "report.py"},
+    "ml_collections": {"build.py", "weights.py", "experiment.py", "encode.py", "resume.py", "pretrained.py",
+                       "generate.py", "plan.py", "main.py", "evaluate.py", "aliasing.py", "report.py"},
     "matplotlib": {"reporting/charts.py"},
     "torch": set(),
     "tensorflow": set(),

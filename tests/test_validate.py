@@ -220,25 +220,6 @@ def test_a_bucket_is_not_a_workdir(config):
         experiment.prepare(config(), "gs://mine/run")
 
 
-def test_a_workdir_of_another_experiment_is_refused(config, tmp_path):
-    """What shapes the state of a stage that has been saved must stay; all else may change."""
-    workdir = str(tmp_path)
-    experiment.prepare(config(), workdir)
-    experiment.prepare(config(**{"generator.depth": 6, "tokenizer.vocab_size": 512}), workdir)  # nothing is saved yet
-    (tmp_path / "tokenizer" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds another experiment: focus.psf was 'disk' and is 'gaussian'; "
-                                         "tokenizer.vocab_size was 512 and is 1024. Give its settings, or another"):
-        experiment.prepare(config(**{"focus.psf": "gaussian", "generator.depth": 8}), workdir)
-    allowed = {"tokenizer.vocab_size": 512, "generator.depth": 8, "tokenizer_training.steps": 9,
-               "tokenizer_optimizer.learning_rate": 1e-5, "data.validation_examples": 64, "generator.remat": "blocks",
-               "tokenizer.remat": "blocks", "generator.attention": "prefix"}
-    experiment.prepare(config(**allowed), workdir)
-    (tmp_path / "generator" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ValueError, match="generator.depth was 8 and is 4; .*tokenizer.vocab_size"):
-        experiment.prepare(config(), workdir)
-    experiment.prepare(config(**allowed | {"generator.remat": "none", "seed": 3}), workdir)
-
-
 @pytest.mark.parametrize("content", [b'{"image_size": 6', b"[]", b"\xff", b""])
 def test_a_damaged_config_of_a_workdir_is_named_and_left_alone(config, tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)

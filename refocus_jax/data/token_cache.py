@@ -23,12 +23,12 @@ from flax.traverse_util import flatten_dict
 from refocus_jax.data import pipeline
 from refocus_jax.runtime.writer import write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_VOCAB_SIZE = 2**16
 _COMPLETE, _PARTIAL = "token_cache.json", "token_cache.partial.json"
 
 # What a cache and a run that trains from it must have in common. The rest says how many crops there are, and which.
-_SHARED = ("images", "class_names", "grid_sizes", "vocab_sizes", "settings", "tokenizers")
+_SHARED = ("images", "fingerprint", "class_names", "grid_sizes", "vocab_sizes", "settings", "tokenizers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,11 @@ class Description:
     """What is in a cache, and what made it.
 
     Attributes:
-      examples: n. images: of the source. passes: over the source, the last one may be incomplete. seed: of the crops.
+      examples: n. images: of the source. passes: over the source, the last one may be incomplete. seed: the config's.
       shard_size: examples in every shard but the last. batch_size: examples that a device encoded at a time.
       grid_sizes: of the structure tokens; alias tokens have all but the last. vocab_sizes: of "structure" and, with a
       teacher, "alias". settings: of the config, by dotted name. tokenizers: digests of their parameters, by part.
+      fingerprint: of the source, wherever it lies.
 
     Raises:
       ValueError: a vocabulary that 16 bits cannot hold.
@@ -56,6 +57,7 @@ class Description:
     class_names: tuple[str, ...]
     settings: dict[str, Any]
     tokenizers: dict[str, str]
+    fingerprint: str
 
     def __post_init__(self):
         for stream, size in self.vocab_sizes.items():
@@ -103,6 +105,7 @@ def differences(there: Description, here: Description, *, all_fields: bool = Fal
     def flat(description: Description) -> dict[str, Any]:
         content = description.to_json()
         fields = {name: value for name, value in content.items() if all_fields or name in _SHARED}
+        fields["fingerprint of data.source"] = fields.pop("fingerprint")
         return flatten_dict(fields | content["settings"] | {"settings": {}}, sep=".")
 
     def shown(values: dict[str, Any], name: str) -> str:

@@ -14,7 +14,8 @@ from refocus_jax.data import token_cache
 DESCRIPTION = token_cache.Description(
     examples=40, images=16, passes=3, seed=1, shard_size=12, batch_size=4, grid_sizes=(1, 2, 4),
     vocab_sizes={"structure": 65536, "alias": 16}, class_names=("even", "odd"),
-    settings={"image_size": 8, "focus": {"psf": "disk"}}, tokenizers={"structure": "ab", "alias": "cd"})
+    settings={"image_size": 8, "focus": {"psf": "disk"}}, tokenizers={"structure": "ab", "alias": "cd"},
+    fingerprint="ef")
 
 
 def write(directory, description=DESCRIPTION):
@@ -143,8 +144,8 @@ def test_damaged_and_foreign_descriptions_are_named(tmp_path):
     write(tmp_path)
     path = tmp_path / "token_cache.json"
     content = path.read_text()
-    path.write_text(content.replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(ValueError, match="is of format 2, and this program reads 1; make the tokens anew"):
+    path.write_text(content.replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(ValueError, match="is of format 1, and this program reads 2; make the tokens anew"):
         token_cache.TokenCache(tmp_path)
     for damaged in (content[:100], content.replace("seed", "sead"), "[]"):
         path.write_text(damaged)
@@ -159,10 +160,11 @@ def test_differences_are_those_of_what_a_run_needs():
     assert token_cache.differences(DESCRIPTION, plain) == []
     assert token_cache.differences(plain, DESCRIPTION) == [
         "tokenizers.alias is absent there and 'cd' here", "vocab_sizes.alias is absent there and 16 here"]
-    other = dataclasses.replace(DESCRIPTION, images=17, class_names=("a", "b"),
+    other = dataclasses.replace(DESCRIPTION, images=17, fingerprint="gh", class_names=("a", "b"),
                                 settings={"image_size": 16, "focus": {"psf": "none"}})
     assert token_cache.differences(DESCRIPTION, other) == [
-        "class_names is ['even', 'odd'] there and ['a', 'b'] here", "focus.psf is 'disk' there and 'none' here",
+        "class_names is ['even', 'odd'] there and ['a', 'b'] here",
+        "fingerprint of data.source is 'ef' there and 'gh' here", "focus.psf is 'disk' there and 'none' here",
         "image_size is 8 there and 16 here", "images is 16 there and 17 here"]
 
 

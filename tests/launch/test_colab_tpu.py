@@ -1,7 +1,7 @@
 """launch/colab_tpu.ipynb, executed from its first cell to its last on the CPU.
 
-As papermill does, the test puts a cell after the one that is tagged "parameters", which chooses the workdir. All other
-cells run as they are.
+As papermill does, the test puts a cell after the one that is tagged "parameters", which chooses the workdir and has
+worker processes prepare the data, for which a notebook has no flags. All other cells run as they are.
 """
 
 import base64
@@ -25,7 +25,8 @@ def executed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("colab")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     place = 1 + next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
-    notebook.cells.insert(place, nbformat.v4.new_code_cell(f"WORKDIR = {str(workdir)!r}"))
+    notebook.cells.insert(place, nbformat.v4.new_code_cell(
+        f"WORKDIR = {str(workdir)!r}\nconfig.data.num_workers = 2"))
     with pytest.MonkeyPatch.context() as patch:
         # Compilation is most of the time.
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -165,6 +165,42 @@ def test_a_finished_run_does_nothing_more(tmp_path):
     assert (first.w == again.w).all()
 
 
+def test_a_run_goes_on_with_the_next_example_whatever_its_batches(tmp_path, monkeypatch):
+    """An epoch has 100 examples; the position is on disk as a number of them."""
+    read, put = [], mesh_lib.put_batch
+
+    def remember(mesh, batch):
+        read.extend(batch["x"].tolist())
+        return put(mesh, batch)
+
+    monkeypatch.setattr(mesh_lib, "put_batch", remember)
+    run(tmp_path, 30, batch_size=10)
+    straight = read[:]
+    read.clear()
+    for steps, batch_size in ((20, 4), (22, 8), (25, 2), (40, 12)):
+        run(tmp_path / "changing", steps, batch_size=batch_size)
+    assert len(read) == 80 + 16 + 6 + 180 and read == straight[:len(read)]
+    with Checkpoints(tmp_path / "changing" / "checkpoints") as checkpoints:
+        assert checkpoints.record() == {"position": {"examples": len(read)}, "made_with": None}
+
+
+def test_the_first_state_and_the_steps_have_keys_of_their_own(tmp_path, monkeypatch):
+    keys = []
+
+    def folding(method):
+        def wrapped(self, *arguments):
+            jax.debug.callback(lambda key: keys.append(tuple(key.tolist())), jax.random.key_data(arguments[-1]))
+            return method(self, *arguments)
+        return wrapped
+
+    for name in ("init", "update"):
+        monkeypatch.setattr(ToyTask, name, folding(getattr(ToyTask, name)))
+    run(tmp_path, 2)
+    jax.effects_barrier()
+    own = tuple(jax.random.key_data(jax.random.key(0)).tolist())
+    assert len(set(keys)) == 2 and own not in keys
+
+
 def test_a_longer_run_goes_on(tmp_path):
     run(tmp_path / "two", 5)
     longer, seen = run(tmp_path / "two", 10)

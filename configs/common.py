@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
     # A workdir whose tokenizers serve this run instead of stage 1, or an official vae_ch160v4096z32.pth.
     c.tokenizer_from = ""
     c.init_from = ""  # a workdir or an official var_d16.pth ... whose transformer stage 2 starts from
+    c.init_classes = "same"  # as those of init_from; or new: their embedding starts again, but for the null class
     c.tokenizer = ConfigDict()
     c.tokenizer.pyramid = "focus"
     c.tokenizer.residual = False

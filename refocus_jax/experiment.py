@@ -102,7 +102,7 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
             tokenizers = {"structure": "not trained yet"}
         name, source = "init_from", c.init_from
         if source:
-            weights.load_student(c, found, source, mesh)
+            weights.load_student(c, found, source, mesh, any_classes=c.init_classes == "new")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} is {source!r}: {error}") from error
     if c.data.tokens or c.data.token_examples:
@@ -199,7 +199,13 @@ def _warm_start(run: Run, task: GeneratorTask, tokenizers: Mapping[str, str]):
         if differing := os.path.isdir(c.init_from) and resume.other_tokenizers(c.init_from, tokenizers):
             logging.warning("init_from is %s, whose student was trained on other tokenizers (%s differ) and knows "
                             "their tokens, not those of this run.", c.init_from, ", ".join(differing))
-        return task.warm_start(state, weights.load_student(c, run.num_classes, c.init_from, run.mesh))
+        new = c.init_classes == "new"
+        student = weights.load_student(c, run.num_classes, c.init_from, run.mesh, any_classes=new)
+        if new:
+            logging.warning("init_from is %s: the embedding of its %d classes gives way to a new one of %d. The null "
+                            "class and all the rest are its own.", c.init_from, len(student["class_embedding"]) - 1,
+                            run.num_classes)
+        return task.warm_start(state, student, new)
 
     return start
 

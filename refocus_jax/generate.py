@@ -100,7 +100,7 @@ def edit(c: ConfigDict, workdir: str) -> None:
     count = c.edit.count
     if count < 1:
         raise ValueError(f"edit.count is {count}; give at least 1")
-    picture = read_image(c.edit.image)
+    picture = read_image(c.edit.image, c.data.sixteen_bit_max)
     image, mask = hide(picture, c.edit.mask, size)
     edited = pictures.to_uint8(np.asarray(generator.edit(
         np.repeat(image[None], count, 0), np.repeat(mask[None], count, 0), np.repeat(label, count), c.edit.seed,
@@ -118,15 +118,15 @@ def edit(c: ConfigDict, workdir: str) -> None:
     print(f"{count} images and edits.png in {output}")
 
 
-def read_image(path: str) -> np.ndarray:
-    """An image file as uint8 (h, w, 3).
+def read_image(path: str, sixteen_bit_max: int = 0) -> np.ndarray:
+    """An image file as uint8 (h, w, 3). What is white in 16 bits must be given: hidden pixels have no say in it.
 
     Raises:
       ValueError: no file is given, or it is not an image.
     """
     if not path:
         raise ValueError("edit.image is empty; give the path of an image")
-    return _decode("edit.image", path)
+    return _decode("edit.image", path, sixteen_bit_max)
 
 
 def hide(picture_hwc: np.ndarray, mask: str, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,10 +190,10 @@ def _cover(hidden_hw: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(resize(hidden_hw[None, ..., None].astype(np.float32), shape, "area"))[0, ..., 0] > 0
 
 
-def _decode(setting: str, path: str, transparent: bool = True) -> np.ndarray:
+def _decode(setting: str, path: str, sixteen_bit_max: int | None = None, transparent: bool = True) -> np.ndarray:
     try:
         with open(path, "rb") as file:
-            decoded = decode_rgb(file, f"{setting}={path}")
+            decoded = decode_rgb(file, f"{setting}={path}", sixteen_bit_max)
             if not transparent:
                 _refuse_transparency(file, f"{setting}={path}")
             return decoded

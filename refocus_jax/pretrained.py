@@ -236,11 +236,15 @@ class Generator:
         return mesh_lib.put_whole(array, sharding(mesh))
 
 
-def _official_arrays(source: Source) -> Mapping[str, Any] | None:
+def _official_arrays(source: Source, fits: weight_files.Fits) -> Mapping[str, Any] | None:
     """The arrays of an official source; None for a workdir."""
     if isinstance(source, Mapping):
         return source
-    return weight_files.read(source) if weight_files.is_weight_file(source) else None
+    return weight_files.read(source, fits) if weight_files.is_weight_file(source) else None
+
+
+def _expanded(source: Source) -> Source:
+    return source if isinstance(source, Mapping) else os.path.expanduser(source)
 
 
 def _replicated(params: Any) -> Any:
@@ -258,14 +262,16 @@ def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
     """The tokenizers of a workdir, from its latest checkpoint, or VAR's from an official source.
 
     Args:
-      source: a workdir, a file (`vae_ch160v4096z32.pth`, or `.safetensors` with the same names), or the arrays.
+      source: a workdir, a file (`vae_ch160v4096z32.pth`, `.safetensors` with the same names, shards, or an entry of a
+      training state: `FILE#trainer.vae_local`), or the arrays.
       grid_sizes, norm_groups: what no array of an official source reveals; default VAR's ten scales and 32 groups.
 
     Raises:
       FileNotFoundError: no such file, or a workdir without config or checkpoint of stage 1.
       ValueError: a damaged file; arrays that are missing, unknown or of a wrong shape, all of them listed.
     """
-    arrays = _official_arrays(source)
+    source = _expanded(source)
+    arrays = _official_arrays(source, var_state_dict.is_tokenizer)
     if arrays is None:
         _refuse(source, grid_sizes=grid_sizes, norm_groups=norm_groups)
         config, _ = load_config(source)
@@ -298,8 +304,9 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
     """The student of a workdir, from its latest checkpoint, or a VAR from an official source.
 
     Args:
-      source: a workdir, a file (`var_d16.pth` ... `var_d36.pth`, or `.safetensors` with the same names), or the
-      arrays. tokenizer: of an official generator; default the official file in the same folder.
+      source: a workdir, a file (`var_d16.pth` ... `var_d36.pth`, `.safetensors` with the same names, shards, or a
+      training state, of which the entry that fits is taken, or named: `FILE#trainer.var_wo_ddp`), or the arrays.
+      tokenizer: of an official generator; default the official file in the same folder.
       grid_sizes, num_heads: what the arrays of an official source may not reveal; default VAR's.
 
     Raises:
@@ -307,7 +314,8 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
       ValueError: as for `load_tokenizer`; or generator and tokenizer do not fit each other, or have not been trained
       together.
     """
-    arrays = _official_arrays(source)
+    source = _expanded(source)
+    arrays = _official_arrays(source, var_state_dict.is_transformer)
     if arrays is None:
         _refuse(source, tokenizer=tokenizer, grid_sizes=grid_sizes, num_heads=num_heads)
         config, class_names = load_config(source)

@@ -86,7 +86,7 @@ RANGES: dict[str, Range] = {
     "encode.passes": POSITIVE, "encode.output": PATH, "encode.shard_size": POSITIVE, "encode.batch_size": POSITIVE,
     "focus.psf": NAME, "focus.schedule": NAME, "focus.downsample": NAME, "focus.implementation": NAME,
     "focus.rho_max": GREATER_THAN_ZERO, "focus.noise_first": NOT_NEGATIVE, "focus.noise_last": NOT_NEGATIVE,
-    "tokenizer_from": PATH, "init_from": PATH,
+    "tokenizer_from": PATH, "init_from": PATH, "init_classes": _one_of(("same", "new")),
     "tokenizer.pyramid": NAME, "tokenizer.residual": SWITCH,
     **{f"tokenizer.{name}": POSITIVE for name in
        ("vocab_size", "latent_channels", "channels", "num_residual_blocks", "norm_groups")},

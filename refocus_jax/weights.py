@@ -1,6 +1,7 @@
 """Trained parameters by where they come from: workdirs, official VAR files, and those that are installed."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 
 from refocus_jax import build
 from refocus_jax.interop import var_state_dict
+from refocus_jax.reporting import runs
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import weight_files
 from refocus_jax.runtime.checkpoint import Checkpoints
@@ -34,8 +36,8 @@ def load_tokenizer(c: ConfigDict, source: str, mesh) -> Any:
             raise ValueError(f"tokenizer_from is {source}, which has no alias tokenizer, and teacher.enabled is True; "
                              "set teacher.enabled=False, or leave tokenizer_from out to train tokenizers")
         expected = build.tokenizer(c).structure
-        found, params = var_state_dict.import_tokenizer(weight_files.read(source), c.grid_sizes,
-                                                        c.tokenizer.norm_groups)
+        found, params = var_state_dict.import_tokenizer(
+            weight_files.read(source, var_state_dict.is_tokenizer), c.grid_sizes, c.tokenizer.norm_groups)
         _check_fit(source, found.autoencoder, expected.autoencoder, {
             name: f"tokenizer.{name}" for name in ("channels", "channel_multipliers", "num_residual_blocks")})
         _check_fit(source, found.quantizer, expected.quantizer, {
@@ -48,26 +50,39 @@ def load_tokenizer(c: ConfigDict, source: str, mesh) -> Any:
         return checkpoints.restore({"params": template}, partial=True)["params"]
 
 
-def load_student(c: ConfigDict, num_classes: int, source: str, mesh) -> Any:
+def load_student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: bool = False) -> Any:
     """The student's parameters of a workdir's latest checkpoint (their average if it has one), or of a VAR's file.
+
+    Args:
+      any_classes: the source may have any number of classes.
 
     Raises:
       FileNotFoundError: no such file or checkpoint. ValueError: it does not fit the config.
     """
     if weight_files.is_weight_file(source):
         expected = build.student(c, num_classes)
-        found, params = var_state_dict.import_transformer(weight_files.read(source), c.grid_sizes,
-                                                          c.generator.num_heads)
-        _check_fit(source, found, expected, {"vocab_size": "tokenizer.vocab_size", "num_classes": "data.num_classes",
+        found, params = var_state_dict.import_transformer(
+            weight_files.read(source, var_state_dict.is_transformer), c.grid_sizes, c.generator.num_heads)
+        _check_fit(source, found, expected, {"vocab_size": "tokenizer.vocab_size",
                                              "latent_channels": "tokenizer.latent_channels"} | {
             name: f"generator.{name}" for name in ("depth", "width", "num_heads", "qk_norm", "shared_modulation")})
+        _check_classes(source, found.num_classes, num_classes, any_classes)
         return mesh_lib.put_whole(params, mesh_lib.parameter_shardings(mesh, params))
-    template = loop.abstract_state(build.generator_task(c, num_classes), mesh)
+    described = runs.read_json(Path(source, "config.json"))
+    source_classes = len(described["class_names"]) if described else num_classes
+    _check_classes(source, source_classes, num_classes, any_classes)
+    template = loop.abstract_state(build.generator_task(c, source_classes), mesh)
     with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
         wanted = {"params": {"student": template.params["student"]}}
         if "average" in checkpoints.parts():  # the source's config, and not `c`, has decided that
             return checkpoints.restore({"average": wanted["params"]["student"]}, partial=True)["average"]
         return checkpoints.restore(wanted, partial=True)["params"]["student"]
+
+
+def _check_classes(source: str, found: int, expected: int, any_classes: bool) -> None:
+    if found != expected and not any_classes:
+        raise ValueError(f"{source} does not fit the config: it has {found} classes, and the data {expected}. Set "
+                         "init_classes=new to start their embedding with new numbers, or give data of its classes")
 
 
 def load_perceptual(c: ConfigDict) -> Any:

@@ -224,9 +224,34 @@ def test_official_checkpoints_that_do_not_fit_are_refused_before_anything_is_wri
         experiment.train(c, str(tmp_path / "run"))
     c = small()
     c.init_from = exported[1]
-    with pytest.raises(ValueError, match="missing: blocks.0"):
+    with pytest.raises(ValueError, match="these are the arrays of a tokenizer .*, and a generator is wanted; give"):
         experiment.train(c, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "workdir"])
+def test_a_generator_of_other_classes_starts_only_when_told(small, exported, workdir, tmp_path, kind, caplog):
+    """Of five classes: the null class and all the rest are those of the two-class generator."""
+    c = small("var" if kind == "file" else "noteacher")
+    c.update(init_from=exported[0] if kind == "file" else workdir,
+             tokenizer_from=exported[1] if kind == "file" else workdir)
+    c.data.num_classes = 5
+    with np.load(c.data.source.removeprefix("npz:")) as arrays:
+        np.savez(tmp_path / "five.npz", x=arrays["x"], y=np.arange(len(arrays["x"])) % 5)
+    c.data.source = f"npz:{tmp_path}/five.npz"
+    with pytest.raises(ValueError, match="it has 2 classes, and the data 5. Set init_classes=new"):
+        experiment.train(c, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    c.init_classes = "new"
+    c.generator_optimizer.learning_rate = 0.0
+    c.generator_training.steps = 1
+    experiment.train(c, str(tmp_path / "run"))
+    assert "its 2 classes gives way to a new one of 5" in caplog.text
+    run, other = (pretrained.load_generator(str(path)) for path in (tmp_path / "run", workdir))
+    ours, theirs = dict(run.params), dict(other.params)
+    new, old = ours.pop("class_embedding"), theirs.pop("class_embedding")
+    assert_same(ours, theirs)
+    assert new.shape[0] == 6 and (new[-1] == old[-1]).all() and not (new[:2] == old[:2]).any()
 
 
 def test_samples_of_a_workdir(workdir, small, capsys):
@@ -366,6 +391,15 @@ def test_masks_and_images_are_refused(wide, tmp_path):
     for path, message in (("", "edit.image is empty"), (str(tmp_path / "text.png"), "cannot be read as an image")):
         with pytest.raises(ValueError, match=message):
             generate.read_image(path)
+
+
+def test_hidden_pixels_have_no_say_in_what_is_white(tmp_path):
+    """The largest value of 16 bits may be hidden: white must be given."""
+    path = str(tmp_path / "deep.png")
+    Image.fromarray(np.full((8, 8), 819, np.uint16)).save(path)
+    with pytest.raises(ValueError, match="edit.image=.*holds 16 bits and does not say.*; set data.sixteen_bit_max"):
+        generate.read_image(path)
+    assert (generate.read_image(path, 4095) == 51).all()
 
 
 RELOAD = """

@@ -83,7 +83,9 @@ def load(path: str | os.PathLike) -> Callable[[Sequence[int], int, int], tuple[l
                 leaves = [jnp.asarray(weights[name]) for name in sorted(weights.files)]
             if len(program.in_avals) != len(leaves) + 3:
                 raise ValueError("it is of another version of the program; export it again")
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever a damaged file does to the readers
         raise ValueError(f"{path} is no sampler that export_sampler wrote, or it is damaged: {error}") from error
     call = jax.jit(program.call)
 

@@ -6,7 +6,7 @@ describe, and then wants every array that such a network has, and no other.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,16 @@ from refocus_jax.models.transformer import Transformer
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
 OFFICIAL_NORM_GROUPS = 32  # fixed in VAR's code: no array reveals it
 _OFFICIAL_LEVELS, _OFFICIAL_BLOCKS = 5, 2  # what an empty tokenizer file lacks
+
+
+def is_transformer(names: Collection[str]) -> bool:
+    """Whether these are the names of a generator, whole or in part."""
+    return any(name.startswith(("blocks.0.", "pos_1LC", "word_embed.")) for name in names)
+
+
+def is_tokenizer(names: Collection[str]) -> bool:
+    """Whether these are the names of a tokenizer, whole or in part."""
+    return any(name.startswith(("encoder.conv_in.", "quantize.", "decoder.conv_in.")) for name in names)
 
 
 class Layout(NamedTuple):
@@ -201,6 +211,9 @@ def import_tokenizer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None
     Raises:
       ValueError: arrays are missing, unknown or of another shape (it lists them all), or arguments do not fit.
     """
+    if is_transformer(arrays) and not is_tokenizer(arrays):
+        raise ValueError("these are the arrays of a generator (blocks.0. ...), and a tokenizer is wanted; give VAR's "
+                         "vae_ch160v4096z32.pth, or its like")
     hits = _size(arrays, 0, ("quantize.ema_vocab_hit_SV", 0))
     arrays = _weights(arrays)
     grid_sizes = tuple(grid_sizes or GRID_SIZES["var10"])
@@ -261,6 +274,9 @@ def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | No
     Raises:
       ValueError: arrays are missing, unknown or of another shape (it lists them all), or arguments do not fit.
     """
+    if is_tokenizer(arrays) and not is_transformer(arrays):
+        raise ValueError("these are the arrays of a tokenizer (encoder. ...), and a generator is wanted; give VAR's "
+                         "var_d16.pth, or its like")
     grid_sizes = tuple(grid_sizes or _infer_grid_sizes(arrays))
     arrays = _weights(arrays)
     depth = _count(r"blocks\.(\d+)\.", arrays) or 1

@@ -2,15 +2,23 @@
 
 A `.pth` file is a zip of one pickle and the raw bytes of every storage; before PyTorch 1.6 the pickle and the bytes
 just followed each other. A pickle is a program; ours is read by an unpickler that knows the few names a state dict
-needs and builds nothing but tuples, so that a hostile file ends in an error. No kept library does this without torch.
+needs. All other names become inert placeholders, and nothing is imported, so that a hostile file ends in an error. No
+kept library does this without torch.
+
+Files are known by their first bytes, whatever they are called. A file may hold several state dicts, as a training state
+does: `FILE#ENTRY` names one of them by its keys, as in `ar-ckpt-last.pth#trainer.var_wo_ddp`.
 """
 
 import collections
+import io
+import json
+import logging
 import math
 import os
 import pickle
+import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,7 +27,10 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_INDEX = ".index.json"  # names the shards of a `.safetensors` in several files
+_MAX_INDEX_BYTES = 2**26
+_LISTED = 8
 # torch's storage classes by name; numpy has no bfloat16 of its own.
 _STORAGES = {
     "DoubleStorage": np.dtype(np.float64), "FloatStorage": np.dtype(np.float32), "HalfStorage": np.dtype(np.float16),
@@ -27,31 +38,217 @@ _STORAGES = {
     "IntStorage": np.dtype(np.int32), "ShortStorage": np.dtype(np.int16), "CharStorage": np.dtype(np.int8),
     "ByteStorage": np.dtype(np.uint8), "BoolStorage": np.dtype(np.bool_),
 }
+# What torch's wrappers put before every name: of parallel training and of torch.compile.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+Fits = Callable[[Collection[str]], bool]
 
 
-def is_weight_file(path: Any) -> bool:
-    """Whether a path names a file of weights rather than a workdir."""
-    return isinstance(path, str | os.PathLike) and str(path).endswith(SUFFIXES)
+def _location(source: Any) -> tuple[Path, str]:
+    """The path and the entry of FILE#ENTRY; a file whose own name has a # is taken as a whole."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path, ""
+    file, _, entry = str(path).partition("#")
+    return Path(file), entry
 
 
-def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of a `.safetensors`, `.pth` or `.pt` file by name.
+def _shards(path: Path) -> Path | None:
+    """The index of weights in several files: of a folder that holds one, or the path itself."""
+    if path.is_dir():
+        return next(iter(sorted(path.glob(f"*.safetensors{_INDEX}"))), None)
+    return path if path.name.endswith(_INDEX) else None
+
+
+def is_weight_file(source: Any) -> bool:
+    """Whether this names weights and not a workdir: a file, or a folder of shards; what is not there, by its name."""
+    if not isinstance(source, str | os.PathLike) or not str(source):
+        return False
+    path, entry = _location(source)
+    if path.is_dir():
+        return _shards(path) is not None
+    return path.is_file() or bool(entry) or path.name.endswith((*SUFFIXES, _INDEX))
+
+
+def read(source: str | os.PathLike, fits: Fits | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a file by name.
+
+    Of several state dicts in it the one that fits is taken, an `ema` before a `model`; and what parallel training or
+    torch.compile put before all names is taken off. Both are said in a line.
+
+    Args:
+      source: a file of any name, FILE#ENTRY, or shards: their `.index.json` or its folder.
+      fits: whether names are those of the network that is wanted; default: of any.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: another suffix, a damaged file, or one that holds anything but named arrays.
+      FileNotFoundError: no such file, or a shard is missing.
+      ValueError: it is not a file of weights, is damaged, or holds no entry that fits or several.
     """
-    path = Path(path)
-    if not is_weight_file(path):
-        raise ValueError(f"{path} is no file of weights; its name must end in one of {', '.join(SUFFIXES)}")
+    path, wanted = _location(source)
+    if (index := _shards(path)) is not None:
+        return _unwrapped(index, _read_shards(index))
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; correct the path")
+        says = f"is a folder without an index of shards (*.safetensors{_INDEX})" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {says}; give a file of weights, or correct the path")
+    kind = _kind(path)
     try:
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+        if kind == "safetensors":
+            return _unwrapped(path, _read_safetensors(path))
+        pickled, contents = (_read_zip if kind == "zip" else _read_sequence)(path)
     except Exception as error:  # whatever a damaged file does to the readers
-        raise ValueError(f"{path} cannot be read as a state dict: {error!r}. If the file is complete, but more than a "
-                         "state dict, load it with torch.load(..., weights_only=True) and save its state dict anew"
+        raise ValueError(f"{path} cannot be read as a state dict: {_reason(error)}. If the file is complete, but more "
+                         "than a state dict, load it with torch.load(..., weights_only=True) and save its state dict "
+                         "again") from error
+    try:
+        chosen = _choose(path, pickled, wanted, fits or (lambda names: True))
+    except RecursionError as error:
+        raise ValueError(f"{path} cannot be read as a state dict: it is nested beyond reason; take another file"
                          ) from error
+    try:
+        return _unwrapped(path, {name: tensor.array(contents[tensor.storage.key]) for name, tensor in chosen.items()})
+    except (ValueError, KeyError, TypeError) as error:  # sizes and keys of a damaged file
+        raise ValueError(f"{path} cannot be read as a state dict: {_reason(error)}; download it again") from error
+
+
+def _reason(error: Exception) -> str:
+    return repr(error) if not isinstance(error, ValueError) else str(error)
+
+
+def _kind(path: Path) -> str:
+    """Of a file of weights, by its first bytes: safetensors, zip or sequence.
+
+    Raises:
+      ValueError: it is something else; the message says what.
+    """
+    with path.open("rb") as file:
+        first = file.read(512)
+    size, again = path.stat().st_size, "download the file itself again"
+    if first.startswith(b"PK\x03\x04"):
+        if zipfile.is_zipfile(path):
+            return "zip"
+        raise ValueError(f"{path} is cut short: it begins as torch.save writes, and its end is missing; {again}")
+    if first[8:9] == b"{":
+        length = int.from_bytes(first[:8], "little")
+        if 8 + length > size:
+            raise ValueError(f"{path} is cut short: it begins as a .safetensors file, and its end is missing; {again}")
+        return "safetensors"
+    if first.startswith(b"\x80"):
+        return "sequence"
+    says = "is empty" if not first else "is not a file of weights"
+    if first.startswith(b"version https://git-lfs"):
+        says = "is a pointer of Git LFS, not the file that it stands for"
+    elif first.lstrip()[:1] == b"<":
+        says = "is a web page (HTML), not weights"
+    elif first[257:262] == b"ustar" or first.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
+        raise ValueError(f"{path} is an archive, not weights; unpack it, and give a file in it")
+    raise ValueError(f"{path} {says}; {again}")
+
+
+def _unwrapped(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    prefix = _wrapper(arrays)
+    if not prefix:
+        return arrays
+    logging.warning("%s: all names begin with %s, which is taken off.", path, prefix)
+    return {name.removeprefix(prefix): array for name, array in arrays.items()}
+
+
+def _wrapper(names: Collection[str]) -> str:
+    """What of `_WRAPPERS` stands before all names."""
+    prefix = ""
+    while names and (found := next((wrapper for wrapper in _WRAPPERS
+                                    if all(name.startswith(prefix + wrapper) for name in names)), "")):
+        prefix += found
+    return prefix
+
+
+def _entries(value: Any, path: str = "") -> dict[str, dict[str, Any]]:
+    """Every dictionary with tensors in it, by the keys that lead to it; what else it holds is there too."""
+    if not isinstance(value, dict):
+        return {}
+    found = {path: value} if any(isinstance(item, _Tensor) for item in value.values()) else {}
+    for key, item in value.items():
+        found |= _entries(item, f"{path}.{key}".removeprefix("."))
+    return found
+
+
+def _choose(path: Path, pickled: Any, wanted: str, fits: Fits) -> dict[str, Any]:
+    """Tensors by name, of the entry that is wanted, or of the one that fits."""
+    entries = _entries(pickled)
+    listed = ", ".join([name or "(all of it)" for name in list(entries)[:_LISTED]] + ["..."] * (len(entries) > _LISTED))
+    if not entries:
+        held = [repr(name) for name in pickled] if isinstance(pickled, dict) else [f"a {type(pickled).__name__}"]
+        asked = _asked(pickled)
+        says = f"it asks for {asked[0]}, which no state dict needs" if asked else (
+            f"it holds no named arrays, but {', '.join(held[:_LISTED]) or 'nothing'}")
+        raise ValueError(f"{path} cannot be read as a state dict: {says}; give a file of weights")
+    if wanted:
+        if wanted not in entries:
+            raise ValueError(f"{path} has no entry {wanted!r}; choose one of {listed}")
+        chosen = wanted
+    else:
+        fitting = [name for name, entry in entries.items() if fits(_names(entry))]
+        averages = [name for name in fitting if name.rpartition(".")[2] == "ema"]
+        if len(fitting) > 1 and len(averages) == 1 and all(
+                name.rpartition(".")[2] in ("ema", "model") for name in fitting):
+            fitting = averages
+        if len(fitting) > 1:
+            raise ValueError(f"{path} has several entries that fit: {', '.join(fitting[:_LISTED])}; give one as "
+                             f"{path}#{fitting[0]}")
+        if not fitting and len(entries) > 1:
+            raise ValueError(f"{path} has no entry that fits the network; it has {listed}; give one as {path}#ENTRY, "
+                             "or another file")
+        chosen = (fitting or list(entries))[0]
+        if chosen:
+            logging.warning("%s: the weights are those of its entry %s%s.", path, chosen,
+                            ", a running mean" if averages else "")
+    others = {name: value for name, value in entries[chosen].items() if not isinstance(value, _Tensor)}
+    for name, value in others.items():
+        if isinstance(value, _Inert) or not isinstance(name, str):
+            what = f"asks for {value.asked}, which no state dict needs" if isinstance(value, _Inert) else "is no name"
+            raise ValueError(f"{path} cannot be read as a state dict: {name!r} {what}; take another file")
+    return {name: value for name, value in entries[chosen].items() if isinstance(value, _Tensor)}
+
+
+def _asked(value: Any) -> list[str]:
+    """What of a pickle stands for something that was not imported."""
+    if isinstance(value, _Inert):
+        return [value.asked]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [asked for item in items for asked in _asked(item)]
+
+
+def _names(entry: Mapping[Any, Any]) -> list[str]:
+    names = [name for name, value in entry.items() if isinstance(value, _Tensor) and isinstance(name, str)]
+    prefix = _wrapper(names)
+    return [name.removeprefix(prefix) for name in names]
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    """All arrays of the shards that an index names.
+
+    Raises:
+      FileNotFoundError: shards are missing. ValueError: the index is damaged or names files elsewhere.
+    """
+    try:
+        if index.stat().st_size > _MAX_INDEX_BYTES:
+            raise ValueError(f"it has {index.stat().st_size} bytes")
+        places = dict(json.loads(index.read_bytes())["weight_map"])
+        files = sorted(set(places.values()))
+        if not all(isinstance(name, str) and Path(name).name == name for name in files):
+            raise ValueError("it names files that are not in its folder")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{index} does not exist; correct the path") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{index} is not an index of shards ({error!r}); download it again") from error
+    if missing := [name for name in files if not index.with_name(name).is_file()]:
+        raise FileNotFoundError(f"{index.parent} lacks {', '.join(missing[:_LISTED])} of {len(files)} files; download "
+                                "the missing ones")
+    found = {}
+    for name in files:
+        found |= read(index.with_name(name))
+    if lost := sorted(places.keys() - found.keys()):
+        raise ValueError(f"{index} names arrays that its files lack: {', '.join(lost[:_LISTED])}; download it again")
+    return found
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -124,8 +321,28 @@ def _rebuild_parameter(tensor, *_):
     return tensor
 
 
+class _Inert:
+    """Stands for whatever a pickle asks for that no state dict needs.
+
+    Such things lie next to state dicts in training states. It takes all that is done to it, and does nothing. Each name has a class of its own, which knows it.
+    """
+
+    asked = ""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def _take(self, *args, **kwargs):
+        pass
+
+    __call__ = __setstate__ = __setitem__ = append = extend = add = update = _take
+
+
 class _StateDictUnpickler(pickle.Unpickler):
-    """Knows dictionaries, tensors and parameters; every other name is refused before it is even imported."""
+    """Knows dictionaries, tensors and parameters; every other name becomes an `_Inert`, and is never imported."""
 
     _GLOBALS = {
         ("collections", "OrderedDict"): collections.OrderedDict,
@@ -135,13 +352,13 @@ class _StateDictUnpickler(pickle.Unpickler):
     }
 
     def __init__(self, file: IO[bytes]):
+        _check_opcodes(file)
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}  # all that were named
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no state dict needs")
-        return self._GLOBALS[module, name]
+        asked = f"{module}.{name}"
+        return self._GLOBALS.get((module, name)) or type("Inert", (_Inert,), {"asked": asked})
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, count, *view = pid  # files before PyTorch 1.6 say what a storage is a view of
@@ -153,15 +370,16 @@ class _StateDictUnpickler(pickle.Unpickler):
         return storage
 
 
-def _read_pth(path: Path) -> dict[str, np.ndarray]:
-    tensors, contents = (_read_zip if zipfile.is_zipfile(path) else _read_sequence)(path)
-    if not isinstance(tensors, dict):
-        raise ValueError(f"it holds a {type(tensors).__name__} instead of named arrays")
-    others = [repr(name) for name, value in tensors.items()
-              if not (isinstance(name, str) and isinstance(value, _Tensor))]
-    if others:
-        raise ValueError(f"it holds more than named arrays: {', '.join(others[:8])}")
-    return {name: tensor.array(contents[tensor.storage.key]) for name, tensor in tensors.items()}
+def _check_opcodes(file: IO[bytes]) -> None:
+    """Refuses a pickle that numbers what it remembers far beyond how much that is: memory is taken for every number.
+
+    Leaves the file where it was.
+    """
+    begin = file.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if "PUT" in opcode.name and int(argument) > count:
+            raise pickle.UnpicklingError(f"it remembers its step {count} under the number {argument}")
+    file.seek(begin)
 
 
 def _read_zip(path: Path) -> tuple[Any, dict[str, bytes]]:
@@ -177,7 +395,7 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, bytes]]:
         byteorder = f"{root}/byteorder"
         if byteorder in archive.namelist() and archive.read(byteorder) != b"little":
             raise ValueError("it was written on a big-endian machine")
-        unpickler = _StateDictUnpickler(archive.open(pickles[0]))
+        unpickler = _StateDictUnpickler(io.BytesIO(archive.read(pickles[0])))
         tensors = unpickler.load()
         contents = {key: archive.read(f"{root}/data/{key}") for key in unpickler.storages}
     for key, storage in unpickler.storages.items():
@@ -193,6 +411,8 @@ def _read_sequence(path: Path) -> tuple[Any, dict[str, bytes]]:
     """The same of a file of PyTorch before 1.6: pickles one after the other, then every storage with its length."""
     with open(path, "rb") as file:
         magic, version, system = (_StateDictUnpickler(file).load() for _ in range(3))
+        if asked := _asked((magic, version, system)):
+            raise ValueError(f"it asks for {asked[0]}, which no state dict needs")
         if magic != _SEQUENCE_MAGIC or version != _SEQUENCE_VERSION or not system["little_endian"]:
             raise ValueError("it is not what torch.save writes on a little-endian machine")
         unpickler = _StateDictUnpickler(file)

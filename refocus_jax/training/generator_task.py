@@ -134,8 +134,15 @@ class GeneratorTask:
         average = params["student"] if self.average_decay else None
         return GeneratorState(jnp.zeros((), jnp.int32), params, opt_state, average)
 
-    def warm_start(self, state: GeneratorState, student: Any) -> GeneratorState:
-        """A first state whose student, and the teacher's own network if there is one, has these parameters."""
+    def warm_start(self, state: GeneratorState, student: Any, new_classes: bool = False) -> GeneratorState:
+        """A first state whose student, and the teacher's own network if there is one, has these parameters.
+
+        Args:
+          new_classes: the embedding of classes stays that of the state, but for the null class.
+        """
+        if new_classes:
+            own = state.params["student"]["class_embedding"]
+            student = {**student, "class_embedding": own.at[-1].set(student["class_embedding"][-1])}
         params = {**state.params, "student": student}
         if self.teacher.enabled and not self.teacher.share_weights:
             # A copy: the loop donates the state, and no buffer may be donated twice.

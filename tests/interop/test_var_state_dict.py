@@ -110,6 +110,13 @@ def test_everything_that_does_not_fit_is_listed_at_once(checkpoint):
         import_tokenizer(arrays, grids(checkpoint))
 
 
+def test_one_network_given_as_the_other_is_said_first(checkpoint):
+    with pytest.raises(ValueError, match="these are the arrays of a generator .*, and a tokenizer is wanted; give"):
+        import_tokenizer(checkpoint.transformer, grids(checkpoint))
+    with pytest.raises(ValueError, match="these are the arrays of a tokenizer .*, and a generator is wanted; give"):
+        import_transformer(checkpoint.tokenizer, grids(checkpoint))
+
+
 def test_an_empty_mapping_lacks_all_of_var():
     with pytest.raises(ValueError, match="missing: blocks.0.ada_lin.1.bias, .*word_embed.weight; unknown: nothing"):
         import_transformer({})

@@ -1,8 +1,10 @@
 """Foreign files: real ones of PyTorch (fixtures/state_dict*.pth, their values in the npz), and hostile ones."""
 
 import collections
+import json
 import os
 import pickle
+import resource
 import sys
 import types
 import zipfile
@@ -46,9 +48,62 @@ def test_safetensors_come_back(tmp_path):
 def test_what_is_no_file_of_weights_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.pth does not exist"):
         weight_files.read(tmp_path / "missing.pth")
-    with pytest.raises(ValueError, match="must end in one of .safetensors, .pth, .pt"):
-        weight_files.read(tmp_path / "weights.bin")
+    with pytest.raises(FileNotFoundError, match="is a folder without an index of shards"):
+        weight_files.read(tmp_path)
     assert weight_files.is_weight_file("a/b.pt") and not weight_files.is_weight_file("runs/tiny")
+    assert not weight_files.is_weight_file(tmp_path) and not weight_files.is_weight_file("")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n", "is a pointer of Git LFS.*download"),
+    (b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page .*download"), (b"", "is empty; download"),
+    (bytes(257) + b"ustar" + bytes(300), "is an archive, not weights; unpack it"), (b"\x1f\x8b" + bytes(9), "archive"),
+    (b"hello", "is not a file of weights; download"), (FIXTURE.read_bytes()[:900], "is cut short.*download"),
+    ((10**6).to_bytes(8, "little") + b'{"a":', "is cut short.*download")], ids=range(8))
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin", ""])
+def test_what_a_file_is_instead_of_weights_is_said(content, message, suffix, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    assert weight_files.is_weight_file(path)
+    with pytest.raises(ValueError, match=message):
+        weight_files.read(path)
+
+
+@pytest.mark.parametrize("name", ["w.bin", "w.ckpt", "w", "w.safetensors"])
+@pytest.mark.parametrize("fixture", [FIXTURE, OLD_FIXTURE], ids=lambda path: path.stem)
+def test_files_are_known_by_their_first_bytes(name, fixture, tmp_path):
+    (tmp_path / name).write_bytes(fixture.read_bytes())
+    assert weight_files.read(tmp_path / name).keys() == weight_files.read(fixture).keys()
+
+
+def test_shards_are_read_together(tmp_path):
+    arrays = {"a": np.arange(3, dtype=np.float32), "b": np.ones((2, 2), np.float32)}
+    for number, (name, array) in enumerate(arrays.items()):
+        weight_files.write(tmp_path / f"w-{number}.safetensors", {name: array}, {})
+    index = tmp_path / "w.safetensors.index.json"
+
+    def write(places):
+        index.write_text(json.dumps({"weight_map": places}))
+
+    write({"a": "w-0.safetensors", "b": "w-1.safetensors"})
+    for source in (index, tmp_path):
+        assert weight_files.is_weight_file(source)
+        found = weight_files.read(source)
+        assert found.keys() == arrays.keys() and all((found[name] == arrays[name]).all() for name in arrays)
+    write({"a": "w-0.safetensors", "b": "w-2.safetensors"})
+    with pytest.raises(FileNotFoundError, match="lacks w-2.safetensors of 2 files; download"):
+        weight_files.read(index)
+    write({"a": "w-0.safetensors", "c": "w-1.safetensors"})
+    with pytest.raises(ValueError, match="names arrays that its files lack: c; download"):
+        weight_files.read(index)
+    for bad in ({"a": "../w-0.safetensors"}, {"a": "/etc/passwd"}, {"a": 3}):
+        write(bad)
+        with pytest.raises(ValueError, match="is not an index of shards .*not in its folder.*; download"):
+            weight_files.read(index)
+    for text in ("[]", "{", '{"weight_map": 3}', "[" * 10**5):
+        index.write_text(text)
+        with pytest.raises(ValueError, match="is not an index of shards .*; download"):
+            weight_files.read(index)
 
 
 def archive(path: Path, content: bytes, storages=(), compression=zipfile.ZIP_STORED) -> Path:
@@ -133,7 +188,7 @@ def test_tensors_must_lie_inside_their_storage(tmp_path, torch_names):
 
 def test_what_is_more_or_less_than_a_state_dict_is_refused(tmp_path):
     for number, (content, message) in enumerate([
-            (pickle.dumps({"epoch": 3}), "more than named arrays: 'epoch'"), (pickle.dumps([1]), "a list instead"),
+            (pickle.dumps({"epoch": 3}), "no named arrays, but 'epoch'; give"), (pickle.dumps([1]), "but a list; give"),
             (pickle.dumps({})[:-1], "cannot be read")]):
         with pytest.raises(ValueError, match=message):
             weight_files.read(archive(tmp_path / f"{number}.pth", content))
@@ -142,6 +197,90 @@ def test_what_is_more_or_less_than_a_state_dict_is_refused(tmp_path):
     (tmp_path / "legacy.pth").write_bytes(pickle.dumps({}))
     with pytest.raises(ValueError, match="weights_only=True"):
         weight_files.read(tmp_path / "legacy.pth")
+
+
+def test_a_pickle_that_numbers_its_memory_beyond_reason_is_refused(tmp_path):
+    """A few bytes that would take a gigabyte: the unpickler makes room for all numbers up to the largest."""
+    for name, put in (("long", b"r" + (2**26).to_bytes(4, "little")), ("text", b"p67108864\n")):
+        content = b"\x80\x02}" + put + b"."
+        with pytest.raises(ValueError, match="under the number 67108864"):
+            weight_files.read(archive(tmp_path / f"{name}.pth", content))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    deep = archive(tmp_path / "deep.pth", b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".")
+    long = archive(tmp_path / "long_text.pth", b"\x80\x04\x8d" + (2**60).to_bytes(8, "little") + b"a.")
+    for path in (deep, long):
+        with pytest.raises(ValueError, match="cannot be read as a state dict"):
+            weight_files.read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kilobytes
+
+
+class Namespace:
+    """An object that is in training states and that nobody has here."""
+
+    def __init__(self):
+        self.depth = 16
+
+
+@pytest.fixture
+def training_state(tmp_path, torch_names):
+    def write(content):
+        path = tmp_path / "state.pth"
+        with open(path, "wb") as file:
+            Names(file, protocol=2).dump(content)
+        return archive(path, path.read_bytes(), [np.arange(4, dtype=np.float32).tobytes()])
+
+    FloatStorage.__module__, _rebuild_tensor_v2.__module__ = "torch", "torch._utils"
+    return write
+
+
+def tensors(*names):
+    return {name: Call(_rebuild_tensor_v2, Storage(), i, (1,), (1,), False, {}) for i, name in enumerate(names)}
+
+
+def has_head(names):
+    return "head" in names
+
+
+@pytest.mark.parametrize(("content", "entry"), [
+    ({"trainer": {"var_wo_ddp": tensors("head"), "vae_local": tensors("codes")}, "epoch": 3, "args": Namespace()},
+     "trainer.var_wo_ddp"),
+    ({"state_dict": tensors("head"), "optimizer": {"state": {0: tensors("exp_avg")}, "lr": [0.1]}}, "state_dict"),
+    ({"model": tensors("head"), "ema": tensors("other", "head")}, "ema"),
+    ({"model": tensors("head"), "ema": tensors("other")}, "model")], ids=range(4))
+def test_the_entry_that_fits_is_taken_and_named(content, entry, training_state, caplog):
+    path = training_state(content)
+    assert "head" in weight_files.read(path, has_head)
+    assert f"the weights are those of its entry {entry}" in caplog.text
+    caplog.clear()
+    assert weight_files.read(f"{path}#{entry}").keys() == weight_files.read(path, has_head).keys()
+    with pytest.raises(ValueError, match=f"has no entry 'nothing'; choose one of .*{entry}"):
+        weight_files.read(f"{path}#nothing")
+
+
+def test_several_entries_that_fit_or_none_are_listed(training_state):
+    path = training_state({"first": tensors("head"), "second": {"deep": tensors("head")}, "third": tensors("tail")})
+    with pytest.raises(ValueError, match=r"several entries that fit: first, second.deep; give one as .*#first"):
+        weight_files.read(path, has_head)
+    assert weight_files.read(f"{path}#second.deep", has_head).keys() == {"head"}
+    with pytest.raises(ValueError, match=r"no entry that fits the network; it has first, second.deep, third; give one"):
+        weight_files.read(path, lambda names: "nobody" in names)
+
+
+def test_a_chosen_entry_may_hold_numbers_but_nothing_that_would_be_imported(training_state):
+    assert weight_files.read(training_state({**tensors("head"), "epoch": 3})).keys() == {"head"}
+    with pytest.raises(ValueError, match="'args' asks for tests.runtime.test_weight_files.Namespace, which no state"):
+        weight_files.read(training_state({**tensors("head"), "args": Namespace()}))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_what_wrappers_put_before_all_names_is_taken_off(prefix, training_state, tmp_path, caplog):
+    path = training_state(tensors(f"{prefix}head", f"{prefix}tail.module.weight"))
+    assert weight_files.read(path, has_head).keys() == {"head", "tail.module.weight"}
+    assert f"all names begin with {prefix}, which is taken off" in caplog.text
+    weight_files.write(tmp_path / "w.safetensors", {f"{prefix}a": np.zeros(1), f"{prefix}b": np.zeros(1)}, {})
+    assert weight_files.read(tmp_path / "w.safetensors").keys() == {"a", "b"}
+    weight_files.write(tmp_path / "w.safetensors", {f"{prefix}a": np.zeros(1), "b": np.zeros(1)}, {})
+    assert weight_files.read(tmp_path / "w.safetensors").keys() == {f"{prefix}a", "b"}  # not all
 
 
 def test_what_older_files_say_of_their_storages_is_checked(tmp_path):

@@ -81,13 +81,15 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     try:
         name, source = "tokenizer_from", c.tokenizer_from
         if source:
-            params = weights.load_tokenizer(c, source, mesh)
-            tokenizers = encode.digests(params) if c.data.tokens else {}
+            if c.data.tokens:
+                tokenizers = encode.digests(weights.load_tokenizer(c, source, mesh))
+            else:
+                weights.check_tokenizer(c, source, mesh)
         elif c.data.tokens and weights.latest_step(os.path.join(workdir, "tokenizer")) is None:
             tokenizers = {"structure": "not trained yet"}
         name, source = "init_from", c.init_from
         if source:
-            weights.load_student(c, found, source, mesh)
+            weights.check_student(c, found, source, mesh)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} is {source!r}: {error}") from error
     if c.data.tokens or c.data.token_examples:

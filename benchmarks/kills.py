@@ -5,8 +5,8 @@
 Every second kill waits for a save to be under way; the others come at any moment after the start, which includes
 imports, compilation, evaluation and the change of stages. Where a run is done before it has been killed often enough,
 another begins. All runs are the same command, `refocus_jax.main`. Compared are, bit for bit, all arrays of the last
-checkpoints, the position in the data, metrics.jsonl and TensorBoard's scalars (but for times and memory), the token
-cache, evaluation.json and every picture.
+checkpoints, their records, metrics.jsonl and TensorBoard's scalars (but for times and memory), the token cache,
+evaluation.json and every picture.
 """
 
 import argparse
@@ -83,8 +83,7 @@ def contents(workdir: Path) -> dict[str, object]:
         arrays = _arrays((checkpoint / "state").absolute())
         for path, array in traverse_util.flatten_dict(arrays).items():
             found[f"{stage} step {step} {'/'.join(path)}"] = np.asarray(array).tobytes()
-        for path in (checkpoint / "iterator").glob("*.json"):
-            found[f"{stage} iterator"] = path.read_text()
+        found[f"{stage} record"] = (checkpoint / "record" / "record.json").read_text()
         lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
         found[f"{stage} metrics"] = [{name: value for name, value in line.items()
                                       if not name.startswith(OF_THE_MACHINE)} for line in lines]

@@ -43,7 +43,7 @@ def encoder(tokenizer: DualTokenizer, mesh: Any):
 def encode_batches(tokenizer: DualTokenizer, params: Any, batches: Iterable, mesh: Any) -> TokenSet:
     """Token maps of all images of finite batches, in memory; every process gets those of all."""
     encode = encoder(tokenizer, mesh)
-    parts = [jax.device_get(encode(params, mesh_lib.put_batch(mesh, batch))) for batch in batches]
+    parts = mesh_lib.fetched(encode(params, mesh_lib.put_batch(mesh, batch)) for batch in batches)
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
@@ -137,20 +137,16 @@ def _encoded(tokenizer: DualTokenizer, params: Any, batches: Iterable, record: n
     """Records (size,) of one block after the other; they are fetched while the devices are at the next batch."""
     encode, params = encoder(tokenizer, mesh), mesh_lib.put_whole(params, mesh_lib.replicated(mesh))
 
-    def records(tokens: TokenSet) -> Iterator[np.ndarray]:
-        found = np.zeros(len(tokens), record)
-        for name in record.names:
-            found[name] = getattr(tokens, name)
-        yield from found.reshape(mesh.size, -1)
+    def tokens() -> Iterator[TokenSet]:
+        for batch in batches:
+            flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items()}
+            yield encode(params, mesh_lib.put_batch(mesh, flat))
 
-    ahead = None
-    for batch in batches:
-        flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items()}
-        tokens = encode(params, mesh_lib.put_batch(mesh, flat))
-        if ahead is not None:
-            yield from records(jax.device_get(ahead))
-        ahead = tokens
-    yield from records(jax.device_get(ahead))
+    for found in mesh_lib.fetched(tokens()):
+        records = np.zeros(len(found), record)
+        for name in record.names:
+            records[name] = getattr(found, name)
+        yield from records.reshape(mesh.size, -1)
 
 
 def into_workdir(c: ConfigDict, workdir: str, source: Source, tokenizer: DualTokenizer, params: Any,

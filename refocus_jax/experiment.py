@@ -97,12 +97,15 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     try:
         name, source = "tokenizer_from", c.tokenizer_from
         if source:
-            tokenizers = encode.digests(weights.load_tokenizer(c, source, mesh))
+            if c.data.tokens or trained["generator"]:
+                tokenizers = encode.digests(weights.load_tokenizer(c, source, mesh))
+            else:
+                weights.check_tokenizer(c, source, mesh)
         elif c.data.tokens and not trained["tokenizer"]:
             tokenizers = {"structure": "not trained yet"}
         name, source = "init_from", c.init_from
         if source:
-            weights.load_student(c, found, source, mesh, any_classes=c.init_classes == "new")
+            weights.check_student(c, found, source, mesh, any_classes=c.init_classes == "new")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} is {source!r}: {error}") from error
     if c.data.tokens or c.data.token_examples:

@@ -43,11 +43,22 @@ def load_tokenizer(c: ConfigDict, source: str, mesh) -> Any:
         _check_fit(source, found.quantizer, expected.quantizer, {
             name: f"tokenizer.{name}" for name in ("vocab_size", "latent_channels", "num_phi", "residual")})
         return mesh_lib.put_whole({"structure": params}, mesh_lib.replicated(mesh))
-    task = build.tokenizer_task(c)
-    params = jax.eval_shape(task.init, jax.random.key(0)).params
-    template = mesh_lib.abstract(params, mesh_lib.replicated(mesh))
     with Checkpoints(os.path.join(source, "tokenizer", "checkpoints")) as checkpoints:
-        return checkpoints.restore({"params": template}, partial=True)["params"]
+        return checkpoints.restore(_tokenizer_template(c, mesh), partial=True)["params"]
+
+
+def check_tokenizer(c: ConfigDict, source: str, mesh) -> None:
+    """Raises what `load_tokenizer` would, but reads no array of a workdir."""
+    if weight_files.is_weight_file(source):
+        load_tokenizer(c, source, mesh)
+    else:
+        with Checkpoints(os.path.join(source, "tokenizer", "checkpoints")) as checkpoints:
+            checkpoints.check_fit(_tokenizer_template(c, mesh), partial=True)
+
+
+def _tokenizer_template(c: ConfigDict, mesh) -> Any:
+    params = jax.eval_shape(build.tokenizer_task(c).init, jax.random.key(0)).params
+    return {"params": mesh_lib.abstract(params, mesh_lib.replicated(mesh))}
 
 
 def load_student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: bool = False) -> Any:
@@ -68,15 +79,31 @@ def load_student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_clas
             name: f"generator.{name}" for name in ("depth", "width", "num_heads", "qk_norm", "shared_modulation")})
         _check_classes(source, found.num_classes, num_classes, any_classes)
         return mesh_lib.put_whole(params, mesh_lib.parameter_shardings(mesh, params))
+    with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
+        template = _student_template(c, num_classes, source, checkpoints, mesh, any_classes)
+        restored = checkpoints.restore(template, partial=True)
+        return restored["average"] if "average" in restored else restored["params"]["student"]
+
+
+def check_student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: bool = False) -> None:
+    """Raises what `load_student` would, but reads no array of a workdir."""
+    if weight_files.is_weight_file(source):
+        load_student(c, num_classes, source, mesh, any_classes=any_classes)
+    else:
+        with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
+            template = _student_template(c, num_classes, source, checkpoints, mesh, any_classes)
+            checkpoints.check_fit(template, partial=True)
+
+
+def _student_template(c: ConfigDict, num_classes: int, source: str, checkpoints: Checkpoints, mesh,
+                      any_classes: bool) -> Any:
     described = runs.read_json(Path(source, "config.json"))
     source_classes = len(described["class_names"]) if described else num_classes
     _check_classes(source, source_classes, num_classes, any_classes)
-    template = loop.abstract_state(build.generator_task(c, source_classes), mesh)
-    with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
-        wanted = {"params": {"student": template.params["student"]}}
-        if "average" in checkpoints.parts():  # the source's config, and not `c`, has decided that
-            return checkpoints.restore({"average": wanted["params"]["student"]}, partial=True)["average"]
-        return checkpoints.restore(wanted, partial=True)["params"]["student"]
+    num_classes = source_classes
+    student = loop.abstract_state(build.generator_task(c, num_classes), mesh).params["student"]
+    # The source's config, and not `c`, has decided whether there is an average.
+    return {"average": student} if "average" in checkpoints.parts() else {"params": {"student": student}}
 
 
 def _check_classes(source: str, found: int, expected: int, any_classes: bool) -> None:
@@ -100,6 +127,6 @@ def load_perceptual(c: ConfigDict) -> Any:
 
 
 def latest_step(directory: str) -> int | None:
-    """The step of a stage's latest checkpoint."""
+    """The step of a stage's latest checkpoint, at the cost of a look at its directory; None if there is none."""
     with Checkpoints(os.path.join(directory, "checkpoints")) as checkpoints:
         return checkpoints.latest_step()

@@ -1,10 +1,10 @@
 """Checkpoints of the training state and of what belongs to it: the only file that knows orbax."""
 
 import errno
-import hashlib
-import json
+import functools
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -14,8 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from refocus_jax.runtime import lease, processes
-from refocus_jax.runtime.checksums import checksums
+from refocus_jax.runtime import lease, processes, seals
 
 _NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
@@ -26,11 +25,11 @@ class Checkpoints:
     The arrays are stored as nested dictionaries whose keys are the names of fields, keys and positions:
     a checkpoint does not depend on Python classes, and a part of it can be restored alone.
 
-    A checkpoint is sealed before it gets its final name: it holds the checksums of its arrays, taken on the devices that
-    saved them, and a digest of its record and of these. What is restored is compared with them, on the devices that it
-    is restored to. So no array and no record comes back other than it was saved, no file is read for that alone, and
-    files that do not belong to a checkpoint do no harm. One that cannot be read, or reads otherwise, is damaged: it is
-    named in a warning, and the one before is read instead. Damage is looked for only in what is read.
+    A checkpoint is sealed before it gets its final name: it holds checksums of its arrays, taken on the devices that
+    they are saved from, and a digest of these and of its record. What is restored is compared with them, on the devices
+    that it is restored to. So no array and no record comes back other than it was saved, no file is read for that
+    alone, and files that do not belong to a checkpoint do no harm. One that cannot be read, or reads otherwise, is
+    damaged: it is named in a warning, and the one before is read instead. Damage is looked for in what is read only.
 
     Args:
       directory: made by the first `save`; merely reading never writes.
@@ -69,8 +68,9 @@ class Checkpoints:
                 "Resume from the latest step, or use another workdir."
             )
         arrays = _flatten(state)
-        sealed = _seal(record or {}, arrays)
-        items = {"state": ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays)), "record": ocp.args.JsonSave(sealed)}
+        sealed = seals.seal(record or {}, _named(arrays))
+        items = {"state": ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays)),
+                 "record": ocp.args.JsonSave(sealed)}
         self._saving = step
         try:
             if self._writer is None:
@@ -98,7 +98,7 @@ class Checkpoints:
         )
 
     def _set_aside(self) -> None:
-        """Renames all that has a step's name and is not a sound checkpoint: it is in the way, but not ours to delete."""
+        """Renames all that has a step's name and is not a sound checkpoint: it is in the way, but not to be deleted."""
         sound = {str(step) for step in self._steps() if step not in self._damaged}
         for path in [path for path in self._directory.iterdir() if path.name.isdecimal() and path.name not in sound]:
             aside, number = self._directory / f"damaged_{path.name}", 1
@@ -119,8 +119,8 @@ class Checkpoints:
         self.wait()
         latest = processes.agree(max(self._steps() - self._damaged.keys(), default=-1))
         if latest < 0 and self._damaged:
-            found = "; ".join(f"step {step}: {problem}" for step, problem in sorted(self._damaged.items(), reverse=True))
-            raise ValueError(f"All checkpoints in {self._directory} are damaged ({found}). Put sound copies in their "
+            why = "; ".join(f"step {step}: {problem}" for step, problem in sorted(self._damaged.items(), reverse=True))
+            raise ValueError(f"All checkpoints in {self._directory} are damaged ({why}). Put sound copies in their "
                              "place; or, to start this stage over, which loses what was trained, rename or remove "
                              "that folder.")
         return None if latest < 0 else latest
@@ -158,14 +158,16 @@ class Checkpoints:
         """
         wanted = _flatten(template)
         while True:
-            found, sealed = self._sealed(step)
-            self._check_fit(found, sealed["arrays"], wanted, partial)
+            found, sealed = self._fitting(wanted, step, partial)
             arrays, problem = _attempt(self._read_arrays, found, wanted, partial)
             if self._is_sound(found, problem):
-                changed = [name for name, digest in checksums(arrays).items() if digest != sealed["arrays"][name][1]]
-                problem = f"{', '.join(changed[:8])} changed after it was saved" if changed else ""
-                if self._is_sound(found, problem):
+                changed = seals.changed(sealed, arrays)
+                if self._is_sound(found, f"{', '.join(changed[:8])} changed after it was saved" if changed else ""):
                     return jax.tree.unflatten(jax.tree.structure(template), list(arrays.values()))
+
+    def check_fit(self, template: Any, *, partial: bool = False) -> None:
+        """Raises what `restore` would of the latest checkpoint, but reads none of its arrays."""
+        self._fitting(_flatten(template), None, partial)
 
     def record(self, step: int | None = None) -> dict[str, Any]:
         """What was saved with the state; the default is the latest checkpoint's, which `restore` takes.
@@ -200,12 +202,16 @@ class Checkpoints:
             raise self._save_failed(error) from error
 
     def _save_failed(self, error: Exception) -> RuntimeError:
-        steps = self._steps()
-        intact = f"that of step {max(steps)} is intact" if steps else "there is none before it"
+        steps, what = self._steps(), f"the checkpoint of step {self._saving} in {self._directory}"
+        if self._saving in steps:
+            said = f"After {what} was saved, removing an older one failed"
+        else:
+            said = f"Saving {what} failed; " + (f"that of step {max(steps)} is intact" if steps else
+                                                "there is none before it")
         remedy = ("Make room or mend the file system" if any(text in str(error) for text in _NO_ROOM)
                   else "Correct what the error names")
-        return RuntimeError(f"Saving the checkpoint of step {self._saving} in {self._directory} failed; {intact}. "
-                            f"{remedy}, and start again with the same command. The error was: {_in_short(error)}")
+        return RuntimeError(f"{said}. {remedy}, and start again with the same command. The error was: "
+                            f"{_in_short(error)}")
 
     def close(self) -> None:
         """Waits, then stops the background threads.
@@ -229,9 +235,22 @@ class Checkpoints:
         """The step of a checkpoint, by default of the latest whose record is not damaged, and what is sealed in it."""
         while True:
             found = self._existing_step(step)
-            sealed, problem = _attempt(_read_seal, self._directory / str(found) / "record" / "record.json")
+            sealed, problem = _attempt(seals.read, self._directory / str(found) / "record" / "record.json")
             if self._is_sound(found, problem):
                 return found, sealed
+
+    def _fitting(self, wanted: dict[tuple[str, ...], Any], step: int | None,
+                 partial: bool) -> tuple[int, dict[str, Any]]:
+        """As `_sealed`. Orbax would cast, pad or cut arrays that differ from the template without a word."""
+        found, sealed = self._sealed(step)
+        problems = seals.misfits(sealed, _named(wanted), partial)
+        if problems:
+            shown = problems[:8] + ["..."] * (len(problems) > 8)
+            raise ValueError(
+                f"The checkpoint of step {found} in {self._directory} does not fit:\n  " + "\n  ".join(shown)
+                + "\nUse the config that the checkpoint was trained with, or another workdir."
+            )
+        return found, sealed
 
     def _existing_step(self, step: int | None) -> int:
         latest = self.latest_step()
@@ -254,38 +273,20 @@ class Checkpoints:
         if processes.gather(np.array([not problem])).all():
             return True
         self._damaged[step] = problem or "another process cannot read it"
-        logging.warning("The checkpoint of step %d in %s is damaged and will not be used: %s.", step, self._directory,
+        logging.warning("The checkpoint of step %d in %s is damaged and will not be used: %s", step, self._directory,
                         self._damaged[step])
         return False
 
     def _read_arrays(self, step: int, wanted: dict[tuple[str, ...], Any], partial: bool) -> dict[str, Any]:
         """By name, in the order of `wanted`."""
+        _silence_abandoned_reads()
         item = traverse_util.unflatten_dict(wanted)
         # The handler alone: a checkpointer would wait, after an error in one process, for all.
-        restored = ocp.PyTreeCheckpointHandler().restore(self._directory / str(step) / "state", args=ocp.args.PyTreeRestore(
-            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=partial))
+        args = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                                      partial_restore=partial)
+        restored = ocp.PyTreeCheckpointHandler().restore(self._directory / str(step) / "state", args=args)
         leaves = traverse_util.flatten_dict(restored)
-        return {_name(path): leaves[path] for path in wanted}
-
-    def _check_fit(self, step: int, saved: dict[str, list[str]], wanted: dict[tuple[str, ...], Any],
-                   partial: bool) -> None:
-        """Orbax would cast, pad or cut arrays that differ from the template without a word."""
-        wanted = {_name(path): _shape_and_type(array) for path, array in wanted.items()}
-        problems = []
-        for name in sorted(wanted.keys() | saved.keys()):
-            if name not in saved:
-                problems.append(f"{name} is not in the checkpoint")
-            elif name in wanted:
-                if saved[name][0] != wanted[name]:
-                    problems.append(f"{name} is {saved[name][0]} in the checkpoint, expected {wanted[name]}")
-            elif not partial:
-                problems.append(f"{name} is only in the checkpoint")
-        if problems:
-            shown = problems[:8] + ["..."] * (len(problems) > 8)
-            raise ValueError(
-                f"The checkpoint of step {step} in {self._directory} does not fit:\n  " + "\n  ".join(shown)
-                + "\nUse the config that the checkpoint was trained with, or another workdir."
-            )
+        return _named({path: leaves[path] for path in wanted})
 
 
 def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:
@@ -294,31 +295,21 @@ def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
 
 
-def _name(path: tuple[str, ...]) -> str:
-    return "/".join(path)
+def _named(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    return {"/".join(path): leaf for path, leaf in leaves.items()}
 
 
-def _shape_and_type(array: Any) -> str:
-    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
+@functools.cache
+def _silence_abandoned_reads() -> None:
+    """At the first array that it cannot read, orbax closes its event loop. The reads that are still under way then end
+    in an error that no one can catch, and Python would print the traceback of each."""
+    report = sys.unraisablehook
 
+    def others(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
 
-def _seal(record: Mapping[str, Any], arrays: dict[tuple[str, ...], Any]) -> dict[str, Any]:
-    """A record, shape, type and checksum of every array, and a digest of these: what `_read_seal` reads."""
-    named = {_name(path): array for path, array in arrays.items()}
-    described = {name: (_shape_and_type(named[name]), digest) for name, digest in checksums(named).items()}
-    sealed = json.loads(json.dumps({"record": dict(record), "arrays": described}))  # as it will be read
-    return sealed | {"digest": _digest(sealed)}
-
-
-def _read_seal(path: Path) -> dict[str, Any]:
-    sealed = json.loads(path.read_text())
-    if sealed.pop("digest") != _digest(sealed):
-        raise ValueError(f"{path} changed after it was saved")
-    return sealed
-
-
-def _digest(sealed: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(sealed, sort_keys=True).encode(), digest_size=16).hexdigest()
+    sys.unraisablehook = others
 
 
 def _attempt(read: Callable, *args: Any) -> tuple[Any, str]:
@@ -332,4 +323,5 @@ def _attempt(read: Callable, *args: Any) -> tuple[Any, str]:
 
 
 def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:400]}{' ...' * (len(text) > 400)}"

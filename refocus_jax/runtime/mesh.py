@@ -4,7 +4,8 @@ Two axes: examples are divided among all devices, parameters and optimizer state
 repeated along "data". The models know nothing of it: `jax.jit` gathers each weight where it is used.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -146,3 +147,13 @@ def put_whole(tree: Any, sharding: Any) -> Any:
     if isinstance(sharding, NamedSharding):
         return jax.tree.map(lambda array: put(array, sharding), tree)
     return jax.tree.map(put, tree, sharding)
+
+
+def fetched(results: Iterable[Any]) -> Iterator[Any]:
+    """Trees of device arrays as numpy arrays, each fetched while the devices are at the next one.
+
+    Args:
+      results: made when asked for, as by a generator that starts one computation after the other.
+    """
+    for result, _ in itertools.pairwise(itertools.chain(results, [None])):
+        yield jax.device_get(result)

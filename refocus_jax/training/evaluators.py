@@ -86,8 +86,8 @@ class TokenizerEvaluator:
 
     def __call__(self, state, frozen) -> Iterator[tuple[str, Any]]:
         del frozen
-        results = [jax.device_get(self._measure(state.params, mesh_lib.put_batch(self.mesh, batch["image"])))
-                   for batch in self.batches]
+        results = list(mesh_lib.fetched(self._measure(state.params, mesh_lib.put_batch(self.mesh, batch["image"]))
+                                        for batch in self.batches))
         errors = {name: np.concatenate([r[0][name] for r in results]) for name in results[0][0]}
         counts = {name: sum(r[1][name] for r in results) for name in results[0][1]}
         yield "validation/psnr", metrics.psnr(errors["image"])
@@ -219,8 +219,8 @@ class GeneratorEvaluator:
         offsets, tokens = self.task.student.offsets, self.validation
         starts = range(0, len(tokens) - self.batch_size + 1, self.batch_size)
         sharding = mesh_lib.batch_sharding(self.mesh)
-        results = [jax.device_get(self._measure(params, frozen, mesh_lib.put_whole(
-            tokens[slice(i, i + self.batch_size)], sharding))) for i in starts]
+        results = list(mesh_lib.fetched(self._measure(params, frozen, mesh_lib.put_whole(
+            tokens[slice(i, i + self.batch_size)], sharding)) for i in starts))
         losses, hits = (np.concatenate([r[i] for r in results]) for i in (0, 1))
         spans = list(zip(offsets[:-1], offsets[1:], strict=True))
         for k, (a, b) in enumerate(spans):

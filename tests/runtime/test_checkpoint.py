@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import resource
 import shutil
 from typing import Any
@@ -168,34 +169,171 @@ def files(directory):
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
-def test_any_change_of_any_file_is_noticed(tmp_path, caplog):
-    state = make_state()
-    with Checkpoints(tmp_path / "original") as checkpoints:
+def damage(path, kind, place=1 / 3):
+    content = bytearray(path.read_bytes())
+    if kind == "lost":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(content[:int(len(content) * place)])
+    else:
+        content[int(len(content) * place)] ^= 4
+        path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two checkpoints, and the state of each."""
+    directory, states = tmp_path_factory.mktemp("two") / "checkpoints", {step: make_state(step) for step in (1, 2)}
+    with Checkpoints(directory) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state, {"position": step})
+    return directory, states
+
+
+def restored_step(directory, states):
+    """The step that a restoration falls back to, all of which must be as it was saved."""
+    with Checkpoints(directory) as checkpoints:
+        restored = checkpoints.restore(abstract(states[2]))
+        step = checkpoints.latest_step()
+        assert_identical(restored, states[step])
+        assert checkpoints.record() == {"position": step} and "params" in checkpoints.parts()
+    return step
+
+
+def test_no_damage_restores_another_bit(two, tmp_path, caplog):
+    """Of any file: nothing is lost where the file is not needed, and all else falls back to the checkpoint before."""
+    directory, states = two
+    fell_back = set()
+    for number, path in enumerate(files(directory / "2")):
+        for kind, place in (("cut", 0), ("cut", 0.9), ("flip", 0.1), ("flip", 0.5), ("flip", 0.9), ("lost", 0)):
+            copy = tmp_path / f"{number}_{kind}_{place}"
+            shutil.copytree(directory, copy)
+            caplog.clear()
+            damage(copy / path.relative_to(directory), kind, place)
+            step = restored_step(copy, states)
+            assert ("The checkpoint of step 2" in caplog.text) == (step == 1)
+            if step == 1:
+                fell_back.add((path.relative_to(directory / "2").parts[:2], kind))
+    for part in (("record", "record.json"), ("state", "d"), ("state", "manifest.ocdbt")):
+        assert {(part, kind) for kind in ("cut", "flip", "lost")} <= fell_back
+
+
+def test_a_damaged_part_that_is_not_read_does_no_harm(two, tmp_path):
+    """Zeros in place of the larger half of all numbers: those of the optimizer."""
+    directory, states = two
+    with Checkpoints(directory) as checkpoints:
+        small = {"step": abstract(states[2].step)}
+        assert_identical(checkpoints.restore(small, partial=True), {"step": states[2].step})
+        checkpoints.check_fit(small, partial=True)
+        with pytest.raises(ValueError, match="params/encoder/bias is only in the checkpoint"):
+            checkpoints.check_fit(small)
+
+
+def test_files_that_do_not_belong_there_do_no_harm(two, tmp_path):
+    directory, states = two
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    for name in (".DS_Store", "2/.DS_Store", "2/state/.nfs0001", "2/state/d/notes.txt~", "2/record/record.json~",
+                 "2/digests.json", "notes"):
+        (copy / name).write_text("not a checkpoint's")
+    assert restored_step(copy, states) == 2
+
+
+def test_folders_that_are_not_checkpoints_are_skipped_and_not_in_the_way(two, tmp_path):
+    directory, states = two
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    for name in ("3", "007", "best", "4.orbax-checkpoint-tmp/state", "6"):
+        (copy / name).mkdir(parents=True)
+    (copy / "5").write_text("a file")
+    (copy / "6" / ".DS_Store").touch()
+    assert restored_step(copy, states) == 2
+    with Checkpoints(copy) as checkpoints:
+        for step in (3, 5):
+            checkpoints.save(step, states[1])
+    assert {path.name for path in copy.iterdir() if path.name.isdecimal()} == {"3", "5"}  # and they did not count
+    assert (copy / "damaged_5").read_text() == "a file" and (copy / "best").is_dir()
+    for name in ("3", "5"):
+        shutil.rmtree(copy / name)
+    with Checkpoints(copy) as checkpoints:
+        assert checkpoints.latest_step() is None
+
+
+def test_the_first_save_sets_aside_what_was_found_damaged(two, tmp_path):
+    directory, states = two
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    shutil.copytree(directory / "1", copy / "damaged_2")  # of an earlier time
+    damage(copy / "2" / "state" / "manifest.ocdbt", "flip")
+    with Checkpoints(copy) as checkpoints:
+        checkpoints.restore(abstract(states[2]))
+        with pytest.raises(ValueError, match="step 2 .* is damaged: .*Choose one of .1."):
+            checkpoints.restore(abstract(states[2]), step=2)
+        checkpoints.save(2, states[2], {"position": 2})
+    assert restored_step(copy, states) == 2
+    assert (copy / "damaged_2_1" / "state").is_dir()
+
+
+def test_nothing_starts_over_where_all_checkpoints_are_damaged(two, tmp_path):
+    directory, states = two
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    for step in "12":
+        damage(copy / step / "record" / "record.json", "cut")
+    before = files(copy)
+    with Checkpoints(copy) as checkpoints:
+        for ask in (lambda: checkpoints.restore(abstract(states[2])), checkpoints.record, checkpoints.parts,
+                    checkpoints.latest_step, lambda: checkpoints.save(3, states[1])):
+            with pytest.raises(ValueError, match=r"All .* are damaged \(step 2: .*; step 1: .*rename or remove"):
+                ask()
+    assert files(copy) == before
+
+
+def read_bytes():
+    """How much this process has read of all files."""
+    with open("/proc/self/io") as file:
+        return int(file.readline().removeprefix("rchar:"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="Linux says what a process reads")
+def test_asking_reads_nothing_and_restoring_reads_once(tmp_path):
+    numbers = np.random.default_rng(0).integers(0, 2**32, 2_000_000, np.uint32)  # 8 MB that cannot be compressed
+    state = jax.device_put({"read": numbers, "other": numbers[::-1].copy()})
+    with Checkpoints(tmp_path) as checkpoints:
+        before = read_bytes()
         for step in (1, 2):
-            checkpoints.save(step, state, {"position": 7})
-    for number, path in enumerate(files(tmp_path / "original" / "2")):
-        for kind in ("cut", "flipped", "lost"):
-            copy = tmp_path / f"{kind}_{number}"
-            shutil.copytree(tmp_path / "original", copy)
-            damaged, content = copy / path.relative_to(tmp_path / "original"), bytearray(path.read_bytes())
-            if kind == "lost":
-                damaged.unlink()
-            elif kind == "cut":
-                damaged.write_bytes(content[:-1])
-            elif content:
-                content[len(content) // 3] ^= 4
-                damaged.write_bytes(content)
-            harmless = not content or path.name == "digests.json" and kind == "lost"
-            with Checkpoints(copy) as checkpoints:
-                assert checkpoints.latest_step() == (2 if harmless else 1), (kind, path)
-    assert "digests.json changed after it was saved" in caplog.text
-    with Checkpoints(tmp_path / "cut_0") as checkpoints:
-        assert_identical(checkpoints.restore(abstract(state)), state)
-        checkpoints.set_damaged_aside()
-        checkpoints.save(2, state)
-    with Checkpoints(tmp_path / "cut_0") as checkpoints:
-        assert checkpoints.latest_step() == 2
-    assert (tmp_path / "cut_0" / "damaged_2").is_dir()
+            checkpoints.save(step, state)
+        checkpoints.wait()
+        assert read_bytes() - before < 1e6  # nothing is read back
+    with Checkpoints(tmp_path) as checkpoints:
+        before = read_bytes()
+        assert checkpoints.latest_step() == 2 and checkpoints.record() == {}
+        assert checkpoints.parts() == {"read", "other"}
+        checkpoints.check_fit(abstract(state))
+        assert read_bytes() - before < 1e5
+        checkpoints.restore({"read": abstract(state["read"])}, partial=True)
+        assert read_bytes() - before < 1.2 * numbers.nbytes
+
+
+def test_reading_writes_nothing(two):
+    directory, states = two
+
+    def found():
+        return {path: path.stat().st_mtime_ns for path in (directory, *directory.rglob("*"))}
+
+    before = found()
+    restored_step(directory, states)
+    assert found() == before
+
+
+def test_a_place_that_cannot_be_written_is_named_with_its_cause(tmp_path):
+    (tmp_path / "file").touch()
+    with Checkpoints(tmp_path / "file" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() is None
+        with pytest.raises(RuntimeError, match="step 1 in .*file/checkpoints failed.*Correct what the error names.*"
+                                               "Not a directory") as raised:
+            checkpoints.save(1, make_state())
+    assert "Make room" not in str(raised.value)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_intact(tmp_path):
@@ -205,7 +343,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_intact(tmp_path):
         checkpoints.save(1, state)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(RuntimeError, match="Saving the checkpoint of step 2 .* failed; that of step 1 is intact"):
+        with pytest.raises(RuntimeError, match="Saving the checkpoint of step 2 .* failed; that of step 1 is intact"
+                                               ".*Make room"):
             with Checkpoints(tmp_path) as checkpoints:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
                 checkpoints.save(2, large)

@@ -1,0 +1,96 @@
+"""Seals: what is written with a state to tell, when it is read, whether every bit is as it was saved.
+
+The checksums of arrays are computed where these lie: a state of many gigabytes is neither fetched nor read again.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def seal(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """A record, shape and type and checksum of every array, and a digest of all this, for JSON."""
+    described = {name: (_shape_and_type(arrays[name]), digest) for name, digest in checksums(arrays).items()}
+    sealed = json.loads(json.dumps({"record": dict(record), "arrays": described}))  # as it will be read
+    return sealed | {"digest": _digest(sealed)}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `seal` returned, but for the digest, from the file that it was written to.
+
+    Raises:
+      ValueError, KeyError, AttributeError: the file is not as it was written. OSError: it cannot be read.
+    """
+    sealed = json.loads(path.read_text())
+    if sealed.pop("digest") != _digest(sealed):
+        raise ValueError(f"{path.name} changed after it was saved")
+    return sealed
+
+
+def misfits(sealed: Mapping[str, Any], wanted: Mapping[str, Any], partial: bool) -> list[str]:
+    """What differs between the names, shapes and types of sealed arrays and of those that are wanted, in words.
+
+    Args:
+      partial: those that are not wanted do not matter.
+    """
+    saved, problems = sealed["arrays"], []
+    for name in sorted(wanted.keys() | saved.keys()):
+        if name not in saved:
+            problems.append(f"{name} is not in the checkpoint")
+        elif name not in wanted:
+            problems += [] if partial else [f"{name} is only in the checkpoint"]
+        elif saved[name][0] != (expected := _shape_and_type(wanted[name])):
+            problems.append(f"{name} is {saved[name][0]} in the checkpoint, expected {expected}")
+    return problems
+
+
+def changed(sealed: Mapping[str, Any], arrays: Mapping[str, Any]) -> list[str]:
+    """Names of arrays that are not what was sealed."""
+    return [name for name, digest in checksums(arrays).items() if digest != sealed["arrays"][name][1]]
+
+
+def checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """64 bits of each array, in hexadecimal: they depend on every bit and its place, not on how it is divided.
+
+    Equal on all devices, machines and numbers of processes, all of which must call. One changed number always changes
+    the checksum; arrays that differ in more have the same one with a probability of 2^-64.
+
+    Args:
+      arrays: of jax or numpy, of numbers of at most 32 bits. They may be donated as soon as this returns.
+    """
+    found = {name: _sums(array) for name, array in arrays.items()}  # all are under way before the first is fetched
+    return {name: "".join(f"{int(part):08x}" for part in parts) for name, parts in jax.device_get(found).items()}
+
+
+@jax.jit
+def _sums(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two sums over all numbers of hashes of their bits and of their place: sums, as the order must not matter."""
+    bits = array if array.dtype == bool else jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+    place = jnp.zeros(array.shape, jnp.uint32)
+    for axis in range(array.ndim):
+        stride = np.uint32(math.prod(array.shape[axis + 1:]) % 2**32)
+        place += stride * jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    hashed = _mix(bits.astype(jnp.uint32) ^ _mix(place))
+    return jnp.sum(hashed, dtype=jnp.uint32), jnp.sum(_mix(~hashed), dtype=jnp.uint32)
+
+
+def _mix(words: jax.Array) -> jax.Array:
+    """MurmurHash3's last step: one to one on 32 bits, and every bit of the result depends on all of the word."""
+    words = (words ^ words >> 16) * np.uint32(0x85EBCA6B)
+    words = (words ^ words >> 13) * np.uint32(0xC2B2AE35)
+    return words ^ words >> 16
+
+
+def _digest(sealed: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(sealed, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _shape_and_type(array: Any) -> str:
+    return f"{np.dtype(array.dtype).name}{list(array.shape)}"

@@ -324,7 +324,8 @@ def _rebuild_parameter(tensor, *_):
 class _Inert:
     """Stands for whatever a pickle asks for that no state dict needs.
 
-    Such things lie next to state dicts in training states. It takes all that is done to it, and does nothing. Each name has a class of its own, which knows it.
+    Such things lie next to state dicts in training states. It takes all that is done to it, and does nothing. Each name
+    has a class of its own, which knows it.
     """
 
     asked = ""

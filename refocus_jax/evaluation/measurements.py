@@ -35,7 +35,7 @@ def of_all(images: Sequence[np.ndarray], measure: Measure, batch_size: int) -> I
     # The last batch is filled up with images that are dropped again.
     examples = grain.MapDataset.source(images).repeat()[:batches * at_once]
     left = len(images)
-    for batch_bhwc in pipeline.process_batches(examples, at_once).to_iter_dataset(pipeline.READ_OPTIONS):
+    for batch_bhwc in pipeline.Batches(examples, at_once):
         rows = processes.gather(measure(batch_bhwc))
         yield {name: array[:left] for name, array in rows.items()}
         left -= at_once

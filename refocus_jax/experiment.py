@@ -78,8 +78,8 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     validate.check(c, mesh.size)
     build.tokenizer_task(c), build.sampling_settings(c), build.draw_settings(c)
     train, validation = sources.load_splits(c.data.source, build.source_settings(c))
-    seen = (f"{len(train)} images to train on, {len(validation)} held out, classes {', '.join(train.class_names)}; "
-            f"fingerprints {train.fingerprint}, {validation.fingerprint}")
+    seen = (f"{len(train)} images to train on (fingerprint {train.fingerprint}), {len(validation)} held out "
+            f"({validation.fingerprint}), classes {', '.join(train.class_names)}")
     processes.check_same(f"data.source {c.data.source}", seen)
     found = len(train.class_names)
     if c.data.num_classes is not None and c.data.num_classes != found:
@@ -88,10 +88,7 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
     build.generator_task(c, found)
     run = Run(c, workdir, train, validation, mesh)
     trained = {stage: resume.trained(workdir, stage) for stage in resume.STAGES}
-    for stage in filter(trained.get, resume.STAGES):
-        unused = stage == "tokenizer" and c.tokenizer_from
-        resume.check(workdir, stage, trained[stage], run.made_with(stage),
-                     goes_on=not unused and trained[stage].step < c[f"{stage}_training"].steps)
+    _check_settings(run, trained)
     # What comes from elsewhere and does not fit is refused now rather than after stage 1.
     tokenizers = {}
     try:
@@ -112,17 +109,26 @@ def prepare(c: ConfigDict, workdir: str) -> Run:
         expected = encode.describe(c, train, tokenizers)
         if c.data.tokens:
             encode.check(c.data.tokens, expected)
-    if trained["generator"]:
-        if not c.tokenizer_from:
-            resume.check_tokenizers_stay(workdir, trained["tokenizer"], c.tokenizer_training.steps)
-            tokenizers = encode.digests(weights.load_tokenizer(c, workdir, mesh))
-        resume.check_tokenizers(workdir, tokenizers, c.tokenizer_from)
+    if trained["generator"] and not c.tokenizer_from:
+        resume.check_tokenizers_stay(workdir, trained["tokenizer"], c.tokenizer_training.steps)
+        tokenizers = encode.digests(weights.load_tokenizer(c, workdir, mesh))
+    resume.check_tokenizers(workdir, tokenizers, c.tokenizer_from)
     if c.evaluation.during_training:
         build.open_reference(c)
     config_file = Path(workdir, "config.json")
     runs.read_json(config_file)  # a damaged one is a sign that is not to be written over
     write_json(config_file, json.loads(c.to_json()) | {"class_names": list(train.class_names)})
     return run
+
+
+def _check_settings(run: Run, trained: Mapping[str, resume.Trained | None]) -> None:
+    """Raises a ValueError if the settings are not those of the stages that have been trained, where they must be."""
+    c = run.config
+    for stage, before in trained.items():
+        if before:
+            unused = stage == "tokenizer" and c.tokenizer_from
+            goes_on = not unused and before.step < c[f"{stage}_training"].steps
+            resume.check(run.workdir, stage, before, run.made_with(stage), goes_on)
 
 
 def train_tokenizer(run: Run) -> None:

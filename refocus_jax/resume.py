@@ -36,6 +36,7 @@ _SAID = {
     "generator": ("data.source", "generator_batch_size", "tokenizer_from", "init_from"),
 }
 
+# How to give back what is no setting of its own.
 _NOT_SETTINGS = {
     "class_names": "the images of data.source as they were", "images": "the images of data.source as they were",
     "tokens": "data.tokens and data.token_examples as they were",
@@ -132,9 +133,9 @@ def check_tokenizers_stay(workdir: str, tokenizer: Trained | None, steps: int) -
 
 
 def other_tokenizers(workdir: str | os.PathLike, tokenizers: Mapping[str, str]) -> list[str]:
-    """Which parts of the tokenizers that the generator of a workdir was trained on are not these, by their digests.
+    """Which parts of the tokenizers that a workdir's generator was trained on differ from these, by their digests.
 
-    None if there is no generator.
+    Empty also if there is no generator, or none that remembers them.
     """
     generator = trained(workdir, "generator")
     known = generator and generator.made_with and generator.made_with["tokenizers"]

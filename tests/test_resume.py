@@ -189,6 +189,17 @@ def test_a_generator_notices_that_the_workdir_of_its_tokenizers_trained_on(place
     experiment.prepare(moved, str(tmp_path / "other"))
 
 
+def test_a_student_that_starts_on_other_tokenizers_than_it_knows_is_named(place, caplog):
+    c = place.config(init_from=str(place.workdir), **{"teacher.enabled": False})
+    run = experiment.Run(c, "", None, dataclasses.replace(place.prepare().train), mesh_lib.make_mesh())
+    run = dataclasses.replace(run, train=run.validation)
+    task = build.generator_task(c, 2)
+    digests = encode.digests(pretrained.load_tokenizer(str(place.workdir)).params)
+    for tokenizers, named in ((digests, False), (digests | {"structure": "other"}, True)):
+        experiment._warm_start(run, task, tokenizers)(random_state(task, 3))
+        assert ("trained on other tokenizers (structure differ)" in caplog.text) == named
+
+
 def test_stage_1_goes_on_with_other_batches_parts_and_workers(place, monkeypatch):
     """The whole loop: it reads the examples that it has not seen, each once, of the same order."""
     shutil.rmtree(place.workdir)

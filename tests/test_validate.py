@@ -178,7 +178,7 @@ def test_images_are_square_and_grids_that_fit_them_are_named(config):
 # Settings that are text and no path: whoever adds one decides.
 NO_PATHS = {"focus.psf", "focus.schedule", "focus.downsample", "tokenizer.pyramid", "tokenizer.dtype",
             "tokenizer.remat", "generator.attention", "generator.dtype", "generator.remat", "teacher.gate",
-            "draw.format", "focus.implementation", "plan.optimization", "edit.label"}
+            "draw.format", "focus.implementation", "init_classes", "plan.optimization", "edit.label"}
 
 
 def test_home_is_expanded_in_every_setting_that_is_a_path(config, monkeypatch):

@@ -1,10 +1,9 @@
 """Checkpoints of the training state and of what belongs to it: the only file that knows orbax."""
 
+import asyncio
 import errno
-import functools
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -279,13 +278,13 @@ class Checkpoints:
 
     def _read_arrays(self, step: int, wanted: dict[tuple[str, ...], Any], partial: bool) -> dict[str, Any]:
         """By name, in the order of `wanted`."""
-        _silence_abandoned_reads()
         item = traverse_util.unflatten_dict(wanted)
-        # The handler alone: a checkpointer would wait, after an error in one process, for all.
         args = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
                                       partial_restore=partial)
-        restored = ocp.PyTreeCheckpointHandler().restore(self._directory / str(step) / "state", args=args)
-        leaves = traverse_util.flatten_dict(restored)
+        handlers = ocp.type_handlers.create_type_handler_registry((jax.Array, _Arrays()), (np.ndarray, _NumpyArrays()))
+        # The handler alone: a checkpointer would wait for all processes, also after an error in one of them.
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
+        leaves = traverse_util.flatten_dict(handler.restore(self._directory / str(step) / "state", args=args))
         return _named({path: leaves[path] for path in wanted})
 
 
@@ -299,17 +298,26 @@ def _named(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return {"/".join(path): leaf for path, leaf in leaves.items()}
 
 
-@functools.cache
-def _silence_abandoned_reads() -> None:
-    """At the first array that it cannot read, orbax closes its event loop. The reads that are still under way then end
-    in an error that no one can catch, and Python would print the traceback of each."""
-    report = sys.unraisablehook
+class _EndsItsReads:
+    """Orbax ends at the first array that it cannot read. Reads that are under way would then end in errors that no one
+    can catch, and Python would print the traceback of each."""
 
-    def others(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
+    async def deserialize(self, infos, args=None):
+        before = asyncio.all_tasks()
+        try:
+            return await super().deserialize(infos, args)
+        except Exception:
+            if reads := asyncio.all_tasks() - before:
+                await asyncio.wait(reads)
+            raise
 
-    sys.unraisablehook = others
+
+class _Arrays(_EndsItsReads, ocp.type_handlers.ArrayHandler):
+    pass
+
+
+class _NumpyArrays(_EndsItsReads, ocp.type_handlers.NumpyHandler):
+    pass
 
 
 def _attempt(read: Callable, *args: Any) -> tuple[Any, str]:

@@ -10,6 +10,7 @@ does: `FILE#ENTRY` names one of them by its keys, as in `ar-ckpt-last.pth#traine
 """
 
 import collections
+import functools
 import io
 import json
 import logging
@@ -18,7 +19,7 @@ import os
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -31,6 +32,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _INDEX = ".index.json"  # names the shards of a `.safetensors` in several files
 _MAX_INDEX_BYTES = 2**26
 _LISTED = 8
+_MAX_DEPTH = 64  # of dictionaries in dictionaries
 # torch's storage classes by name; numpy has no bfloat16 of its own.
 _STORAGES = {
     "DoubleStorage": np.dtype(np.float64), "FloatStorage": np.dtype(np.float32), "HalfStorage": np.dtype(np.float16),
@@ -46,18 +48,23 @@ Fits = Callable[[Collection[str]], bool]
 
 def _location(source: Any) -> tuple[Path, str]:
     """The path and the entry of FILE#ENTRY; a file whose own name has a # is taken as a whole."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return path, ""
-    file, _, entry = str(path).partition("#")
-    return Path(file), entry
+    path = Path(os.path.expanduser(source))
+    file, _, entry = str(path).rpartition("#")
+    return (path, "") if path.exists() or not file else (Path(file), entry)
 
 
 def _shards(path: Path) -> Path | None:
-    """The index of weights in several files: of a folder that holds one, or the path itself."""
-    if path.is_dir():
-        return next(iter(sorted(path.glob(f"*.safetensors{_INDEX}"))), None)
-    return path if path.name.endswith(_INDEX) else None
+    """The index of weights in several files: the one that a folder holds, or the path itself.
+
+    Raises:
+      ValueError: the folder has several.
+    """
+    if not path.is_dir():
+        return path if path.name.endswith(_INDEX) else None
+    found = sorted(path.glob(f"*{_INDEX}"))
+    if len(found) > 1:
+        raise ValueError(f"{path} has several indices of shards; give one of {', '.join(map(str, found[:_LISTED]))}")
+    return found[0] if found else None
 
 
 def is_weight_file(source: Any) -> bool:
@@ -85,29 +92,30 @@ def read(source: str | os.PathLike, fits: Fits | None = None) -> dict[str, np.nd
       ValueError: it is not a file of weights, is damaged, or holds no entry that fits or several.
     """
     path, wanted = _location(source)
-    if (index := _shards(path)) is not None:
+    index = _shards(path)
+    if wanted and (index or path.name.endswith(".safetensors")):
+        raise ValueError(f"{source} names an entry, and {path} has none but itself; leave out #{wanted}")
+    if index:
         return _unwrapped(index, _read_shards(index))
     if not path.is_file():
         says = f"is a folder without an index of shards (*.safetensors{_INDEX})" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {says}; give a file of weights, or correct the path")
     kind = _kind(path)
+    choose = functools.partial(_choose, path, wanted=wanted, fits=fits or (lambda names: True))
     try:
         if kind == "safetensors":
             return _unwrapped(path, _read_safetensors(path))
-        pickled, contents = (_read_zip if kind == "zip" else _read_sequence)(path)
+        return _unwrapped(path, (_read_zip if kind == "zip" else _read_sequence)(path, choose))
+    except _NotChosen:
+        raise
     except Exception as error:  # whatever a damaged file does to the readers
-        raise ValueError(f"{path} cannot be read as a state dict: {_reason(error)}. If the file is complete, but more "
-                         "than a state dict, load it with torch.load(..., weights_only=True) and save its state dict "
-                         "again") from error
-    try:
-        chosen = _choose(path, pickled, wanted, fits or (lambda names: True))
-    except RecursionError as error:
-        raise ValueError(f"{path} cannot be read as a state dict: it is nested beyond reason; take another file"
-                         ) from error
-    try:
-        return _unwrapped(path, {name: tensor.array(contents[tensor.storage.key]) for name, tensor in chosen.items()})
-    except (ValueError, KeyError, TypeError) as error:  # sizes and keys of a damaged file
-        raise ValueError(f"{path} cannot be read as a state dict: {_reason(error)}; download it again") from error
+        raise ValueError(f"{path} cannot be read as a state dict: {_reason(error)}. Download it again; or, if it is "
+                         "complete, but more than a state dict, load it with torch.load(..., weights_only=True) and "
+                         "save its state dict again") from error
+
+
+class _NotChosen(ValueError):
+    """A file that can be read has no entry that can be taken. The message says why, and names the file."""
 
 
 def _reason(error: Exception) -> str:
@@ -161,29 +169,34 @@ def _wrapper(names: Collection[str]) -> str:
     return prefix
 
 
-def _entries(value: Any, path: str = "") -> dict[str, dict[str, Any]]:
-    """Every dictionary with tensors in it, by the keys that lead to it; what else it holds is there too."""
-    if not isinstance(value, dict):
-        return {}
-    found = {path: value} if any(isinstance(item, _Tensor) for item in value.values()) else {}
-    for key, item in value.items():
-        found |= _entries(item, f"{path}.{key}".removeprefix("."))
-    return found
+def _items(pickled: Any) -> Iterator[tuple[str, Any]]:
+    """All that lies in dictionaries and lists, not too deep, each thing once, by the keys that lead to it."""
+    seen, pending = set(), [((), pickled)]
+    while pending:
+        keys, value = pending.pop()
+        if id(value) in seen or len(keys) > _MAX_DEPTH:
+            continue
+        seen.add(id(value))
+        yield ".".join(map(str, keys)), value
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        pending += [((*keys, key), item) for key, item in reversed(list(inside))]
 
 
-def _choose(path: Path, pickled: Any, wanted: str, fits: Fits) -> dict[str, Any]:
+def _choose(path: Path, pickled: Any, *, wanted: str, fits: Fits) -> dict[str, "_Tensor"]:
     """Tensors by name, of the entry that is wanted, or of the one that fits."""
-    entries = _entries(pickled)
+    everything = list(_items(pickled))
+    entries = {name: value for name, value in everything
+               if isinstance(value, dict) and any(isinstance(item, _Tensor) for item in value.values())}
     listed = ", ".join([name or "(all of it)" for name in list(entries)[:_LISTED]] + ["..."] * (len(entries) > _LISTED))
     if not entries:
         held = [repr(name) for name in pickled] if isinstance(pickled, dict) else [f"a {type(pickled).__name__}"]
-        asked = _asked(pickled)
+        asked = [value.asked for _, value in everything if isinstance(value, _Inert)]
         says = f"it asks for {asked[0]}, which no state dict needs" if asked else (
             f"it holds no named arrays, but {', '.join(held[:_LISTED]) or 'nothing'}")
-        raise ValueError(f"{path} cannot be read as a state dict: {says}; give a file of weights")
+        raise _NotChosen(f"{path} cannot be read as a state dict: {says}; give a file of weights")
     if wanted:
         if wanted not in entries:
-            raise ValueError(f"{path} has no entry {wanted!r}; choose one of {listed}")
+            raise _NotChosen(f"{path} has no entry {wanted!r}; choose one of {listed}")
         chosen = wanted
     else:
         fitting = [name for name, entry in entries.items() if fits(_names(entry))]
@@ -192,29 +205,21 @@ def _choose(path: Path, pickled: Any, wanted: str, fits: Fits) -> dict[str, Any]
                 name.rpartition(".")[2] in ("ema", "model") for name in fitting):
             fitting = averages
         if len(fitting) > 1:
-            raise ValueError(f"{path} has several entries that fit: {', '.join(fitting[:_LISTED])}; give one as "
-                             f"{path}#{fitting[0]}")
+            raise _NotChosen(f"{path} has several entries that fit: {', '.join(fitting[:_LISTED])}; give one as "
+                             f"{path}#{fitting[-1]}")
         if not fitting and len(entries) > 1:
-            raise ValueError(f"{path} has no entry that fits the network; it has {listed}; give one as {path}#ENTRY, "
+            raise _NotChosen(f"{path} has no entry that fits the network; it has {listed}; give one as {path}#ENTRY, "
                              "or another file")
         chosen = (fitting or list(entries))[0]
         if chosen:
             logging.warning("%s: the weights are those of its entry %s%s.", path, chosen,
                             ", a running mean" if averages else "")
-    others = {name: value for name, value in entries[chosen].items() if not isinstance(value, _Tensor)}
-    for name, value in others.items():
+    for name, value in entries[chosen].items():
         if isinstance(value, _Inert) or not isinstance(name, str):
-            what = f"asks for {value.asked}, which no state dict needs" if isinstance(value, _Inert) else "is no name"
-            raise ValueError(f"{path} cannot be read as a state dict: {name!r} {what}; take another file")
+            inert = isinstance(value, _Inert)
+            what = f"asks for {value.asked}, which no state dict needs" if inert else "is not a name"
+            raise _NotChosen(f"{path} cannot be read as a state dict: {name!r} {what}; take another file")
     return {name: value for name, value in entries[chosen].items() if isinstance(value, _Tensor)}
-
-
-def _asked(value: Any) -> list[str]:
-    """What of a pickle stands for something that was not imported."""
-    if isinstance(value, _Inert):
-        return [value.asked]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [asked for item in items for asked in _asked(item)]
 
 
 def _names(entry: Mapping[Any, Any]) -> list[str]:
@@ -224,7 +229,7 @@ def _names(entry: Mapping[Any, Any]) -> list[str]:
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    """All arrays of the shards that an index names.
+    """The arrays that an index names, from its shards.
 
     Raises:
       FileNotFoundError: shards are missing. ValueError: the index is damaged or names files elsewhere.
@@ -236,6 +241,8 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         files = sorted(set(places.values()))
         if not all(isinstance(name, str) and Path(name).name == name for name in files):
             raise ValueError("it names files that are not in its folder")
+        if not all(name.endswith(".safetensors") for name in files):
+            raise ValueError("its shards are not .safetensors")
     except FileNotFoundError:
         raise FileNotFoundError(f"{index} does not exist; correct the path") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -245,7 +252,12 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
                                 "the missing ones")
     found = {}
     for name in files:
-        found |= read(index.with_name(name))
+        _kind(index.with_name(name))
+        try:
+            held = _read_safetensors(index.with_name(name))
+        except Exception as error:  # whatever a damaged file does to the reader
+            raise ValueError(f"{index.with_name(name)} cannot be read: {_reason(error)}; download it again") from error
+        found |= {array: held[array] for array, place in places.items() if place == name and array in held}
     if lost := sorted(places.keys() - found.keys()):
         raise ValueError(f"{index} names arrays that its files lack: {', '.join(lost[:_LISTED])}; download it again")
     return found
@@ -356,10 +368,12 @@ class _StateDictUnpickler(pickle.Unpickler):
         _check_opcodes(file)
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}  # all that were named
+        self._inert: dict[tuple[str, str], type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        asked = f"{module}.{name}"
-        return self._GLOBALS.get((module, name)) or type("Inert", (_Inert,), {"asked": asked})
+        if known := self._GLOBALS.get((module, name)):
+            return known
+        return self._inert.setdefault((module, name), type("Inert", (_Inert,), {"asked": f"{module}.{name}"}))
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, count, *view = pid  # files before PyTorch 1.6 say what a storage is a view of
@@ -383,8 +397,12 @@ def _check_opcodes(file: IO[bytes]) -> None:
     file.seek(begin)
 
 
-def _read_zip(path: Path) -> tuple[Any, dict[str, bytes]]:
-    """What was pickled, and the bytes of its storages by key."""
+# What was pickled to the tensors that are wanted of it.
+_Choose = Callable[[Any], dict[str, _Tensor]]
+
+
+def _read_zip(path: Path, choose: _Choose) -> dict[str, np.ndarray]:
+    """The arrays that are chosen of what was pickled; no others are read."""
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -392,39 +410,46 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, bytes]]:
         # torch.save stores; a compressed entry could unfold to any size.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("its entries are compressed, which torch.save never does")
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its entries share bytes, which those that torch.save writes never do")
         root = pickles[0].removesuffix("/data.pkl")
         byteorder = f"{root}/byteorder"
         if byteorder in archive.namelist() and archive.read(byteorder) != b"little":
             raise ValueError("it was written on a big-endian machine")
         unpickler = _StateDictUnpickler(io.BytesIO(archive.read(pickles[0])))
-        tensors = unpickler.load()
-        contents = {key: archive.read(f"{root}/data/{key}") for key in unpickler.storages}
-    for key, storage in unpickler.storages.items():
+        chosen = choose(unpickler.load())
+        storages = {tensor.storage.key: tensor.storage for tensor in chosen.values()}
+        contents = {key: archive.read(f"{root}/data/{key}") for key in storages}
+    for key, storage in storages.items():
         _check_size(storage, len(contents[key]))
-    return tensors, contents
+    return {name: tensor.array(contents[tensor.storage.key]) for name, tensor in chosen.items()}
 
 
 # What a file of PyTorch before 1.6 begins with, each pickled: a number that marks it, and the version of its format.
 _SEQUENCE_MAGIC, _SEQUENCE_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
-def _read_sequence(path: Path) -> tuple[Any, dict[str, bytes]]:
+def _read_sequence(path: Path, choose: _Choose) -> dict[str, np.ndarray]:
     """The same of a file of PyTorch before 1.6: pickles one after the other, then every storage with its length."""
     with open(path, "rb") as file:
         magic, version, system = (_StateDictUnpickler(file).load() for _ in range(3))
-        if asked := _asked((magic, version, system)):
+        if asked := [value.asked for value in (magic, version, system) if isinstance(value, _Inert)]:
             raise ValueError(f"it asks for {asked[0]}, which no state dict needs")
         if magic != _SEQUENCE_MAGIC or version != _SEQUENCE_VERSION or not system["little_endian"]:
             raise ValueError("it is not what torch.save writes on a little-endian machine")
         unpickler = _StateDictUnpickler(file)
-        tensors, keys = unpickler.load(), _StateDictUnpickler(file).load()
-        contents, size = {}, path.stat().st_size
+        chosen, keys = choose(unpickler.load()), _StateDictUnpickler(file).load()
+        wanted, contents, size = {tensor.storage.key for tensor in chosen.values()}, {}, path.stat().st_size
         for key in keys:
             storage = unpickler.storages[key]
+            length = storage.count * storage.dtype.itemsize
             _check_size(storage, storage.dtype.itemsize * int.from_bytes(file.read(8), "little"))
-            contents[key] = file.read(min(storage.count * storage.dtype.itemsize, size))
-            _check_size(storage, len(contents[key]))
-    return tensors, contents
+            if key in wanted:
+                contents[key] = file.read(min(length, size))
+                _check_size(storage, len(contents[key]))
+            else:
+                file.seek(length, os.SEEK_CUR)
+    return {name: tensor.array(contents[tensor.storage.key]) for name, tensor in chosen.items()}
 
 
 def _check_size(storage: _Storage, size: int) -> None:

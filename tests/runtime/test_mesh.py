@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -68,3 +69,17 @@ def test_jit_reduces_a_sharded_batch_with_replicated_parameters():
     batch = mesh_lib.put_batch(mesh, np.arange(4, dtype=np.float32))
     mean = jax.jit(lambda weight, batch: (weight * batch).mean())(weight, batch)
     assert float(mean) == 4.5
+
+
+def test_results_are_fetched_while_the_next_one_is_computed():
+    started = []
+
+    def results():
+        for number in range(3):
+            started.append(number)
+            yield {"number": jnp.int32(number)}
+
+    for number, result in enumerate(mesh_lib.fetched(results())):
+        assert isinstance(result["number"], np.ndarray) and result["number"] == number
+        assert started == list(range(min(number + 2, 3)))
+    assert list(mesh_lib.fetched([])) == []

@@ -90,6 +90,14 @@ def test_shards_are_read_together(tmp_path):
         assert weight_files.is_weight_file(source)
         found = weight_files.read(source)
         assert found.keys() == arrays.keys() and all((found[name] == arrays[name]).all() for name in arrays)
+    with pytest.raises(ValueError, match="names an entry, and .* has none but itself; leave out #a"):
+        weight_files.read(f"{index}#a")
+    write({"b": "w-1.safetensors"})
+    assert weight_files.read(index).keys() == {"b"}  # what the index does not name does not count
+    (tmp_path / "second.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="has several indices of shards; give one of .*second"):
+        weight_files.read(tmp_path)
+    (tmp_path / "second.safetensors.index.json").unlink()
     write({"a": "w-0.safetensors", "b": "w-2.safetensors"})
     with pytest.raises(FileNotFoundError, match="lacks w-2.safetensors of 2 files; download"):
         weight_files.read(index)
@@ -100,7 +108,7 @@ def test_shards_are_read_together(tmp_path):
         write(bad)
         with pytest.raises(ValueError, match="is not an index of shards .*not in its folder.*; download"):
             weight_files.read(index)
-    for text in ("[]", "{", '{"weight_map": 3}', "[" * 10**5):
+    for text in ("[]", "{", '{"weight_map": 3}', "[" * 10**5, '{"weight_map": {"a": "w.safetensors.index.json"}}'):
         index.write_text(text)
         with pytest.raises(ValueError, match="is not an index of shards .*; download"):
             weight_files.read(index)
@@ -259,11 +267,29 @@ def test_the_entry_that_fits_is_taken_and_named(content, entry, training_state, 
 
 def test_several_entries_that_fit_or_none_are_listed(training_state):
     path = training_state({"first": tensors("head"), "second": {"deep": tensors("head")}, "third": tensors("tail")})
-    with pytest.raises(ValueError, match=r"several entries that fit: first, second.deep; give one as .*#first"):
+    with pytest.raises(ValueError, match=r"several entries that fit: first, second.deep; give one as .*#second.deep"):
         weight_files.read(path, has_head)
     assert weight_files.read(f"{path}#second.deep", has_head).keys() == {"head"}
     with pytest.raises(ValueError, match=r"no entry that fits the network; it has first, second.deep, third; give one"):
         weight_files.read(path, lambda names: "nobody" in names)
+
+
+def test_what_is_shared_many_times_is_looked_at_once(training_state):
+    """Forty dictionaries, each holding the next twice, lead to the last one by 2^40 ways."""
+    deepest = tensors("head")
+    content = deepest
+    for _ in range(40):
+        content = {"a": content, "b": content}
+    assert weight_files.read(training_state(content)).keys() == {"head"}
+    with pytest.raises(ValueError, match="0 is not a name; take another"):
+        weight_files.read(training_state({0: tensors("head")["head"]}))
+
+
+def test_only_what_is_chosen_is_read(training_state, monkeypatch):
+    """Of a training state, Adam's moments are twice the weights."""
+    content = {"model": tensors("head"), "optimizer": {"exp_avg": Call(
+        _rebuild_tensor_v2, Storage(key="not_there"), 0, (4,), (1,), False, {})}}
+    assert weight_files.read(training_state(content), has_head).keys() == {"head"}
 
 
 def test_a_chosen_entry_may_hold_numbers_but_nothing_that_would_be_imported(training_state):

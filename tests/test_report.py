@@ -64,8 +64,8 @@ def test_a_full_disk_is_said_in_a_line_and_the_former_page_stays(tmp_path, monke
     assert (run / "report.html").read_text() == before and not list(run.glob(".*.tmp"))
 
 
-def test_the_template_is_installed_with_the_package(monkeypatch):
-    """In a wheel too: setup.py names it."""
+def test_what_is_no_module_is_installed_with_the_package(monkeypatch):
+    """In a wheel too: setup.py names the page's template and py.typed."""
     given = {}
     monkeypatch.setattr("setuptools.setup", lambda **arguments: given.update(arguments))
     monkeypatch.setattr(sys, "argv", ["setup.py"])
@@ -73,5 +73,6 @@ def test_the_template_is_installed_with_the_package(monkeypatch):
     exec(compile(source.read_text(), str(source), "exec"), {"__file__": str(source), "__name__": "__main__"})
     listed = {(Path(package.replace(".", "/")) / name).as_posix()
               for package, names in given["package_data"].items() for name in names}
-    there = {path.relative_to(source.parent).as_posix() for path in source.parent.glob("refocus_jax/**/*.jinja")}
+    there = {path.relative_to(source.parent).as_posix() for path in source.parent.glob("refocus_jax/**/*")
+             if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert listed == there and there

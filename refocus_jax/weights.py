@@ -100,8 +100,7 @@ def _student_template(c: ConfigDict, num_classes: int, source: str, checkpoints:
     described = runs.read_json(Path(source, "config.json"))
     source_classes = len(described["class_names"]) if described else num_classes
     _check_classes(source, source_classes, num_classes, any_classes)
-    num_classes = source_classes
-    student = loop.abstract_state(build.generator_task(c, num_classes), mesh).params["student"]
+    student = loop.abstract_state(build.generator_task(c, source_classes), mesh).params["student"]
     # The source's config, and not `c`, has decided whether there is an average.
     return {"average": student} if "average" in checkpoints.parts() else {"params": {"student": student}}
 

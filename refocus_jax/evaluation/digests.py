@@ -9,10 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from refocus_jax.data import remembered
 from refocus_jax.runtime.writer import write_json
-
-# What has changed so recently may change again within one tick of the file system's clock: it is not remembered.
-_UNSETTLED_NS = 2 * 10**9
 
 
 def of_file(path: Path) -> str:
@@ -34,8 +32,7 @@ def of_files(paths: Sequence[Path], memory: Path) -> list[str]:
     known = _recall(memory)
 
     def look(path: Path) -> tuple[str, list]:
-        status, name = path.stat(), str(path.absolute())
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        stamp, name = remembered.stamp(path.stat()), str(path.absolute())
         if name in known and known[name][:-1] == stamp:
             return name, known[name]
         return name, [*stamp, of_file(path)]
@@ -44,7 +41,7 @@ def of_files(paths: Sequence[Path], memory: Path) -> list[str]:
     with ThreadPool() as pool:
         found = list(tqdm(pool.imap(look, paths, chunksize=16), "reading files", len(paths), leave=False, delay=3,
                           disable=None))
-    new = {name: entry for name, entry in found if known.get(name) != entry and entry[2] < began - _UNSETTLED_NS}
+    new = {name: entry for name, entry in found if known.get(name) != entry and remembered.is_settled(entry, began)}
     if new:
         write_json(memory, known | new)
     return [digest for _, (*_, digest) in found]

@@ -8,6 +8,7 @@ with VAR's convolutional autoencoder, with quantization and without. What came o
 """
 
 import argparse
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,13 @@ import optax
 from scipy.cluster.vq import kmeans2
 
 from configs import tiny
-from refocus_jax import build
+from refocus_jax.config import build
 from refocus_jax.data import pipeline, sources
+from refocus_jax.data.crops import CropRule
 from refocus_jax.models.quantizer import Codebook
-from refocus_jax.models.tokenizer import AliasTokenizer, Autoencoder
+from refocus_jax.models.tokenizer import AliasTokenizer, Autoencoder, to_unit_range
 from refocus_jax.training import codebook
-from refocus_jax.training.tokenizer_task import mse, straight_through, to_unit_range
+from refocus_jax.training.tokenizer_task import mse, straight_through
 
 CODES, LATENTS = 128, 8
 
@@ -85,7 +87,7 @@ def main():
     arguments = parser.parse_args()
     c = tiny.get_config()
     tokenizer = build.tokenizer(c)
-    cut = dict(image_size=c.image_size, resize_ratio=0.0)
+    rule = CropRule(c.image_size)
 
     @jax.jit
     def residuals(image):
@@ -93,13 +95,13 @@ def main():
 
     def endless(batch_size):
         source = sources.load(arguments.source, "train")
-        for batch in pipeline.training_batches(source, batch_size=batch_size, seed=0, flip=False, **cut):
+        for batch in pipeline.training_batches(source, rule, batch_size=batch_size, seed=0):
             yield residuals(batch["image"])
 
     held_out_source = sources.load(arguments.source, "validation")
     crops = 32 if len(held_out_source) < 448 else 1
     held_out = [residuals(batch["image"]) for batch in pipeline.validation_batches(
-        held_out_source, batch_size=64, crops_per_image=crops, limit=448, **cut)]
+        held_out_source, dataclasses.replace(rule, crops_per_image=crops), batch_size=64, limit=448)]
     many = endless(64)
     train = [next(many) for _ in range(24)]
     std = [np.concatenate([part[k] for part in train]).std() for k in range(len(train[0]))]

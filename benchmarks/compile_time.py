@@ -13,12 +13,12 @@ import time
 import jax
 import jax.numpy as jnp
 
-from refocus_jax import build
+from refocus_jax.config import build
 
 
 def measure(name: str, argument: str | None) -> None:
     c = importlib.import_module(f"configs.{name}").get_config(argument)
-    c.tokenizer.dtype = "float32"  # a CPU's compiler takes several times as long over bfloat16
+    c.tokenizer.model.dtype = "float32"  # a CPU's compiler takes several times as long over bfloat16
     task = build.tokenizer_task(c)
     state = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"image": jax.ShapeDtypeStruct((1, c.image_size, c.image_size, 3), jnp.uint8)}

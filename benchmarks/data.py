@@ -25,8 +25,10 @@ from absl import flags
 from PIL import Image
 
 from configs import tiny
-from refocus_jax import build, weights
+from refocus_jax.config import build
 from refocus_jax.data import pipeline, sources
+from refocus_jax.data.crops import CropRule
+from refocus_jax.pretrained import parameters
 from refocus_jax.runtime import mesh as mesh_lib
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 98  # about 100 kB a file, not far from the mean of ImageNet
@@ -60,8 +62,8 @@ def processor_seconds() -> float:
 
 def pipeline_rate(source: sources.Source, num_workers: int, batches: int, batch_size: int = 32) -> tuple[float, float]:
     """Images per second, and per second of processor time, once buffers are full."""
-    iterator = iter(pipeline.training_batches(source, image_size=256, batch_size=batch_size, seed=0, resize_ratio=1.125,
-                                              flip=True, num_workers=num_workers))
+    iterator = iter(pipeline.training_batches(source, CropRule(256, 1.125, flip=True), batch_size=batch_size, seed=0,
+                                              num_workers=num_workers))
     for _ in range(8):
         next(iterator)
     began, processor = time.perf_counter(), processor_seconds()
@@ -109,12 +111,12 @@ def main():
         c, mesh = tiny.get_config(), mesh_lib.make_mesh()
         task = build.tokenizer_task(c)
         update = jax.jit(task.update)
-        frozen = mesh_lib.put_whole(weights.load_perceptual(c), mesh_lib.replicated(mesh))
+        frozen = mesh_lib.put_whole(parameters.perceptual(c), mesh_lib.replicated(mesh))
         state = jax.jit(task.init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(0))
         for num_workers in (0, 2):
             iterator = iter(pipeline.training_batches(
-                source, image_size=c.image_size, batch_size=c.tokenizer_batch_size, seed=0, resize_ratio=1.125,
-                flip=False, num_workers=num_workers))
+                source, CropRule(c.image_size, 1.125), batch_size=c.tokenizer.train.batch_size, seed=0,
+                num_workers=num_workers))
             timed_steps(update, state, frozen, iterator, mesh, 1)  # compiles
             seconds, waited, _ = timed_steps(update, state, frozen, iterator, mesh, given.steps).T
             iterator.close()

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from refocus_jax import pretrained
-from refocus_jax.data import pipeline, sources
+from refocus_jax.data import pictures, pipeline, sources
+from refocus_jax.data.crops import CropRule
 from refocus_jax.focus.resample import resize
-from refocus_jax.reporting import pictures
 from refocus_jax.sampling import edit
 
 SHARES = (0.1, 0.3, 0.6, 0.9)
@@ -104,12 +104,12 @@ def picture(generator: pretrained.Generator, images: np.ndarray, labels: np.ndar
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="of a finished run of configs/tiny.py")
+    parser.add_argument("--workdir", required=True, help="of a finished run of tiny")
     parser.add_argument("--directory", type=Path, required=True, help="editing.png is written there")
     arguments = parser.parse_args()
     generator = pretrained.load_generator(arguments.workdir)
-    crops = pipeline.spread_crops(sources.load("photos", "validation"), resize_ratio=0.0, crops_per_image=2,
-                                  image_size=generator.tokenizer.model.optics.image_size)
+    rule = CropRule(generator.tokenizer.model.optics.image_size, crops_per_image=2)
+    crops = pipeline.spread_crops(sources.load("photos", "validation"), rule)
     examples = [crops[i] for i in range(len(crops))]
     images = np.stack([example["image"] for example in examples]) / np.float32(127.5) - 1
     labels = np.asarray([example["label"] for example in examples])

@@ -1,6 +1,6 @@
 """Kills a run again and again, and compares what is left at its end with a run that was left alone.
 
-    python -m benchmarks.kills --config=configs/tiny.py:smoke --kills=30 --directory=runs/kills
+    python -m benchmarks.kills --config=tiny:smoke --kills=30 --directory=runs/kills
 
 Every second kill waits for a save to be under way; the others come at any moment after the start, which includes
 imports, compilation, evaluation and the change of stages. Where a run is done before it has been killed often enough,
@@ -106,7 +106,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/tiny.py:smoke")
+    parser.add_argument("--config", default="tiny:smoke")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--longest", type=float, default=30.0, help="seconds after the start at which a kill may come")

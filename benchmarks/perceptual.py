@@ -21,11 +21,16 @@ from PIL import Image
 
 from benchmarks.data import timed_steps
 from configs import d16, tiny
-from refocus_jax import build, experiment, pretrained, weights
-from refocus_jax.evaluation import distances, features, metrics
-from refocus_jax.models import efficientnet_lite, perceptual
+from refocus_jax import pretrained
+from refocus_jax.config import build
+from refocus_jax.config.run import Run
+from refocus_jax.data import pictures
+from refocus_jax.evaluation import distances, metrics
+from refocus_jax.judges import efficientnet_lite, features, perceptual
+from refocus_jax.modes import train
 from refocus_jax.planning import flops
-from refocus_jax.reporting import pictures
+from refocus_jax.pretrained import parameters
+from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime import mesh as mesh_lib
 
 SHOWN = 8
@@ -34,9 +39,9 @@ SHOWN = 8
 def config(weight: float, seed: int, steps: int):
     c = tiny.get_config("noteacher")
     c.seed = seed
-    c.adversarial.weight = 0.0
-    c.losses.perceptual = weight
-    c.tokenizer_training.update(steps=steps, evaluate_every=steps, save_every=steps)
+    c.tokenizer.adversarial.weight = 0.0
+    c.tokenizer.loss.perceptual = weight
+    c.tokenizer.train.update(steps=steps, evaluate_every=steps, save_every=steps)
     return c
 
 
@@ -82,16 +87,16 @@ def row(weight: float, seed: int, directory: Path, judges, original: np.ndarray)
             f"{values['validation/structure_perplexity/all']:.0f} |"), image
 
 
-def processor_seconds(run: experiment.Run, loss_weights: tuple[float, ...], turns: int = 5,
+def processor_seconds(run: Run, loss_weights: tuple[float, ...], turns: int = 5,
                       steps: int = 6) -> list[float]:
     """Of one step with each weight of the loss, the median; in turns, since other programs may be running."""
     steppers = []
     for weight in loss_weights:
         c = config(weight, 0, steps)
         task = build.tokenizer_task(c)
-        frozen = mesh_lib.put_whole(weights.load_perceptual(c), mesh_lib.replicated(run.mesh))
+        frozen = mesh_lib.put_whole(parameters.perceptual(c), mesh_lib.replicated(run.mesh))
         steppers.append((jax.jit(task.update), jax.jit(task.init)(jax.random.key(0)), frozen))
-    batches, rows = iter(run.batches("tokenizer", c.tokenizer_batch_size)), []
+    batches, rows = iter(run.batches("tokenizer")), []
     for _ in range(turns + 1):
         rows.append([timed_steps(*stepper, batches, run.mesh, steps)[:, 2] for stepper in steppers])
     return list(np.median(rows[1:], axis=(0, 2)))  # the first turn compiles
@@ -100,7 +105,7 @@ def processor_seconds(run: experiment.Run, loss_weights: tuple[float, ...], turn
 def added_flops(c) -> float:
     """What the loss adds to a step of stage 1, as a share of the rest: products and convolutions."""
     task = build.tokenizer_task(c)
-    shape = (c.tokenizer_batch_size, c.image_size, c.image_size, 3)
+    shape = (c.tokenizer.train.batch_size, c.image_size, c.image_size, 3)
     image, state = jax.ShapeDtypeStruct(shape, jnp.float32), jax.eval_shape(task.init, jax.random.key(0))
     distance = jax.value_and_grad(functools.partial(perceptual.distance, task.perceptual), argnums=1)
     loss = flops.count(distance, task.frozen_shapes, image, image)
@@ -120,10 +125,11 @@ def main():
     for seed in range(arguments.seeds):
         for weight in arguments.weights:
             c, directory = config(weight, seed, arguments.steps), arguments.directory / f"{weight:g}-{seed}"
-            run = experiment.prepare(c, str(directory))
-            experiment.train_tokenizer(run)
+            prepared = prepare(c, str(directory))
+            train.train_tokenizer(prepared)
+            run = prepared.run
             runs[weight, seed] = directory
-    original = np.concatenate([batch["image"] for batch in run.validation_batches(c.tokenizer_batch_size)])
+    original = np.concatenate([batch["image"] for batch in run.validation_batches("tokenizer")])
     extractors = [features.load("efficientnet_lite0", mesh)]
     extractors += [judge(arguments.judge, mesh)] if arguments.judge else []
     judges = [(extractor, moments(extractor, original)) for extractor in extractors]

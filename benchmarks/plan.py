@@ -32,9 +32,8 @@ def plan(workdir: Path, config: str, target: str, programs: tuple[str, ...], set
     """The plan.json of one plan, made if it is not there; None if it failed, with a log beside it."""
     if not (workdir / "plan.json").exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        name, colon, argument = config.partition(":")
-        command = [sys.executable, "-m", "refocus_jax.main", f"--config=configs/{name}.py{colon}{argument}",
-                   f"--workdir={workdir}", "--mode=plan", f"--topology={target}",
+        command = [sys.executable, "-m", "refocus_jax.main", f"--config={config}",
+                   f"--workdir={workdir}", "--mode=plan", f"--config.plan.topology={target}",
                    f"--config.plan.programs={programs!r}", *settings]
         with open(workdir / "log", "w") as log:
             subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"JAX_PLATFORMS": "cpu"})
@@ -65,7 +64,7 @@ def teacher(directory: Path, configs: list[str]) -> None:
     for config in configs:
         for blocks in (1, 2):
             found = plan(directory / "teacher" / f"{config}_{blocks}", config, "gpu:a100:1x8", (),
-                         (TOKENS, f"--config.teacher.num_alias_blocks={blocks}"))
+                         (TOKENS, f"--config.generator.teacher.num_alias_blocks={blocks}"))
             over = found["teacher_over_student"]
             print(f"| {config} | {blocks} | {over['flops']:.1%} | {over['parameters']:.1%} |", flush=True)
 

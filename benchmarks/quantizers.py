@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from configs import tiny
-from refocus_jax import experiment
+from refocus_jax.modes import train
 
 VARIANTS = {"independent": "noteacher", "residual": "noteacher,residual", "var": "var"}
 
@@ -25,12 +25,12 @@ def config(variant: str, source: str, seed: int, generator_steps: int):
     c.seed = seed
     c.data.source = source
     c.data.crops_per_image = 1
-    c.adversarial.weight = c.losses.perceptual = 0.0
+    c.tokenizer.adversarial.weight = c.tokenizer.loss.perceptual = 0.0
     # VAR's phi where scales add up, none where each stands alone.
-    c.tokenizer.num_phi = 0 if variant == "independent" else 4
-    c.tokenizer_training.steps *= 3
-    c.tokenizer_training.evaluate_every = c.tokenizer_training.steps
-    c.generator_training.update(steps=generator_steps, evaluate_every=generator_steps)
+    c.tokenizer.model.num_phi = 0 if variant == "independent" else 4
+    c.tokenizer.train.steps *= 3
+    c.tokenizer.train.evaluate_every = c.tokenizer.train.steps
+    c.generator.train.update(steps=generator_steps, evaluate_every=generator_steps)
     return c
 
 
@@ -60,7 +60,7 @@ def main():
     for seed in range(arguments.seeds):
         for variant in arguments.variants:
             directory = arguments.directory / f"{variant}-{seed}"
-            experiment.train(config(variant, arguments.source, seed, arguments.generator_steps), str(directory))
+            train.run(config(variant, arguments.source, seed, arguments.generator_steps), str(directory))
             rows.append(row(variant, seed, directory))
             grids.append(Image.open(directory / "generator" / "pictures" / "samples.png"))
     print("| quantizer | seed | image PSNR | view PSNR | perplexity per scale | over all | generator bits (below the "

@@ -2,10 +2,10 @@
 
     python -m benchmarks.reference compare --workdir runs/tiny
     python -m benchmarks.reference make --workdirs runs/tiny_0 runs/tiny_1 runs/tiny_2 --machine "two shared cores" \\
-        --out docs/reference/tiny.json
+        --out tiny.json
 
 `compare` says in plain words which curves leave the range of the reference, from which step on, and what to look at,
-and puts the last evaluation beside the reference's. It exits with 0 if no curve leaves the range, with 1 if one does,
+and puts the last evaluation next to the reference's. It exits with 0 if no curve leaves the range, with 1 if one does,
 and with 2 if the run cannot be compared, as one of other settings. It may be asked while the run goes on. How the range
 is drawn: refocus_jax/reporting/health.py.
 """
@@ -17,9 +17,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from refocus_jax.reporting import charts, health, runs
+from refocus_jax.evaluation import tables
+from refocus_jax.reporting import health, runs
+from refocus_jax.runtime.files import read_json
 
-REFERENCE = Path("docs/reference/tiny.json")
+REFERENCE = health.locate("tiny")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -35,13 +37,13 @@ def make(workdirs: list[Path], machine: str, out: Path) -> None:
 
 
 def compare(workdir: Path, reference: Path) -> bool:
-    content = runs.read_json(reference, health.REFERENCE_FIELDS)
+    content = read_json(reference, health.REFERENCE_FIELDS)
     if content is None:
         raise FileNotFoundError(f"--reference {reference} is not there; start from the root of the repository, or give "
                                 "the path of a file that `make` wrote")
     expected, run = health.from_json(content), runs.read(workdir)
     verdict = health.compare(expected, run)
-    print(verdict, charts.text(health.final_table(expected, run)), sep="\n\n")
+    print(verdict, tables.text(health.final_table(expected, run)), sep="\n\n")
     return verdict.healthy
 
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import d16
-from refocus_jax import build
+from refocus_jax.config import build
+from refocus_jax.models.bound import Bound
 from refocus_jax.planning import flops
 from refocus_jax.sampling import decode
 
@@ -86,7 +87,7 @@ def sampling(config, batches, repeat: int) -> None:
     for batch in batches:
         labels = jnp.arange(batch, dtype=jnp.int32)
         report(f"sample, batch {batch}", lambda params, layers, quantizer_params, labels, keys: decode.sample(
-            student, params, quantizer, quantizer_params, labels, keys, settings, layers=layers),
+            Bound(student, params), Bound(quantizer, quantizer_params), labels, keys, settings, layers=layers),
             (params, layers, quantizer_params, labels, decode.sample_keys(0, labels)), repeat)
 
 
@@ -110,7 +111,7 @@ def training(repeat: int) -> None:
     for argument in ("noteacher", None):
         config = float32(d16.get_config(argument))
         task = build.generator_task(config, NUM_CLASSES)
-        config.generator.remat = "none"
+        config.generator.model.remat = "none"
         plain = build.generator_task(config, NUM_CLASSES)
         state = jax.jit(task.init)(jax.random.key(0))
         frozen = abstract_random(task.tokenizer.init, jax.random.key(0))
@@ -122,7 +123,7 @@ def training(repeat: int) -> None:
 
 
 def float32(config):
-    config.generator.dtype = config.tokenizer.dtype = "float32"
+    config.generator.model.dtype = config.tokenizer.model.dtype = "float32"
     return config
 
 

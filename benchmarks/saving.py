@@ -1,6 +1,6 @@
 """What asynchronous saving costs a run that saves every minute.
 
-    python -m benchmarks.saving                       # the generator of configs/tiny.py
+    python -m benchmarks.saving                       # the generator of tiny
     python -m benchmarks.saving --depth=12 --batch=1  # one of d12's size: 1.6 GB a checkpoint
 
 Trains stage 2 on random tokens in pairs of blocks of equally many steps, about `--seconds` each: one block saves a
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from configs import common, tiny
-from refocus_jax import build
+from refocus_jax.config import build
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training import loop

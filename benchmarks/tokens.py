@@ -18,9 +18,11 @@ import numpy as np
 from benchmarks.data import timed_steps
 from benchmarks.sample import abstract_random
 from configs import d16
-from refocus_jax import build, encode
+from refocus_jax.config import build, stages
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime.digests import digests
+from refocus_jax.training import encode
 
 
 def main():
@@ -32,9 +34,9 @@ def main():
     given = parser.parse_args()
     c = d16.get_config()
     c.data.update(source="photos", resize_ratio=0.0, num_workers=0)
-    c.generator.update(depth=given.depth, width=given.width, num_heads=given.width // 64, dtype="float32")
-    c.update(generator_batch_size=given.batch)
-    c.tokenizer.dtype = "float32"
+    c.generator.model.update(depth=given.depth, width=given.width, num_heads=given.width // 64, dtype="float32")
+    c.generator.train.batch_size = given.batch
+    c.tokenizer.model.dtype = "float32"
     c.encode.update(passes=1, batch_size=given.batch)
 
     source, mesh = sources.load(c.data.source, "train"), mesh_lib.make_mesh()
@@ -47,10 +49,9 @@ def main():
     print(f"generator of depth {given.depth} and width {given.width} ({parameters / 1e6:.1f} M), batch {given.batch}\n")
 
     with tempfile.TemporaryDirectory() as directory:
-        description = encode.describe(c, source, encode.digests(frozen), 2 * given.batch)
-        cache = encode.write(c, directory, description, source, task.tokenizer, frozen)
-        crops = pipeline.training_batches(source, image_size=c.image_size, batch_size=given.batch, seed=0,
-                                          resize_ratio=c.data.resize_ratio, flip=c.data.flip)
+        description = stages.token_description(c, source, digests(frozen), 2 * given.batch)
+        cache = encode.write(directory, description, source, build.crop_rule(c), task.tokenizer, frozen)
+        crops = pipeline.training_batches(source, build.crop_rule(c), batch_size=given.batch, seed=0)
         iterators = {"on the fly": iter(crops),
                      "from a cache": iter(token_cache.batches(cache, batch_size=given.batch, seed=0))}
         measured = {name: [] for name in iterators}

@@ -1,14 +1,15 @@
 """ReFocus-VAR d16 on ImageNet at 256 px: 314.5 M parameters with 8192 codes.
 
-    python -m refocus_jax.main --config=configs/d16.py --workdir=runs/d16 --config.data.source=tfds:imagenet2012
+    python -m refocus_jax.main --config=d16 --workdir=runs/d16 --config.data.source=tfds:imagenet2012
 
 Not trained by us: parameter count and shapes are tested, results are not known.
 """
 
-from configs import common
+from refocus_jax.config import base
+from refocus_jax.config.arguments import apply, depth, recipes
 
 
 def get_config(argument=None):
-    c = common.get_config()
-    common.depth(c, 16)
-    return common.apply_arguments(c, argument, var_recipe=lambda c: common.var_epochs(c, 200, 768))
+    c = base.get_config()
+    depth(c, 16)
+    return apply(c, argument, recipe=recipes(epochs=200, batch_size=768))

@@ -1,7 +1,7 @@
 """Both stages on the photographs of the scikit-image wheel at 64 px, on a laptop's CPU.
 
-    python -m refocus_jax.main --config=configs/tiny.py --workdir=runs/tiny
-    python -m refocus_jax.main --config=configs/tiny.py:smoke --workdir=runs/smoke    # the same path in a few minutes
+    python -m refocus_jax.main --config=tiny --workdir=runs/tiny
+    python -m refocus_jax.main --config=tiny:smoke --workdir=runs/smoke    # the same path in a few minutes
 
 What the first command printed, from a fresh clone, on 448 crops of the held-out quarters of the photographs. On two
 cores it took 18 minutes beside other jobs (seed 2; 24 minutes of processor time, 2.1 GiB at most); stage 1 is two
@@ -46,44 +46,43 @@ in docs/reference/tiny.json, and `python -m benchmarks.reference compare --workd
 A later run (seed 0, with views that differ in the last bit) came 0.05 dB and 2.5 bits behind the last of the three.
 
 Without the perceptual loss (docs/perceptual.md) stage 1 came 1.19 dB above the thumbnail with perplexity 503 over all,
-and with VAR's pyramid (`tiny.py:var --mode=tokenizer --config.tokenizer.num_phi=4`) 0.61 dB with 502.
+and with VAR's pyramid (`tiny.py:var --mode=tokenizer --config.tokenizer.model.num_phi=4`) 0.61 dB with 502.
 """
 
-from configs import common
+from refocus_jax.config import base
+from refocus_jax.config.arguments import apply, resolution
 
 
 def smoke(c):
     """A few steps of everything: for CI and notebooks. It learns next to nothing."""
-    c.data.token_examples = 128
-    c.data.validation_examples = 64
-    c.tokenizer_training.update(steps=40, log_every=10, evaluate_every=40, save_every=20)
-    c.adversarial.start = 20
-    c.revival.every = 10
-    c.generator_batch_size = 16
-    c.generator_training.update(steps=60, log_every=10, evaluate_every=60, save_every=20)
-    c.samples_per_class = 2
-    c.evaluation.update(count=64, reference_count=64)
+    c.data.update(token_examples=128, validation_examples=64)
+    c.tokenizer.train.update(steps=40, log_every=10, evaluate_every=40, save_every=20)
+    c.tokenizer.adversarial.start = 20
+    c.tokenizer.revival.every = 10
+    c.generator.train.update(batch_size=16, steps=60, log_every=10, evaluate_every=60, save_every=20,
+                             samples_per_class=2)
+    c.evaluate.update(count=64, reference_count=64)
 
 
 def get_config(argument=None):
-    c = common.get_config()
-    common.resolution(c, 64, (1, 2, 4, 8))
+    c = base.get_config()
+    resolution(c, 64, (1, 2, 4, 8))
     c.data.update(source="photos", resize_ratio=0.0, num_workers=0, validation_examples=448, crops_per_image=32,
                   token_examples=8192)
-    c.tokenizer.update(vocab_size=1024, latent_channels=16, num_phi=0, channels=16, channel_multipliers=(1, 1, 2, 2),
-                       num_residual_blocks=1, norm_groups=4, dtype="float32", remat="none")
-    c.alias.update(vocab_size=128, latent_channels=8, channels=64, num_residual_blocks=1, norm_groups=8)
-    c.adversarial.update(weight=0.05, start=2100)
-    c.discriminator.update(channels=8, num_layers=2, norm_groups=2)
-    c.tokenizer_batch_size = 8
-    c.tokenizer_optimizer.update(learning_rate=2e-3, final=0.01)
-    c.discriminator_optimizer.update(learning_rate=5e-4)
-    c.tokenizer_training.update(steps=2400, log_every=20, evaluate_every=800, save_every=200)
-    c.generator.update(depth=4, width=128, num_heads=4, drop_path_rate=0.0, remat="none", dtype="float32")
-    c.generator_batch_size = 32
-    c.generator_optimizer.update(learning_rate=1e-3)
-    c.generator_training.update(steps=900, log_every=20, evaluate_every=450, save_every=200)
+    t, g = c.tokenizer, c.generator
+    t.model.update(vocab_size=1024, latent_channels=16, num_phi=0, channels=16, channel_multipliers=(1, 1, 2, 2),
+                   num_residual_blocks=1, norm_groups=4, dtype="float32", remat="none")
+    t.alias.update(vocab_size=128, latent_channels=8, channels=64, num_residual_blocks=1, norm_groups=8)
+    t.adversarial.update(weight=0.05, start=2100)
+    t.discriminator.update(channels=8, num_layers=2, norm_groups=2)
+    t.optimizer.update(learning_rate=2e-3, final=0.01)
+    t.discriminator_optimizer.update(learning_rate=5e-4)
+    t.train.update(batch_size=8, steps=2400, log_every=20, evaluate_every=800, save_every=200)
+    g.model.update(depth=4, width=128, num_heads=4, drop_path_rate=0.0, remat="none", dtype="float32")
+    g.optimizer.update(learning_rate=1e-3)
+    g.train.update(batch_size=32, steps=900, log_every=20, evaluate_every=450, save_every=200)
     c.sampling.update(top_k=0, top_p=0.95)
-    c.evaluation.update(count=448, reference_count=448)
-    c.report.reference = "docs/reference/tiny.json"
-    return common.apply_arguments(c, argument, smoke=smoke)
+    c.evaluate.update(count=448, reference_count=448)
+    c.report.reference = "tiny"
+    runs = {"full": (lambda c: None, "all steps"), "smoke": (smoke, "a few steps of everything, in minutes")}
+    return apply(c, argument, run=runs)

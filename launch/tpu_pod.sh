@@ -9,7 +9,7 @@
 #
 #   launch/tpu_pod.sh create          asks for the slice and waits until it is there
 #   launch/tpu_pod.sh install         puts the last commit, a virtual environment and the mount on all its machines
-#   launch/tpu_pod.sh run --config=configs/d24.py --workdir=/mnt/shared/runs/d24 ...      flags of refocus_jax.main
+#   launch/tpu_pod.sh run --config=d24 --workdir=/mnt/shared/runs/d24 ...      flags of refocus_jax.main
 #   launch/tpu_pod.sh delete
 #
 # `launch/tpu_pod.sh --dry-run ACTION ...` prints the commands and runs none. The workdir must be on the shared file

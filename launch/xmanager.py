@@ -1,7 +1,7 @@
 """Trains through XManager, on this machine or on Google Cloud's Vertex AI. From the repository's root:
 
-    python -m launch.xmanager -- --config=configs/tiny.py:smoke --workdir=runs/smoke
-    python -m launch.xmanager --gpus=8 -- --config=configs/d16.py --workdir=/gcs/BUCKET/runs/d16
+    python -m launch.xmanager -- --config=tiny:smoke --workdir=runs/smoke
+    python -m launch.xmanager --gpus=8 -- --config=d16 --workdir=/gcs/BUCKET/runs/d16
 
 What follows `--` are the flags of `refocus_jax.main`. Without --gpus the run is a process of this machine, in this
 Python environment. With it, the last commit is put into an image (by Docker or Cloud Build), pushed, and run on one

@@ -22,10 +22,9 @@ def command(monkeypatch, tmp_path):
 
     def run(*arguments, does=lambda config, workdir: None):
         called = []
-        for name in main.MODES:
-            monkeypatch.setitem(main.MODES, name, lambda *given: (called.append(given), does(*given)))
+        monkeypatch.setattr(main, "find", lambda mode: lambda *given: (called.append(given), does(*given)))
         # Where ml_collections looks for settings.
-        monkeypatch.setattr(sys, "argv", ["main", "--config=configs/tiny.py", f"--workdir={tmp_path}/run", *arguments])
+        monkeypatch.setattr(sys, "argv", ["main", "--config=tiny", f"--workdir={tmp_path}/run", *arguments])
         try:
             main.main(main.parse(sys.argv))
         finally:
@@ -40,14 +39,19 @@ def command(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--config.foo=1"], "--config.foo is not a setting (the nearest is "),
-    (["--config.generater.depth=2"], "--config.generater.depth is not a setting (the nearest is generator.depth)"),
-    (["--config.generator.depth.x=2"], "--config.generator.depth.x is not a setting (the nearest is generator.depth)"),
+    (["--config.generater.depth=2"], "--config.generater.depth is not a setting (the nearest is "
+                                     "generator.model.depth)"),
+    (["--config.generator.model.depth.x=2"], "--config.generator.model.depth.x is not a setting (the nearest is "
+                                             "generator.model.depth)"),
     (["--config=configs/tinny.py"], "--config is configs/tinny.py, which is not there (the nearest is configs/tiny.py"),
     (["--config=configs/tinny.py:smoke", "--config.seed=1"], "--config is configs/tinny.py, which is not there"),
-    (["--config=configs/tiny.py:smok"], "config argument 'smok' is unknown; choose from gaussian"),
+    (["--config=tinny"], "--config is tinny, which is not there (the nearest is tiny); give one of d12, d16"),
+    (["--config=tiny:smok"], "config argument 'smok' is unknown (the nearest is smoke); choose from grids=k4, grids="),
+    (["--config=configs/d16.py:teacher=of"], "config argument 'teacher=of' is unknown (the nearest is teacher=off)"),
+    (["--config=d16:psf=none,gaussian"], "config arguments 'psf=none,gaussian' give psf as none and as gaussian; give"),
     (["--config.image_size=(64, 96)"], "image_size is (64, 96); give 1 or more: the side in pixels, as all images "
                                        "are square (an integer)"),
-    (["--config.generator.depth=4.5"], "generator.depth is 4.5; give 1 or more (an integer)"),
+    (["--config.generator.model.depth=4.5"], "generator.model.depth is 4.5; give 1 or more (an integer)"),
     (["--config.data.flip=maybe"], "data.flip is maybe; give True or False"),
     (["--confg.seed=1"], "Unknown command line flag 'confg.seed'"),
 ], ids=str)
@@ -73,19 +77,36 @@ def test_ranges_are_checked_in_every_mode(command, mode, setting, message, tmp_p
 
 def test_home_is_expanded_in_the_workdir_and_in_settings(command, tmp_path):
     config, workdir = command("--workdir=~/runs/a", "--config.data.source=folder:~/images",
-                              "--config.init_from=~/x.pth")
+                              "--config.generator.init_from=~/x.pth")
     assert workdir == f"{tmp_path}/home/runs/a"
-    assert (config.data.source, config.init_from) == (f"folder:{tmp_path}/home/images", f"{tmp_path}/home/x.pth")
+    assert config.data.source == f"folder:{tmp_path}/home/images"
+    assert config.generator.init_from == f"{tmp_path}/home/x.pth"
 
 
-def test_home_is_expanded_in_the_samples_flag(command, tmp_path, monkeypatch):
-    given, evaluate = [], main.MODES["evaluate"]
-    monkeypatch.setattr(main.evaluate, "evaluate", lambda config, workdir, samples: given.append(samples))
-    command("--samples=~/drawn.npz", does=evaluate)
-    assert given == [f"{tmp_path}/home/drawn.npz"]
+@pytest.mark.parametrize("mode", sorted(main.MODES))
+def test_every_mode_has_its_function(mode):
+    assert callable(main.find(mode)) and main.MODES[mode][1]
 
 
-WRITING = set(main.MODES) - {"report", "plan"}
+def test_configs_go_by_name_from_any_directory(command, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config, _ = command("--config=d16:teacher=off,grids=k4")
+    assert config.generator.model.depth == 16 and not config.generator.teacher.enabled
+    assert config.grid_sizes == (2, 4, 8, 16)
+    config, _ = command("--config", "d24:k4,noteacher")
+    assert config.generator.model.depth == 24 and not config.generator.teacher.enabled
+
+
+def test_help_lists_the_arguments_of_a_config(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command("--config=tiny:help")
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "psf=gaussian" in printed and "run=smoke" in printed and "recipe=var" not in printed
+
+
+WRITING = set(main.MODES) - set(main.READING)
 
 
 @pytest.mark.parametrize("mode", sorted(main.MODES))
@@ -106,7 +127,7 @@ def test_a_workdir_is_written_by_one_run_at_a_time(command, mode, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("mode, setting", [("encode", "encode.output"), ("sample", "draw.output")])
+@pytest.mark.parametrize("mode, setting", [("encode", "encode.output"), ("sample", "sample.output")])
 def test_another_output_is_written_by_one_run_at_a_time(command, mode, setting, tmp_path):
     with Lease(tmp_path / "output", "encode"), pytest.raises(LeaseError, match="output is being written"):
         command(f"--mode={mode}", f"--config.{setting}={tmp_path}/output")
@@ -114,7 +135,7 @@ def test_another_output_is_written_by_one_run_at_a_time(command, mode, setting, 
 
 def test_samples_into_another_directory_are_drawn_while_the_workdir_trains_or_cannot_be_written(command, tmp_path):
     with Lease(tmp_path / "run", "train"):
-        command("--mode=sample", f"--config.draw.output={tmp_path}/output")
+        command("--mode=sample", f"--config.sample.output={tmp_path}/output")
 
 
 @pytest.mark.parametrize("error, raised", [(Preempted("asked to stop"), SystemExit), (ValueError("no"), ValueError)])

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from refocus_jax import build, evaluate, experiment, weights
-from refocus_jax.evaluation import features
+from refocus_jax.config import build
+from refocus_jax.judges import features
+from refocus_jax.modes import evaluate, train
+from refocus_jax.pretrained import parameters
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import extractor
 
@@ -46,29 +48,29 @@ def run_both(workdir, mode, settings):
 
 def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypatch):
     np.savez(tmp_path / "images.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0)
-    settings = {"tokenizer_batch_size": 8, "generator_batch_size": 8, "tokenizer_training.steps": 2,
+    settings = {"tokenizer.train.batch_size": 8, "generator.train.batch_size": 8, "tokenizer.train.steps": 2,
                 "data.source": f"npz:{tmp_path}/images.npz"}
     run_both(tmp_path / "run", "tokenizer", settings)
 
     c = micro()
-    c.update_from_flattened_dict(settings | {"tokenizer_training.steps": 3})
-    experiment.train_tokenizer(experiment.prepare(c, str(tmp_path / "run")))
+    c.update_from_flattened_dict(settings | {"tokenizer.train.steps": 3})
+    train.train_tokenizer(train.prepare(c, str(tmp_path / "run")))
     lines = [json.loads(line) for line in (tmp_path / "run/tokenizer/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss/total" in line] == [1, 2, 3]
     assert [line["step"] for line in lines if "validation/psnr" in line] == [2, 3]
-    assert weights.latest_step(str(tmp_path / "run/tokenizer")) == 3
+    assert parameters.latest_step(str(tmp_path / "run/tokenizer")) == 3
 
     # A generator too, untrained: what two draw and measure is what one does.
     with Checkpoints(tmp_path / "run/generator/checkpoints") as checkpoints:
         checkpoints.save(1, jax.jit(build.generator_task(c, 2).init)(jax.random.key(0)))
-    settings |= {"evaluation.count": 11, "evaluation.reference_count": 13}
-    printed = run_both(tmp_path / "run", "evaluate", settings | {"evaluation.batch_size": 1})
+    settings |= {"evaluate.count": 11, "evaluate.reference_count": 13}
+    printed = run_both(tmp_path / "run", "evaluate", settings | {"evaluate.batch_size": 1})
     assert "fd_efflite0" in printed[0] and "fd_efflite0" not in printed[1]
     two = json.loads((tmp_path / "run/evaluation.json").read_text())
     shutil.move(two["samples"]["path"], tmp_path / "samples.npz")
     shutil.rmtree(tmp_path / "run/evaluation")
     monkeypatch.setattr(features, "load", extractor.load)
-    c.update_from_flattened_dict(settings | {"evaluation.batch_size": 4})
+    c.update_from_flattened_dict(settings | {"evaluate.batch_size": 4})
     evaluate.evaluate(c, str(tmp_path / "run"))
     one = json.loads((tmp_path / "run/evaluation.json").read_text())
     with np.load(tmp_path / "samples.npz") as drawn, np.load(one["samples"]["path"]) as expected:

@@ -7,6 +7,7 @@ without gaps: the label (uint32), the structure tokens (uint16, all scales, coar
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import reprlib
@@ -21,7 +22,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from flax.traverse_util import flatten_dict
 
 from refocus_jax.data import pipeline
-from refocus_jax.runtime.writer import write_json
+from refocus_jax.runtime.files import write_json
 
 FORMAT_VERSION = 2
 MAX_VOCAB_SIZE = 2**16
@@ -62,7 +63,7 @@ class Description:
     def __post_init__(self):
         for stream, size in self.vocab_sizes.items():
             if size > MAX_VOCAB_SIZE:
-                setting = "tokenizer.vocab_size" if stream == "structure" else "alias.vocab_size"
+                setting = "tokenizer.model.vocab_size" if stream == "structure" else "tokenizer.alias.vocab_size"
                 raise ValueError(f"{setting} is {size}, and a token cache holds tokens of 16 bits; give at most "
                                  f"{MAX_VOCAB_SIZE}, or make tokens on the fly (data.tokens='', data.token_examples=0)")
 
@@ -79,6 +80,11 @@ class Description:
         structure = sum(p * p for p in self.grid_sizes)
         alias = sum(p * p for p in self.grid_sizes[:-1]) if "alias" in self.vocab_sizes else 0
         return np.dtype([("label", "<u4"), ("structure", "<u2", (structure,)), ("alias", "<u2", (alias,))])
+
+    @property
+    def digest(self) -> str:
+        """A name for this very content."""
+        return hashlib.blake2b(json.dumps(self.to_json(), sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         return {"format_version": FORMAT_VERSION} | json.loads(json.dumps(dataclasses.asdict(self)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from refocus_jax.data import remembered
-from refocus_jax.runtime.writer import write_json
+from refocus_jax.runtime.files import write_json
 
 
 def of_file(path: Path) -> str:

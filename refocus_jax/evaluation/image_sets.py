@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from refocus_jax.data import folders, npz, pipeline
+from refocus_jax.data.crops import CropRule
 from refocus_jax.data.images import common_white, decode_rgb
 from refocus_jax.data.sources import Source
 from refocus_jax.evaluation import digests
@@ -71,43 +72,34 @@ class _Mapped(Sequence):
         return self.function(self.items[index])
 
 
-def of_source(source: Source, name: str, *, image_size: int, resize_ratio: float, crops_per_image: int,
-              limit: int) -> ImageSet:
+def of_source(source: Source, name: str, rule: CropRule, limit: int) -> ImageSet:
     """The crops that `pipeline.validation_batches` takes, `limit` of them at most; `name` is what they are called."""
-    crops = pipeline.spread_crops(source, image_size=image_size, resize_ratio=resize_ratio,
-                                  crops_per_image=crops_per_image)
-    crops = crops[:limit]
+    crops = pipeline.spread_crops(source, rule)[:limit]
     if len(crops) < MIN_IMAGES:
         raise ValueError(f"{name} has {len(crops)} crops to compare with; give more images, or more "
                          "data.crops_per_image")
-    says = f"{len(crops)} crops of {name} ({len(source)} images), {_crop_rule(image_size, resize_ratio)}"
-    rule = {"image_size": image_size, "resize_ratio": resize_ratio, "crops_per_image": crops_per_image,
-            "count": len(crops)}
+    says = f"{len(crops)} crops of {name} ({len(source)} images), {rule}"
+    described = {"image_size": rule.image_size, "resize_ratio": rule.resize_ratio,
+                 "crops_per_image": rule.crops_per_image, "count": len(crops)}
     return ImageSet(_Mapped(crops, lambda example: example["image"]), says,
-                    lambda _: {"source": source.fingerprint, "crops": rule})
+                    lambda _: {"source": source.fingerprint, "crops": described})
 
 
-def _crop_rule(image_size: int, resize_ratio: float) -> str:
-    resized = f"short side to {round(resize_ratio * image_size)} by Lanczos" if resize_ratio else "native resolution"
-    return f"{resized}, {image_size} x {image_size} pixels"
-
-
-def of_path(setting: str, path: str, crop: tuple[int, float] | None = None) -> ImageSet:
+def of_path(setting: str, path: str, rule: CropRule | None = None) -> ImageSet:
     """The images of a folder, however deep and not hidden, by name; or `arr_0` or `x` of an `.npz` file.
 
     Args:
       setting: what errors call the path.
-      crop: image_size and resize_ratio; images of another size are cut to the centre as those of validation are. None:
-        they must be of one size.
+      rule: images of another size are cut to the centre as those of validation are. None: they must be of one size.
 
     Raises:
       FileNotFoundError: there is no such path. ValueError: it has no images, too few, or they are of several sizes.
     """
     location = Path(path).expanduser()
     if location.is_dir():
-        found = _of_folder(location, crop)
+        found = _of_folder(location, rule)
     elif location.is_file() and location.suffix == ".npz":
-        found = _of_npz(setting, location, crop)
+        found = _of_npz(setting, location, rule)
     elif location.exists():
         raise ValueError(f"{setting} is {path}, which is not a folder and not an .npz file; give one of them")
     else:
@@ -117,7 +109,11 @@ def of_path(setting: str, path: str, crop: tuple[int, float] | None = None) -> I
     return found
 
 
-def _of_npz(setting: str, path: Path, crop: tuple[int, float] | None) -> ImageSet:
+def _described(rule: CropRule | None) -> dict[str, Any] | None:
+    return rule and {"image_size": rule.image_size, "resize_ratio": rule.resize_ratio}
+
+
+def _of_npz(setting: str, path: Path, rule: CropRule | None) -> ImageSet:
     try:
         name = next((name for name in _ARRAYS if name in npz.names(path)), None)
         if name is None:
@@ -127,39 +123,39 @@ def _of_npz(setting: str, path: Path, crop: tuple[int, float] | None) -> ImageSe
             raise ValueError(f"{name} is {images.dtype} {images.shape}; give uint8 (n, h, w, 3)")
     except ValueError as error:
         raise ValueError(f"{setting} is {path}, which is not taken: {error}") from error
-    says, made_of = f"{len(images)} images of {path.name}", functools.partial(_file, path, name, crop)
-    if crop is None or images.shape[1:3] == (crop[0], crop[0]):
+    says, made_of = f"{len(images)} images of {path.name}", functools.partial(_file, path, name, rule)
+    if rule is None or images.shape[1:3] == (rule.image_size, rule.image_size):
         return ImageSet(images, f"{says}, {images.shape[2]} x {images.shape[1]} pixels", made_of)
-    return ImageSet(_Mapped(images, functools.partial(_cropped, crop)), f"{says}, {_crop_rule(*crop)}", made_of,
-                    lambda: [_says_resized(len(images), len(images), crop)])
+    return ImageSet(_Mapped(images, functools.partial(_cropped, rule)), f"{says}, {rule}", made_of,
+                    lambda: [_says_resized(len(images), len(images), rule)])
 
 
-def _file(path: Path, name: str, crop: tuple[int, float] | None, memory: Path) -> dict[str, Any]:
-    return {"file": digests.of_files([path], memory)[0], "array": name, "crop": crop}
+def _file(path: Path, name: str, rule: CropRule | None, memory: Path) -> dict[str, Any]:
+    return {"file": digests.of_files([path], memory)[0], "array": name, "crop": _described(rule)}
 
 
-def _of_folder(folder: Path, crop: tuple[int, float] | None) -> ImageSet:
+def _of_folder(folder: Path, rule: CropRule | None) -> ImageSet:
     listing = folders.walk(folder)
     files = [folder / name for name in listing.images]
     folders.report(f"folder {folder}", len(files), {"unreadable": listing.unreadable, **listing.left_out})
     white = common_white(f"folder {folder}", files)
     says = f"{len(files)} images of the folder {folder.name}"
-    made_of, warnings = functools.partial(_files, files, crop), functools.partial(_warnings, files, crop)
-    if crop is not None:
-        read = functools.partial(_cropped_file, crop, white)
-        return ImageSet(_Mapped(files, read), f"{says}, {_crop_rule(*crop)} where they are not so", made_of, warnings)
+    made_of, warnings = functools.partial(_files, files, rule), functools.partial(_warnings, files, rule)
+    if rule is not None:
+        read = functools.partial(_cropped_file, rule, white)
+        return ImageSet(_Mapped(files, read), f"{says}, {rule} where they are not so", made_of, warnings)
     shape = _read_file(white, files[0]).shape if files else (0, 0, 3)
     read = functools.partial(_file_of_shape, shape, white)
     return ImageSet(_Mapped(files, read), f"{says}, {shape[1]} x {shape[0]} pixels", made_of, warnings)
 
 
-def _files(files: Sequence[Path], crop: tuple[int, float] | None, memory: Path) -> dict[str, Any]:
+def _files(files: Sequence[Path], rule: CropRule | None, memory: Path) -> dict[str, Any]:
     """What they hold, in their order, whatever they and their folder are called."""
     content = "".join(digests.of_files(files, memory))
-    return {"files": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(), "crop": crop}
+    return {"files": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(), "crop": _described(rule)}
 
 
-def _warnings(files: Sequence[Path], crop: tuple[int, float] | None) -> list[str]:
+def _warnings(files: Sequence[Path], rule: CropRule | None) -> list[str]:
     with ThreadPool() as pool:
         headers = pool.map(_header, files, chunksize=16)
     said, formats = [], collections.Counter(name for name, _ in headers)
@@ -167,8 +163,8 @@ def _warnings(files: Sequence[Path], crop: tuple[int, float] | None) -> list[str
         counts = ", ".join(f"{count} {name}" for name, count in lossy.items())
         said.append(f"{sum(lossy.values())} of {len(files)} files are of formats that may lose detail ({counts}). That "
                     "alone moves distances, by tens for JPEG; make them as PNG.")
-    if crop is not None and (resized := sum(size != (crop[0], crop[0]) for _, size in headers)):
-        said.append(_says_resized(resized, len(files), crop))
+    if rule is not None and (resized := sum(size != (rule.image_size, rule.image_size) for _, size in headers)):
+        said.append(_says_resized(resized, len(files), rule))
     return said
 
 
@@ -181,8 +177,9 @@ def _header(path: Path) -> tuple[str, tuple[int, int]]:
         return "unknown", (0, 0)
 
 
-def _says_resized(number: int, count: int, crop: tuple[int, float]) -> str:
-    return (f"{number} of {count} images are not {crop[0]} x {crop[0]} pixels and were cut or resized to fit, which "
+def _says_resized(number: int, count: int, rule: CropRule) -> str:
+    return (f"{number} of {count} images are not {rule.image_size} x {rule.image_size} pixels and were cut or "
+            "resized to fit, which "
             "moves distances unless the samples have gone through the same.")
 
 
@@ -199,15 +196,14 @@ def _file_of_shape(shape: tuple[int, ...], white: int, path: Path) -> np.ndarray
     return image_hwc
 
 
-def _cropped_file(crop: tuple[int, float], white: int, path: Path) -> np.ndarray:
-    return _cropped(crop, _read_file(white, path))
+def _cropped_file(rule: CropRule, white: int, path: Path) -> np.ndarray:
+    return _cropped(rule, _read_file(white, path))
 
 
-def _cropped(crop: tuple[int, float], image_hwc: np.ndarray) -> np.ndarray:
-    size, resize_ratio = crop
-    if image_hwc.shape == (size, size, 3):
+def _cropped(rule: CropRule, image_hwc: np.ndarray) -> np.ndarray:
+    if image_hwc.shape == (rule.image_size, rule.image_size, 3):
         return image_hwc
-    return pipeline.crop_at(np.asarray(image_hwc), size, resize_ratio)
+    return rule.at(np.asarray(image_hwc))
 
 
 def has_images(path: str) -> bool:

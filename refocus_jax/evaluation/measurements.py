@@ -16,11 +16,11 @@ import numpy as np
 import refocus_jax
 from refocus_jax.data import pipeline
 from refocus_jax.evaluation import digests
-from refocus_jax.evaluation.features import BATCH_PER_DEVICE, Extractor, Features
 from refocus_jax.evaluation.image_sets import ImageSet
+from refocus_jax.judges.features import BATCH_PER_DEVICE, Extractor, Features
 from refocus_jax.runtime import processes
+from refocus_jax.runtime.files import write_json, writing
 from refocus_jax.runtime.progress import Progress
-from refocus_jax.runtime.writer import write_json, writing
 
 DIGESTS = "digests.json"  # in the directory of what is kept: those of the files that images came from
 _RECORD = "identity.json"  # next to what was measured: what it was made with, and the digests of its files

@@ -8,10 +8,11 @@ from typing import Self
 import numpy as np
 
 from refocus_jax.data import npz, sources
+from refocus_jax.data.crops import CropRule
 from refocus_jax.evaluation import image_sets, measurements
 from refocus_jax.evaluation.distances import Moments
-from refocus_jax.evaluation.features import Extractor
 from refocus_jax.evaluation.image_sets import ImageSet
+from refocus_jax.judges.features import Extractor
 
 # Of the largest number in a covariance, or of its largest eigenvalue: what rounding to float32, in which some are
 # published, may do to one of 2048 features.
@@ -25,17 +26,14 @@ class ReferenceSettings:
     Attributes:
       reference: "validation" or "train", crops of a data source, or a path: a folder of images, or an `.npz` file with
       images (`arr_0` or `x`), with moments (`mu`, `sigma`, `mu_s`, `sigma_s`), or with both, as ADM publishes them.
-      count: crops at most. source: a data source, see `sources.load`. image_size, resize_ratio, crops_per_image: as for
-      `pipeline.validation_batches`; of "train" as many crops of an image are taken as `count` needs. source_settings:
-      how the source is read.
+      count: crops at most. source: a data source, see `sources.load`. rule: how its images become crops; of "train" as
+      many crops of an image are taken as `count` needs. source_settings: how the source is read.
     """
 
     reference: str
     count: int
     source: str
-    image_size: int
-    resize_ratio: float
-    crops_per_image: int
+    rule: CropRule
     source_settings: sources.SourceSettings = sources.SourceSettings()
 
     def crops(self, split: str) -> ImageSet:
@@ -45,9 +43,10 @@ class ReferenceSettings:
           ValueError, FileNotFoundError: as for `sources.load`.
         """
         source = sources.load(self.source, split, self.source_settings)
-        per_image = self.crops_per_image if split == "validation" else -(-self.count // len(source))
-        return image_sets.of_source(source, f"the {split} split of {self.source}", image_size=self.image_size,
-                                    resize_ratio=self.resize_ratio, crops_per_image=per_image, limit=self.count)
+        rule = self.rule
+        if split != "validation":
+            rule = dataclasses.replace(rule, crops_per_image=-(-self.count // len(source)))
+        return image_sets.of_source(source, f"the {split} split of {self.source}", rule, self.count)
 
     def open(self, dimensions: Mapping[str, int]) -> "OpenedReference":
         """Finds the reference; nothing is measured yet.
@@ -60,7 +59,7 @@ class ReferenceSettings:
         """
         if self.reference in sources.SPLITS:
             return OpenedReference(self.crops(self.reference), {})
-        setting, path = "evaluation.reference", Path(self.reference).expanduser()
+        setting, path = "evaluate.reference", Path(self.reference).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"{setting} is {self.reference!r}, which is no split and no path; give "
                                     f"{', '.join(sources.SPLITS)}, a folder or an .npz file")
@@ -71,12 +70,11 @@ class ReferenceSettings:
             raise ValueError(f"{setting} is {path}, which is not taken: {error}") from error
         fitting = {name: moments for name, moments in stored.items() if len(moments.mean) == dimensions.get(name)}
         if with_images:
-            crop = (self.image_size, self.resize_ratio)
-            return OpenedReference(image_sets.of_path(setting, self.reference, crop), fitting)
+            return OpenedReference(image_sets.of_path(setting, self.reference, self.rule), fitting)
         if "pool" not in fitting:
             held = f"moments of {len(stored['pool'].mean)} features" if "pool" in stored else "no images and no moments"
-            raise ValueError(f"{setting} is {path}, which holds {held}, and evaluation.features give "
-                             f"{dimensions['pool']}; give other evaluation.features, or a reference with images")
+            raise ValueError(f"{setting} is {path}, which holds {held}, and evaluate.features give "
+                             f"{dimensions['pool']}; give other evaluate.features, or a reference with images")
         return OpenedReference(None, fitting)
 
 

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from PIL import Image
 
+from refocus_jax.data import pictures
 from refocus_jax.evaluation import digests
 from refocus_jax.evaluation.unfinished import Unfinished
-from refocus_jax.reporting import pictures
 from refocus_jax.runtime import processes
-from refocus_jax.runtime.writer import atomically, write_json, writing
+from refocus_jax.runtime.files import atomically, write_json, writing
 
 FORMATS = ("grid", "png", "npz")
 MAX_GRID = 1024  # images that one picture may show
@@ -43,13 +43,13 @@ class DrawSettings:
         object.__setattr__(self, "classes", tuple(self.classes))
         for name in ("count", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"draw.{name} is {getattr(self, name)}; give at least 1")
+                raise ValueError(f"sample.{name} is {getattr(self, name)}; give at least 1")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"draw.seed is {self.seed}; give 0 to {2**32 - 1}")
+            raise ValueError(f"sample.seed is {self.seed}; give 0 to {2**32 - 1}")
         if self.format not in FORMATS:
-            raise ValueError(f"draw.format is {self.format!r}; choose one of {FORMATS}")
+            raise ValueError(f"sample.format is {self.format!r}; choose one of {FORMATS}")
         if self.format == "grid" and self.count > MAX_GRID:
-            raise ValueError(f"draw.count is {self.count}, and draw.format 'grid' shows at most {MAX_GRID}; choose "
+            raise ValueError(f"sample.count is {self.count}, and sample.format 'grid' shows at most {MAX_GRID}; choose "
                              "'png' or 'npz'")
 
 
@@ -111,7 +111,7 @@ def draw(draw_batch: Callable[[np.ndarray, int], np.ndarray], settings: DrawSett
       ValueError: unknown classes, or the directory holds unfinished samples of other settings. OSError: a file cannot
       be written.
     """
-    classes = class_numbers("draw.classes", settings.classes, class_names)
+    classes = class_numbers("sample.classes", settings.classes, class_names)
     # Class after class, as even as the count allows: a row of the grid is a class.
     labels = np.sort(np.resize(np.arange(len(classes)), settings.count))
     labels = classes[labels]

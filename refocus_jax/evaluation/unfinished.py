@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from refocus_jax.runtime import processes
-from refocus_jax.runtime.writer import atomically, writing
+from refocus_jax.runtime.files import atomically, writing
 
 
 class Unfinished:
@@ -67,7 +67,7 @@ class Unfinished:
         if differing:
             raise ValueError(f"{self._images.parent} holds unfinished samples of other settings: "
                              f"{'; '.join(differing)}. Finish them with those, remove the directory, or give another "
-                             "draw.output")
+                             "sample.output")
 
     def add(self, images_nhwc: np.ndarray) -> None:
         """The next images, uint8; they are counted as soon as they are on disk."""

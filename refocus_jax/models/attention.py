@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from refocus_jax.models.examples import on_own_examples
+from refocus_jax.models.sharding import on_own_examples
 
 IMPLEMENTATIONS = ("prefix", "splash", "cudnn")
 CUDNN_MAX_HEAD_DIM = 128
@@ -115,23 +114,25 @@ def cudnn_fits(head_dim: int, dtype: jnp.dtype) -> bool:
 
 
 def choose_implementation(name: str, platform: str, head_dim: int, dtype: jnp.dtype) -> str:
-    """The implementation for devices of a platform ('cpu', 'gpu' or 'tpu'); the name 'auto' stands for the best.
+    """The implementation for devices of a platform ('cpu', 'gpu' or 'tpu').
+
+    The name 'auto' means 'prefix' everywhere: neither Splash nor cuDNN's attention has run on its own hardware yet.
 
     Raises:
       ValueError: one that does not work there.
     """
     fits = cudnn_fits(head_dim, dtype)
     if name == "auto":
-        return {"tpu": "splash", "gpu": "cudnn" if fits else "prefix"}.get(platform, "prefix")
+        return "prefix"
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"generator.attention is {name!r}; choose auto or one of {IMPLEMENTATIONS}")
+        raise ValueError(f"generator.model.attention is {name!r}; choose auto or one of {IMPLEMENTATIONS}")
     needed = {"splash": "tpu", "cudnn": "gpu"}.get(name, platform)
     if needed != platform:
-        raise ValueError(f"generator.attention is {name!r}, which runs on {needed.upper()}s, and the devices are "
+        raise ValueError(f"generator.model.attention is {name!r}, which runs on {needed.upper()}s, and the devices are "
                          f"{platform.upper()}s; choose auto or prefix")
     if name == "cudnn" and not fits:
-        raise ValueError(f"generator.attention is 'cudnn', which takes bfloat16 and head dimensions of at most "
-                         f"{CUDNN_MAX_HEAD_DIM} that 8 divides, not generator.dtype {dtype.name!r} and width / "
+        raise ValueError(f"generator.model.attention is 'cudnn', which takes bfloat16 and head dimensions of at most "
+                         f"{CUDNN_MAX_HEAD_DIM} that 8 divides, not generator.model.dtype {dtype.name!r} and width / "
                          f"num_heads = {head_dim}; choose auto or prefix")
     return name
 
@@ -149,6 +150,9 @@ def splash_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, qu
     Args:
       interpret: run the kernel's Python on any platform, for tests.
     """
+    # An experimental module of jax, and slow to import: needed where it is asked for alone.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     queries = q_bnlh.shape[2]
     q, k, v = (_pad_tokens(x, _SPLASH_TILE) for x in (q_bnlh, k_bnmh, v_bnmh))
     # The block-causal mask, computed inside the kernel: a query stands where the last key that it sees does. The

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from refocus_jax.models.examples import keep_divided
+from refocus_jax.models.sharding import keep_divided
 
 # By name, what a block keeps of its forward pass. All but the convolutions is normalization: little work, but in
 # float32, so that keeping it takes several times the memory of the convolutions' results.

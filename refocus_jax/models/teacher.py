@@ -1,7 +1,7 @@
 """The teacher: the last M blocks run again over the last scales, with alias-gate cross-attention (Eqs. 9-11).
 
 It stands on a base network's `Captured` state: the student's own by default, or that of a second network
-(`teacher.share_weights = false`). Keys and values of earlier scales are the base's, exactly.
+(`generator.teacher.share_weights = false`). Keys and values of earlier scales are the base's, exactly.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.models.attention import attention, merge_heads, split_heads
-from refocus_jax.models.transformer import Captured, Transformer, layer_norm
+from refocus_jax.models.bound import Bound
+from refocus_jax.models.transformer import Captured, layer_norm
 
 
 class AliasGateCrossAttention(nn.Module):
@@ -96,34 +97,31 @@ class TeacherOutput(NamedTuple):
     gates: jax.Array | None  # (M, b, l, d) in [0, 1], Eq. 11's alpha of each alias block; None without a gate
 
 
-def teach(network: Transformer, network_params, head: AliasHead, head_params, captured: Captured,
-          alias_vectors_bmc: jax.Array, num_alias_scales: int, keep_n2b: jax.Array | None = None) -> TeacherOutput:
+def teach(base: Bound, head: Bound, captured: Captured, alias_vectors_bmc: jax.Array, num_alias_scales: int,
+          keep_n2b: jax.Array | None = None) -> TeacherOutput:
     """Runs the last M blocks again, over the last scales, with alias evidence.
 
     A query at scale k sees the alias tokens of scales j < k alone: those of scales already seen, so the teacher is a
     proper autoregressive model.
 
     Args:
-      network, network_params, captured: the base network and what its own pass left.
-      head, head_params: E_a and the cross-attentions.
+      base, captured: the base network, a `Transformer`, and what its own pass left.
+      head: E_a and the cross-attentions, an `AliasHead`.
       alias_vectors_bmc: code vectors of a_1 ... a_{K-1}, flat.
       num_alias_scales: S, how many of the last scales are taught, at most K - 1.
       keep_n2b: the base pass's stochastic-depth factors.
     """
-    offsets = network.offsets
+    network, offsets = base.module, base.module.offsets
     start = offsets[-1 - num_alias_scales]
     tail = [offset - start for offset in offsets[-1 - num_alias_scales:]]
     seen_alias = offsets[-1 - num_alias_scales:-1]  # alias tokens share the offsets of structure tokens
     seen_structure = offsets[-num_alias_scales:]
 
-    def apply(method, *args):
-        return head.apply({"params": head_params}, *args, method=method)
-
-    memory = apply("embed", alias_vectors_bmc)
+    memory = head("embed", alias_vectors_bmc)
     x, features, gates = captured.inputs[:, start:], [], []
-    for i in range(head.num_blocks):
-        layer = i - head.num_blocks  # from the end: `captured` may hold more blocks than the teacher has
-        params = {"params": jax.tree.map(lambda a, layer=layer: a[layer], network_params["blocks"])}
+    for i in range(head.module.num_blocks):
+        layer = i - head.module.num_blocks  # from the end: `captured` may hold more blocks than the teacher has
+        params = {"params": jax.tree.map(lambda a, layer=layer: a[layer], base.params["blocks"])}
 
         def attend(q, k, v, layer=layer):
             k = jnp.concatenate([captured.keys[layer, :, :, :start], k], axis=2)
@@ -131,12 +129,12 @@ def teach(network: Transformer, network_params, head: AliasHead, head_params, ca
             return attention(q, k, v, tail, seen_structure, network.attention), None
 
         def cross(x, i=i):
-            x, gate = apply("attend", i, x, memory, tail, seen_alias)
+            x, gate = head("attend", i, x, memory, tail, seen_alias)
             gates.append(gate)
             return x
 
         keep = None if keep_n2b is None else keep_n2b[layer]
         x, _ = network.block.apply(params, x, captured.modulations[layer], attend, keep, cross)
         features.append(x)
-    logits = network.apply({"params": network_params}, x, captured.class_embedding, method="logits")
-    return TeacherOutput(logits, jnp.stack(features), jnp.stack(gates) if head.gate else None)
+    logits = base("logits", x, captured.class_embedding)
+    return TeacherOutput(logits, jnp.stack(features), jnp.stack(gates) if head.module.gate else None)

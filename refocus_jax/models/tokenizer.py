@@ -17,6 +17,16 @@ from refocus_jax.models.randomness import fold_in
 PYRAMIDS = ("focus", "var")
 
 
+def to_unit_range(image_uint8: jax.Array) -> jax.Array:
+    """uint8 to float32 in [-1, 1]."""
+    return image_uint8.astype(jnp.float32) / 127.5 - 1
+
+
+def flatten_tokens(tokens) -> jax.Array:
+    """Token maps (b, p_k, p_k), coarse to fine, to (b, L)."""
+    return jnp.concatenate([t.reshape(t.shape[0], -1) for t in tokens], axis=1)
+
+
 class Autoencoder(nn.Module):
     """VAR's encoder and decoder with their two latent convolutions; fully convolutional, so every view fits.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.models.attention import attention, merge_heads, scale_offsets, split_heads
-from refocus_jax.models.examples import keep_divided
+from refocus_jax.models.sharding import keep_divided
 
 MAX_LOG_SCALE = float(np.log(100.0))  # VAR's cap on the learned temperature of QK-norm
 NORM_EPSILON = 1e-6

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from refocus_jax.reporting.charts import Chart, Line, Table
+from refocus_jax.evaluation.tables import Chart, Line, Table
 from refocus_jax.reporting.health import Reference
 from refocus_jax.reporting.page import Drawing
 from refocus_jax.reporting.runs import STAGES, RecordedRun, Stage
@@ -177,7 +177,7 @@ def _last_of_scales(one: _PerScale, stage: Stage) -> tuple[list[int], list[float
 
 def wall_seconds(run: RecordedRun) -> float:
     """How long the training behind a run's curves took, evaluations and saves included, pauses between calls not."""
-    return sum(_seconds(stage, run.config[f"{stage.name}_batch_size"]) for stage in run.stages.values())
+    return sum(_seconds(stage, run.config[stage.name]["train"]["batch_size"]) for stage in run.stages.values())
 
 
 def _seconds(stage: Stage, batch_size: int) -> float:
@@ -201,7 +201,7 @@ def costs(runs: Mapping[str, RecordedRun]) -> Table:
     columns = ["run", "stage", "steps", "time", "images/s", "starts", "s to first step", "s to restore", "s per save",
                "s, longest save", "peak memory, process", "peak memory, device"]
     rows = [[name, stage.name, f"{stage.last_step} of {run.steps(stage.name)}",
-             duration(_seconds(stage, run.config[f"{stage.name}_batch_size"])), *_measured(stage)]
+             duration(_seconds(stage, run.config[stage.name]["train"]["batch_size"])), *_measured(stage)]
             for name, run in runs.items() for stage in run.stages.values()]
     return Table("Of every stage", columns, rows, "Time of the steps in the curves, with evaluations and saves, "
                  "without pauses. Seconds and images/s are medians. The process's peak is since it was started: stage "

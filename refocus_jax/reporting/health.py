@@ -10,13 +10,16 @@ that in one of 2,700 points, and only two in a row or the last one count. What g
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from refocus_jax.reporting.charts import Table
+from refocus_jax.config.stages import HOW_NOT_WHAT
+from refocus_jax.evaluation.tables import Table
 from refocus_jax.reporting.runs import OF_THE_MACHINE, STAGES, Curve, RecordedRun
 
 POINTS = 20
@@ -26,12 +29,20 @@ FLOOR = 0.025
 
 # Settings that shape what is learned, and what within them does not. A setting that one of the two configs does not
 # have did not exist when it was written, and counts as off.
-_SETTINGS = ("image_size", "grid_sizes", "class_names", "data", "focus", "tokenizer_from", "init_from", "tokenizer",
-             "alias", "losses", "perceptual", "revival", "adversarial", "discriminator", "tokenizer_batch_size",
-             "tokenizer_optimizer", "discriminator_optimizer", "tokenizer_training.steps", "generator", "label_drop",
-             "average_decay", "teacher", "generator_batch_size", "generator_optimizer", "generator_training.steps")
-_HOW_NOT_WHAT = ("data.num_workers", "data.num_classes", "focus.implementation", "tokenizer.remat", "generator.remat",
-                 "generator.attention")
+_SETTINGS = ("image_size", "grid_sizes", "class_names", "data", "focus",
+             *(f"tokenizer.{section}" for section in (
+                 "pretrained", "perceptual_network", "model", "alias", "loss", "revival", "adversarial",
+                 "discriminator", "optimizer", "discriminator_optimizer", "train.batch_size", "train.steps")),
+             *(f"generator.{section}" for section in (
+                 "init_from", "model", "teacher", "optimizer", "train.batch_size", "train.steps", "train.label_dropout",
+                 "train.ema_decay")))
+_OTHERS = ("data.num_workers", "data.num_classes", *HOW_NOT_WHAT)
+_SHIPPED = Path(__file__).parent / "references"
+
+
+def locate(reference: str) -> Path:
+    """The file of `report.reference`: a path, or the name of one that is shipped."""
+    return Path(reference) if os.path.sep in reference or Path(reference).is_file() else _SHIPPED / f"{reference}.json"
 
 
 class Judged(NamedTuple):
@@ -48,21 +59,21 @@ class Judged(NamedTuple):
     causes: str
 
 
-_AUTOENCODER = ("whether stage 1 sees the images it should (pictures/reconstructions.png), tokenizer_optimizer."
+_AUTOENCODER = ("whether stage 1 sees the images it should (pictures/reconstructions.png), tokenizer.optimizer."
                 "learning_rate, and whether codes are in use (structure_perplexity)")
-_CODES = ("revival of dead codes (revival.every, dead_codes/*), losses.commitment, and latent_rms: latents that grow "
-          "or shrink leave their codes behind")
-_STUDENT = ("whether the tokenizer is healthy first, then generator_optimizer.learning_rate, and whether tokens and "
-            "labels belong together (data.tokens, tokenizer_from)")
+_CODES = ("revival of dead codes (tokenizer.revival.every, dead_codes/*), tokenizer.loss.commitment, and latent_rms: "
+          "latents that grow or shrink leave their codes behind")
+_STUDENT = ("whether the tokenizer is healthy first, then generator.optimizer.learning_rate, and whether tokens and "
+            "labels belong together (data.tokens, tokenizer.pretrained)")
 JUDGED = (
     Judged("tokenizer", "loss/reconstruction", -1, "error of the decoded image", _AUTOENCODER),
     Judged("tokenizer", "loss/view", -1, "error of the decoded coarser views", _AUTOENCODER),
     Judged("tokenizer", "loss/alias_reconstruction", -1, "error of the decoded alias residual",
-           "the blur (focus.*), the alias tokenizer (alias.*) and its codes (alias_perplexity)"),
+           "the blur (focus.*), the alias tokenizer (tokenizer.alias.*) and its codes (alias_perplexity)"),
     Judged("tokenizer", "loss/vq", 0, "distance between latents and codes", _CODES),
     Judged("tokenizer", "latent_rms", 0, "size of the latents", _CODES),
     Judged("tokenizer", "gradient_norm", 0, "size of stage 1's gradients",
-           "tokenizer_optimizer.learning_rate and clip, and the losses' weights"),
+           "tokenizer.optimizer.learning_rate and clip, and the losses' weights"),
     Judged("tokenizer", "validation/psnr", 1, "held-out reconstruction in dB", _AUTOENCODER),
     Judged("tokenizer", "validation/view_psnr", 1, "held-out reconstruction of a coarser view in dB", _AUTOENCODER),
     Judged("tokenizer", "validation/structure_perplexity", 1, "codes in use, by how often", _CODES),
@@ -71,9 +82,9 @@ JUDGED = (
     Judged("generator", "accuracy", 1, "how often the student's first guess is right", _STUDENT),
     Judged("generator", "cross_entropy", -1, "the student's surprise at one scale's tokens", _STUDENT),
     Judged("generator", "loss/teacher_cross_entropy", -1, "the teacher's surprise at the right tokens",
-           "the alias tokens (alias_perplexity) and teacher.*"),
+           "the alias tokens (alias_perplexity) and generator.teacher.*"),
     Judged("generator", "gradient_norm/student", 0, "size of the student's gradients",
-           "generator_optimizer.learning_rate and clip"),
+           "generator.optimizer.learning_rate and clip"),
     Judged("generator", "validation/cross_entropy", -1, "the student's surprise at held-out tokens",
            f"{_STUDENT}; if training's cross-entropy is well, the student learns its images by heart"),
 )
@@ -167,9 +178,9 @@ class Verdict:
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config.json that shapes what is learned, flat."""
     flat = flatten_dict(config, sep=".")
-    if not flat.get("losses.perceptual"):
-        flat.pop("perceptual", None)  # the name of a network that nothing asks
-    return {name: value for name, value in flat.items() if name not in _HOW_NOT_WHAT
+    if not flat.get("tokenizer.loss.perceptual"):
+        flat.pop("tokenizer.perceptual_network", None)  # the name of a network that nothing asks
+    return {name: value for name, value in flat.items() if name not in _OTHERS
             and any(f"{name}.".startswith(f"{section}.") for section in _SETTINGS)}
 
 

@@ -14,8 +14,8 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
+from refocus_jax.evaluation.tables import Chart, Table
 from refocus_jax.reporting import charts
-from refocus_jax.reporting.charts import Chart, Table
 
 _LARGEST = 2 * 2**20  # bytes of a PNG file that is shown as it is, unless its pixels matter
 _SMALL = 400  # pixels; pictures that are not wider are enlarged

@@ -18,7 +18,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from refocus_jax.runtime import lease
+from refocus_jax.runtime.files import atomically, valid, write_json, writing
 
 
 class Writer:
@@ -68,7 +68,7 @@ class Writer:
         if reserved := values.keys() & {"step", "time"}:
             raise ValueError(f"Rename the metrics {sorted(reserved)}: every line has these names already.")
         values = {name: float(value) for name, value in values.items()}
-        line = json.dumps(_valid({"step": int(step), "time": time.time(), **values}), allow_nan=False)
+        line = json.dumps(valid({"step": int(step), "time": time.time(), **values}), allow_nan=False)
         parts = [part for name, value in values.items() for part in summary.scalar(name, value).value]
         with writing(self._path):
             self._metrics.write(line + "\n")
@@ -145,44 +145,6 @@ class Writer:
         self.close()
 
 
-def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Writes an indented JSON file, complete or not at all; only process 0 does."""
-    if jax.process_index() == 0:
-        with atomically(Path(path)) as temporary:
-            temporary.write_text(json.dumps(_valid(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path, whose file takes the place of `path` if the block succeeds.
-
-    Raises:
-      OSError: it cannot be written; in one line that names the path. LeaseError: see `lease.confirm`.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """What is written to `path` in the block: only by who may, and an OSError says in one line what could not be
-    written, why, and how many bytes it needs in all."""
-    lease.confirm()
-    try:
-        yield
-    except OSError as error:
-        needed = "" if size is None else f"; it needs {size} bytes"
-        raise OSError(f"{path} cannot be written ({error.strerror or error}){needed}; make room, or correct its "
-                      "permissions") from error
-
-
 class MetricsLine(NamedTuple):
     """A line of metrics.jsonl: its bytes with the line break, and its numbers by name, "step" and "time" too."""
 
@@ -225,16 +187,3 @@ def _picture(image_hwc: np.ndarray) -> Image.Image:
             "Convert it before it is written."
         )
     return Image.fromarray(image_hwc)
-
-
-def _valid(value: Any) -> Any:
-    """`value` with non-finite floats as strings and NumPy scalars as Python's."""
-    if isinstance(value, dict):
-        return {key: _valid(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_valid(item) for item in value]
-    if isinstance(value, np.generic):
-        return _valid(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from refocus_jax.models.attention import dense_attention
-from refocus_jax.models.quantizer import MultiScaleQuantizer
+from refocus_jax.models.bound import Bound
 from refocus_jax.models.transformer import Transformer
 from refocus_jax.sampling import filters
 
@@ -23,10 +23,11 @@ class SamplingSettings:
       cfg: guidance at the last scale, >= 0, as VAR counts it: 0 is unguided and costs half. At scale k = 0 ... K - 1,
       t = cfg k / (K - 1) makes logits (1 + t) conditional - t unconditional. Where 1 means unguided, as for
       DiT, that is a scale of 1 + t: a ramp from 1 to 1 + cfg.
-      top_k, top_p: filters, 0 is off. smooth: feed back a mixture of codes instead of one (pictures, not FID).
+      top_k, top_p: filters, 0 is off; the defaults are VAR's.
+      smooth: feed back a mixture of codes instead of one (pictures, not FID).
 
     Raises:
-      ValueError: a number out of its range; how large top_k may be, the vocabulary says (`filters.filter_logits`).
+      ValueError: a number out of its range.
     """
 
     cfg: float = 1.5
@@ -82,9 +83,10 @@ def unstack(params: Any) -> tuple[Any, ...]:
     return tuple(jax.tree.map(operator.itemgetter(i), params["blocks"]) for i in range(depth))
 
 
-def decode_scale(network: Transformer, params, layers, x_bld: jax.Array, modulations: jax.Array, caches: list[Cache],
+def decode_scale(student: Bound, layers, x_bld: jax.Array, modulations: jax.Array, caches: list[Cache],
                  scale: int) -> tuple[jax.Array, list[Cache]]:
     """Runs the tokens of one scale through all blocks; writes their keys and values into the caches (`init_caches`)."""
+    network = student.module
     start, stop = network.offsets[scale], network.offsets[scale + 1]
 
     def run_block(carry, layer):
@@ -101,7 +103,7 @@ def decode_scale(network: Transformer, params, layers, x_bld: jax.Array, modulat
         return (x, cache), None
 
     if layers is None:
-        stacked = jnp.arange(network.depth), params["blocks"], modulations
+        stacked = jnp.arange(network.depth), student.params["blocks"], modulations
         (x_bld, cache), _ = jax.lax.scan(run_block, (x_bld, caches[0]), stacked)
         return x_bld, [cache]
     run_block, new = jax.jit(run_block), []  # traced once for all layers
@@ -111,20 +113,19 @@ def decode_scale(network: Transformer, params, layers, x_bld: jax.Array, modulat
     return x_bld, new
 
 
-def sample(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, quantizer_params: Any,
-           labels_b: jax.Array, keys_b: jax.Array, settings: SamplingSettings, *,
+def sample(student: Bound, quantizer: Bound, labels_b: jax.Array, keys_b: jax.Array, settings: SamplingSettings, *,
            replace: Callable[[int, jax.Array | None, jax.Array], jax.Array] | None = None,
            layers: tuple[Any, ...] | None = None) -> Sample:
     """Draws images of the given classes.
 
     Args:
-      network, params: the student. quantizer, quantizer_params: of the structure tokenizer.
+      student: a `Transformer`. quantizer: the `MultiScaleQuantizer` of the structure tokenizer.
       labels_b: int32 classes. keys_b: one key per sample, see `sample_keys`. settings: static.
       replace: replace(scale, f_hat before it, drawn token map (b, p, p)) gives the token map to go on with (editing).
       layers: the blocks once more, from `unstack`, for CPUs: there a loop over stacked blocks copies the weights of
       each before it uses them, at every scale. Without, programs are smaller and compile sooner.
     """
-    guided = settings.cfg > 0
+    network, guided = student.module, settings.cfg > 0
     num_scales, batch = len(network.grid_sizes), labels_b.shape[0]
     null = jnp.full_like(labels_b, network.num_classes)
     # With and without its class, a sample goes through the network twice, side by side in one batch: as two halves,
@@ -134,24 +135,17 @@ def sample(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, qu
     def conditional(array):
         return array[::2] if guided else array
 
-
-    def net(method, *args):
-        return network.apply({"params": params}, *args, method=method)
-
-    def quantize(method, *args):
-        return quantizer.apply({"params": quantizer_params}, *args, method=method)
-
-    modulations, embedding = net("conditions", network_labels)
+    modulations, embedding = student("conditions", network_labels)
     caches = init_caches(network, network_labels.shape[0], layers)
-    x, f_hat, tokens, f_hats = net("start", network_labels), None, [], []
+    x, f_hat, tokens, f_hats = student("start", network_labels), None, [], []
     for scale, side in enumerate(network.grid_sizes):
-        x, caches = decode_scale(network, params, layers, x, modulations, caches, scale)
+        x, caches = decode_scale(student, layers, x, modulations, caches, scale)
         strength = filters.guidance_scale(settings.cfg, scale, num_scales)
         if strength:
-            logits = net("logits", x, embedding)
+            logits = student("logits", x, embedding)
             logits = filters.guide(logits[::2], logits[1::2], strength)
         else:
-            logits = net("logits", conditional(x), conditional(embedding))
+            logits = student("logits", conditional(x), conditional(embedding))
         logits = filters.filter_logits(logits, settings.top_k, settings.top_p)
         gumbel = jax.vmap(lambda key, like, s=scale: jax.random.gumbel(jax.random.fold_in(key, s), like.shape))(
             keys_b, logits)
@@ -161,15 +155,15 @@ def sample(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, qu
             chosen = replace(scale, f_hat, chosen)
         if settings.smooth:
             mixture = filters.smoothing(logits, gumbel, scale, num_scales)
-            vectors = jnp.einsum("blv,vc->blc", mixture, quantizer_params["codebook"]["embedding"],
+            vectors = jnp.einsum("blv,vc->blc", mixture, quantizer.params["codebook"]["embedding"],
                                  precision=jax.lax.Precision.HIGHEST)
         else:
-            vectors = quantizer_params["codebook"]["embedding"][chosen]
+            vectors = quantizer.params["codebook"]["embedding"][chosen]
         tokens.append(chosen)
-        f_hat = quantize("accumulate", f_hat, vectors.reshape(batch, side, side, -1), scale)
+        f_hat = quantizer("accumulate", f_hat, vectors.reshape(batch, side, side, -1), scale)
         f_hats.append(f_hat)
         if scale + 1 < num_scales:
-            inputs = quantize("view", f_hat, scale + 1)
+            inputs = quantizer("view", f_hat, scale + 1)
             inputs = inputs.reshape(batch, -1, inputs.shape[-1])
-            x = net("words", jnp.repeat(inputs, 2, axis=0) if guided else inputs, scale + 1, 1)
+            x = student("words", jnp.repeat(inputs, 2, axis=0) if guided else inputs, scale + 1, 1)
     return Sample(tokens, f_hats)

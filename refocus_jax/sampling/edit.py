@@ -14,8 +14,7 @@ from scipy import ndimage
 
 from refocus_jax.focus import Pyramid
 from refocus_jax.focus.resample import resize
-from refocus_jax.models.quantizer import MultiScaleQuantizer
-from refocus_jax.models.transformer import Transformer
+from refocus_jax.models.bound import Bound
 from refocus_jax.sampling import decode
 
 MAX_HIDDEN = 0.6  # share of what a coarse token sees, if the token is to be kept; half of an image is not a tie
@@ -51,9 +50,9 @@ def token_masks(mask_bhw: jax.Array, optics: Pyramid, pyramid: str) -> list[jax.
     return [share > MAX_HIDDEN for share in shares[:-1]] + [shares[-1] > 0]
 
 
-def edit(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, quantizer_params: Any,
-         latents: Sequence[jax.Array], drawn_bpp: Sequence[jax.Array], labels_b: jax.Array, keys_b: jax.Array,
-         settings: decode.SamplingSettings, *, layers: tuple[Any, ...] | None = None) -> decode.Sample:
+def edit(student: Bound, quantizer: Bound, latents: Sequence[jax.Array], drawn_bpp: Sequence[jax.Array],
+         labels_b: jax.Array, keys_b: jax.Array, settings: decode.SamplingSettings, *,
+         layers: tuple[Any, ...] | None = None) -> decode.Sample:
     """Draws some tokens of images as those of the given classes; the others say what the images say.
 
     A residual pyramid's own tokens are those that the tokenizer chooses after what has been drawn so far: they make up
@@ -72,8 +71,7 @@ def edit(network: Transformer, params: Any, quantizer: MultiScaleQuantizer, quan
                          "set it False")
 
     def replace(scale: int, f_hat: jax.Array | None, chosen_bpp: jax.Array) -> jax.Array:
-        own, _ = quantizer.apply({"params": quantizer_params}, latents[scale], f_hat, scale, method="choose")
+        own, _ = quantizer("choose", latents[scale], f_hat, scale)
         return jnp.where(drawn_bpp[scale], chosen_bpp, own)
 
-    return decode.sample(network, params, quantizer, quantizer_params, labels_b, keys_b, settings, replace=replace,
-                         layers=layers)
+    return decode.sample(student, quantizer, labels_b, keys_b, settings, replace=replace, layers=layers)

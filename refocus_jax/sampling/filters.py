@@ -18,14 +18,14 @@ def filter_logits(logits_blv: jax.Array, top_k: int = 0, top_p: float = 0.0) -> 
     """Sets logits to -inf outside the top k, then outside the smallest set of what is left with probability >= top_p.
 
     All logits equal to the k-th, or to the last that top_p keeps, stay, and so does the most likely token; 0 switches
-    a filter off, as top_p = 1 does.
+    a filter off, as top_p = 1 and top_k >= V do.
 
     Raises:
-      ValueError: top_k outside 0 ... V or top_p outside [0, 1].
+      ValueError: a negative top_k, or top_p outside [0, 1].
     """
     vocab_size = logits_blv.shape[-1]
-    if not 0 <= top_k <= vocab_size:
-        raise ValueError(f"sampling.top_k is {top_k}; give 0 (off) to {vocab_size}, the vocabulary size")
+    if top_k < 0:
+        raise ValueError(f"sampling.top_k is {top_k}; give 0 (off) or more")
     if not 0 <= top_p <= 1:
         raise ValueError(f"sampling.top_p is {top_p}; give 0 (off) to 1")
     if 0 < top_k < vocab_size:

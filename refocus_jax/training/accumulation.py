@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refocus_jax.models.examples import keep_divided
+from refocus_jax.models.sharding import keep_divided
 
 
 def mean_over_parts(function: Callable, parts: int, batch: Any) -> tuple[Any, Any]:

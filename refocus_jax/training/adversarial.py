@@ -12,7 +12,7 @@ class AdversarialSettings:
     """weight: 0 switches the discriminator off. start: step at which it begins. cap: of the adaptive weight."""
 
     weight: float = 0.5
-    start: int = 0
+    start: int = 20_000
     cap: float = 100.0
 
 

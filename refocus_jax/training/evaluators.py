@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refocus_jax.data import pictures
 from refocus_jax.data.token_cache import TokenSet
 from refocus_jax.evaluation import comparison, measurements, metrics
-from refocus_jax.evaluation.features import Extractor
 from refocus_jax.evaluation.reference import Reference
 from refocus_jax.focus.resample import resize
-from refocus_jax.models.tokenizer import DualTokenizer
-from refocus_jax.reporting import pictures
+from refocus_jax.judges.features import Extractor
+from refocus_jax.models.bound import Bound
+from refocus_jax.models.tokenizer import DualTokenizer, to_unit_range
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.sampling.decode import SamplingSettings, sample, sample_keys
 from refocus_jax.training.codebook import count
 from refocus_jax.training.generator_task import GeneratorTask, token_losses
-from refocus_jax.training.tokenizer_task import to_unit_range
 
 
 def _jit(mesh, function):
@@ -181,8 +181,8 @@ class GeneratorEvaluator:
 
     def _drawn(self, student_params, frozen, labels, start) -> list[jax.Array]:
         """Cumulative latents of samples after every scale."""
-        quantizer = self.task.tokenizer.structure.quantizer
-        return sample(self.task.student, student_params, quantizer, frozen["structure"]["quantizer"], labels,
+        quantizer = Bound(self.task.tokenizer.structure.quantizer, frozen["structure"]["quantizer"])
+        return sample(Bound(self.task.student, student_params), quantizer, labels,
                       sample_keys(self.seed, labels, start), self.sampling).f_hat
 
     @functools.cached_property

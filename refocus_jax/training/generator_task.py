@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from refocus_jax.models.bound import Bound
 from refocus_jax.models.randomness import fold_in
 from refocus_jax.models.teacher import AliasHead, teach
-from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.models.tokenizer import DualTokenizer, flatten_tokens, to_unit_range
 from refocus_jax.models.transformer import Captured, Transformer, layer_norm
 from refocus_jax.training.accumulation import mean_over_parts
-from refocus_jax.training.tokenizer_task import to_unit_range
 
 # Blocks of the student that the teacher sees from inside, the most that num_alias_blocks may be. Always two: XLA
 # unrolls a scan over one block and fuses it otherwise, and the student would no longer train as VAR to the last bit.
@@ -42,11 +42,12 @@ class TeacherSettings:
 
     def __post_init__(self):
         if self.num_alias_blocks not in (1, 2):
-            raise ValueError(f"teacher.num_alias_blocks is {self.num_alias_blocks}; choose 1 or 2")
+            raise ValueError(f"generator.teacher.num_alias_blocks is {self.num_alias_blocks}; choose 1 or 2")
         if self.gate not in ("learned", "none"):
-            raise ValueError(f"teacher.gate is {self.gate!r}; choose 'learned' or 'none'")
+            raise ValueError(f"generator.teacher.gate is {self.gate!r}; choose 'learned' or 'none'")
         if self.train_shared and not self.share_weights:
-            raise ValueError("teacher.train_shared is True but teacher.share_weights is False: nothing is shared; "
+            raise ValueError("generator.teacher.train_shared is True but generator.teacher.share_weights is False: "
+                             "nothing is shared; "
                              "set one of them the other way")
 
 
@@ -68,17 +69,12 @@ class GeneratorState:
         return self.params["student"] if self.average is None else self.average
 
 
-def flatten_tokens(tokens) -> jax.Array:
-    """Token maps (b, p_k, p_k), coarse to fine, to (b, L)."""
-    return jnp.concatenate([t.reshape(t.shape[0], -1) for t in tokens], axis=1)
-
-
 def token_losses(logits_blv: jax.Array, tokens_bl: jax.Array) -> jax.Array:
     """Cross-entropy of every token, nats: (b, L)."""
     return optax.softmax_cross_entropy_with_integer_labels(logits_blv, tokens_bl)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneratorTask:
     """Trains a student, and its teacher if enabled, on token maps.
 
@@ -86,27 +82,29 @@ class GeneratorTask:
     (b, L) and `alias` (b, L') from a token set. `frozen` is the parameter tree of the `DualTokenizer`.
 
     Attributes:
-      label_drop: how many labels become the null class. parts: gradients of a batch are summed over so many parts.
-      average_decay: of the student's running mean, its weight growing as (1 + step) / (10 + step) at first; 0 is none.
+      label_dropout: share of labels that become the null class.
+      microbatches: parts of a batch whose gradients are summed.
+      ema_decay: of the student's moving average, growing as (1 + step) / (10 + step) at first; 0 keeps none.
     """
 
     tokenizer: DualTokenizer
     student: Transformer
     teacher: TeacherSettings
     optimizer: optax.GradientTransformation
-    label_drop: float = 0.1
-    parts: int = 1
-    average_decay: float = 0.0
+    label_dropout: float = 0.1
+    microbatches: int = 1
+    ema_decay: float = 0.0
     name: str = "generator"
 
     def __post_init__(self):
         scales = len(self.student.grid_sizes)
         if self.teacher.enabled and not 1 <= self.teacher.num_alias_scales <= scales - 1:
-            raise ValueError(f"teacher.num_alias_scales is {self.teacher.num_alias_scales}; with {scales} grid_sizes "
+            raise ValueError(f"generator.teacher.num_alias_scales is {self.teacher.num_alias_scales}; with {scales} "
+                             "grid_sizes "
                              f"choose 1 to {scales - 1}")
         if self.teacher.enabled and self.student.depth < CAPTURED_BLOCKS:
-            raise ValueError(f"generator.depth is {self.student.depth}; the teacher stands on the last "
-                             f"{CAPTURED_BLOCKS} blocks: give at least that many, or teacher.enabled=False")
+            raise ValueError(f"generator.model.depth is {self.student.depth}; the teacher stands on the last "
+                             f"{CAPTURED_BLOCKS} blocks: give at least that many, or generator.teacher.enabled=False")
 
     @property
     def alias_head(self) -> AliasHead:
@@ -131,7 +129,7 @@ class GeneratorTask:
                 params["teacher"]["network"] = self.student.init(fold_in(key, "teacher"), labels, inputs)["params"]
         # One optimizer state each: gradients of the two are clipped separately.
         opt_state = {name: self.optimizer.init(tree) for name, tree in params.items()}
-        average = params["student"] if self.average_decay else None
+        average = params["student"] if self.ema_decay else None
         return GeneratorState(jnp.zeros((), jnp.int32), params, opt_state, average)
 
     def warm_start(self, state: GeneratorState, student: Any, new_classes: bool = False) -> GeneratorState:
@@ -147,7 +145,7 @@ class GeneratorTask:
         if self.teacher.enabled and not self.teacher.share_weights:
             # A copy: the loop donates the state, and no buffer may be donated twice.
             params["teacher"] = {**params["teacher"], "network": jax.tree.map(jnp.copy, student)}
-        average = jax.tree.map(jnp.copy, student) if self.average_decay else None
+        average = jax.tree.map(jnp.copy, student) if self.ema_decay else None
         return state.replace(params=params, average=average)
 
     def tokens(self, frozen, batch) -> tuple[jax.Array, jax.Array | None]:
@@ -181,8 +179,8 @@ class GeneratorTask:
             logits, captured = self.student.apply({"params": network}, labels, inputs, keep, CAPTURED_BLOCKS)
             before = logits[:, :self.first_alias_token]
         vectors = self.tokenizer.alias.apply({"params": self.tokenizer.alias_params(frozen)}, alias_bl, method="embed")
-        output = teach(self.student, network, self.alias_head, params["teacher"]["alias"], captured, vectors,
-                       settings.num_alias_scales, keep)
+        head = Bound(self.alias_head, params["teacher"]["alias"])
+        output = teach(Bound(self.student, network), head, captured, vectors, settings.num_alias_scales, keep)
         return output, before
 
     def loss(self, params, frozen, structure, alias, labels, keep):
@@ -218,7 +216,7 @@ class GeneratorTask:
     def update(self, state: GeneratorState, frozen, batch, key: jax.Array):
         """One step; returns the new state and scalars."""
         key = jax.random.fold_in(key, state.step)
-        dropped = jax.random.bernoulli(fold_in(key, "label drop"), self.label_drop, batch["label"].shape)
+        dropped = jax.random.bernoulli(fold_in(key, "label drop"), self.label_dropout, batch["label"].shape)
         labels = jnp.where(dropped, self.student.num_classes, batch["label"])
         keep = self.student.drop_path_factors(fold_in(key, "drop path"), labels.shape[0])
         batch = {**batch, "label": labels, "keep": None if keep is None else jnp.moveaxis(keep, 2, 0)}
@@ -231,14 +229,14 @@ class GeneratorTask:
                 state.params, frozen, structure, alias, part["label"], keep)
             return (values | {"loss/total": total}, gradient), None
 
-        (values, gradient), _ = mean_over_parts(gradient, self.parts, batch)
+        (values, gradient), _ = mean_over_parts(gradient, self.microbatches, batch)
         params, opt_state = {}, {}
         for name in state.params:
             updates, opt_state[name] = self.optimizer.update(gradient[name], state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], updates)
             values[f"gradient_norm/{name}"] = optax.tree.norm(gradient[name])
         average = None
-        if self.average_decay:
-            decay = jnp.minimum(self.average_decay, (1 + state.step) / (10 + state.step))
+        if self.ema_decay:
+            decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
             average = jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.average, params["student"])
         return GeneratorState(state.step + 1, params, opt_state, average), values

@@ -52,9 +52,9 @@ class LoopSettings:
     """
 
     steps: int
-    log_every: int = 50
-    evaluate_every: int = 5000
-    save_every: int = 1000
+    log_every: int = 100
+    evaluate_every: int = 10_000
+    save_every: int = 2_000
     keep: int = 2
     skip_nonfinite: int = 0
 
@@ -230,4 +230,4 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
                 good = checkpoints.latest_step()
                 saved = "nothing has been saved yet" if good is None else f"the last good checkpoint is of step {good}"
                 raise NonFinite(f"{task.name}, {error}; {saved}. Lower the learning rate, or let up to n such steps be "
-                                f"skipped: {task.name}_training.skip_nonfinite=n") from None
+                                f"skipped: {task.name}.train.skip_nonfinite=n") from None

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from refocus_jax.focus.resample import resize
-from refocus_jax.models import perceptual, state_dict
+from refocus_jax.judges import perceptual, state_dict
+from refocus_jax.judges.perceptual import FeatureNetwork
 from refocus_jax.models.discriminator import PatchDiscriminator
-from refocus_jax.models.examples import keep_divided
-from refocus_jax.models.perceptual import FeatureNetwork
 from refocus_jax.models.randomness import fold_in
-from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.models.sharding import keep_divided
+from refocus_jax.models.tokenizer import DualTokenizer, to_unit_range
 from refocus_jax.training import adversarial, codebook
 from refocus_jax.training.accumulation import mean_over_parts
 
@@ -32,7 +32,7 @@ class TokenizerLosses:
     consistency: float = 0.25  # z_k against area(z_K) (focus, residual)
     commitment: float = 0.25  # beta of the VQ loss
     alias: float = 1.0
-    perceptual: float = 0.0  # of the whole image alone: views may be too small for it
+    perceptual: float = 0.3  # of the whole image alone: views may be too small for it
 
 
 @flax.struct.dataclass
@@ -48,11 +48,6 @@ class TokenizerState:
     residual_moment: Any  # mean square of A_k over all steps so far, (K - 1,)
 
 
-def to_unit_range(image_uint8: jax.Array) -> jax.Array:
-    """uint8 to float32 in [-1, 1]."""
-    return image_uint8.astype(jnp.float32) / 127.5 - 1
-
-
 def straight_through(quantized: jax.Array, latent: jax.Array) -> jax.Array:
     """The quantized value, exactly, with the latent's gradient."""
     return jax.lax.stop_gradient(quantized) + (latent - jax.lax.stop_gradient(latent))
@@ -62,7 +57,7 @@ def mse(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(a - b))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerTask:
     """Trains a `DualTokenizer`. Pure functions of (state, frozen, batch, key); batches hold uint8 `image`.
 
@@ -77,8 +72,8 @@ class TokenizerTask:
     discriminator: PatchDiscriminator
     adversarial: adversarial.AdversarialSettings
     discriminator_optimizer: optax.GradientTransformation
-    perceptual: FeatureNetwork | None = None  # asked if losses.perceptual is not 0
-    parts: int = 1  # gradients of a batch are summed over so many
+    perceptual: FeatureNetwork | None = None  # asked if tokenizer.loss.perceptual is not 0
+    microbatches: int = 1  # parts of a batch whose gradients are summed
     name: str = "tokenizer"
 
     @property
@@ -233,7 +228,7 @@ class TokenizerTask:
             return jax.value_and_grad(loss)(state.discriminator, *map(keep_divided, part)), None
 
         def step():
-            (value, gradient), _ = mean_over_parts(part_gradient, self.parts, (image, reconstruction))
+            (value, gradient), _ = mean_over_parts(part_gradient, self.microbatches, (image, reconstruction))
             updates, opt_state = self.discriminator_optimizer.update(gradient, state.discriminator_opt_state,
                                                                      state.discriminator)
             return value, optax.apply_updates(state.discriminator, updates), opt_state
@@ -268,7 +263,7 @@ class TokenizerTask:
                 trained, frozen, state, part, jax.random.fold_in(fold_in(key, "noise"), number))
             return (terms | {"total": total}, means, gradient), examples
 
-        (terms, means, gradient), examples = mean_over_parts(gradient, self.parts, image)
+        (terms, means, gradient), examples = mean_over_parts(gradient, self.microbatches, image)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, trained)
         params, usage = optax.apply_updates(trained, updates), dict(state.usage)
         values = {f"loss/{name}": value for name, value in terms.items()}

@@ -176,7 +176,7 @@ def test_a_folder_of_other_tokens_is_not_written_into(tmp_path):
             token_cache.begin(tmp_path, dataclasses.replace(DESCRIPTION, seed=2))
 
 
-@pytest.mark.parametrize(("stream", "setting"), [("structure", "tokenizer"), ("alias", "alias")])
+@pytest.mark.parametrize(("stream", "setting"), [("structure", "tokenizer.model"), ("alias", "tokenizer.alias")])
 def test_a_vocabulary_beyond_16_bits_is_refused(stream, setting):
     with pytest.raises(ValueError, match=f"{setting}.vocab_size is 65537.*give at most 65536"):
         dataclasses.replace(DESCRIPTION, vocab_sizes={**DESCRIPTION.vocab_sizes, stream: 65537})

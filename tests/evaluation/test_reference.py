@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from refocus_jax.data.crops import CropRule
 from refocus_jax.evaluation import measurements
 from refocus_jax.evaluation.reference import ReferenceSettings
 from refocus_jax.runtime import mesh as mesh_lib
@@ -19,7 +20,7 @@ def settings(images, tmp_path):
     np.savez(tmp_path / "source.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0)
 
     def make(reference, **changes):
-        values = dict(count=30, source=f"npz:{tmp_path}/source.npz", image_size=8, resize_ratio=0.0, crops_per_image=1)
+        values = dict(count=30, source=f"npz:{tmp_path}/source.npz", rule=CropRule(8))
         return ReferenceSettings(str(reference), **values | changes)
 
     return make
@@ -62,8 +63,8 @@ def test_adms_file_gives_moments_and_images(settings, extractor, images, tmp_pat
 def test_moments_of_other_features_are_not_taken(settings, extractor, images, tmp_path):
     """Where there are images, they are measured instead; else it is an error."""
     np.savez(tmp_path / "adm.npz", mu=np.zeros(20), sigma=np.eye(20))
-    with pytest.raises(ValueError, match="evaluation.reference is .*adm.npz, which holds moments of 20 features, and "
-                                         "evaluation.features give 6; give other evaluation.features, or"):
+    with pytest.raises(ValueError, match="evaluate.reference is .*adm.npz, which holds moments of 20 features, and "
+                                         "evaluate.features give 6; give other evaluate.features, or"):
         opened(settings(tmp_path / "adm.npz"), extractor)
     np.savez(tmp_path / "adm.npz", arr_0=images, mu=np.zeros(20), sigma=np.eye(20))
     assert opened(settings(tmp_path / "adm.npz"), extractor).says == "64 images of adm.npz, 8 x 8 pixels"
@@ -79,7 +80,7 @@ def test_a_covariance_may_be_rounded_and_of_any_rank(settings, extractor, tmp_pa
 
 
 def test_a_reference_that_does_not_serve_is_named(settings, extractor, tmp_path):
-    with pytest.raises(FileNotFoundError, match="evaluation.reference is 'test', which is no split and no path; give "
+    with pytest.raises(FileNotFoundError, match="evaluate.reference is 'test', which is no split and no path; give "
                                                 "train, validation, a folder or an .npz file"):
         opened(settings("test"), extractor)
     np.savez(tmp_path / "a.npz", mu=np.zeros(6), sigma=np.eye(5))
@@ -98,5 +99,5 @@ def test_a_reference_that_does_not_serve_is_named(settings, extractor, tmp_path)
     with pytest.raises(ValueError, match="holds no images and no moments"):
         opened(settings(tmp_path / "a.npz"), extractor)
     (tmp_path / "b.npz").write_bytes(b"PK nothing")
-    with pytest.raises(ValueError, match="evaluation.reference is .*b.npz, which is not taken: it cannot be read"):
+    with pytest.raises(ValueError, match="evaluate.reference is .*b.npz, which is not taken: it cannot be read"):
         opened(settings(tmp_path / "b.npz"), extractor)

@@ -117,7 +117,7 @@ def test_output_that_cannot_be_written_is_named_and_costs_no_image(format, name,
 
 def test_class_numbers():
     def numbers(*classes, names=NAMES):
-        return samples.class_numbers("draw.classes", classes, names).tolist()
+        return samples.class_numbers("sample.classes", classes, names).tolist()
 
     assert numbers() == [0, 1, 2]
     assert numbers("cat", 1, "0") == [2, 1, 0]
@@ -131,10 +131,10 @@ def test_numbers_that_are_names_of_other_classes_are_refused():
     names = sorted(map(str, range(12)))
 
     def number(given):
-        return samples.class_numbers("draw.classes", (given,), names).tolist()
+        return samples.class_numbers("sample.classes", (given,), names).tolist()
 
     assert number("10") == [2] and number("8") == [10] and number(0) == [0]
-    with pytest.raises(ValueError, match="draw.classes has the number 10, which is also the name of another class; "
+    with pytest.raises(ValueError, match="sample.classes has the number 10, which is also the name of another class; "
                                          "give '10' in quotes .*number 2.* or '8', the name of class number 10"):
         number(10)
     for given in (2, 3, 11):
@@ -151,9 +151,10 @@ def test_a_drawn_npz_is_a_data_source_with_its_names(tmp_path):
 
 
 @pytest.mark.parametrize("settings, message", [
-    (dict(count=0), "draw.count is 0"), (dict(batch_size=-1), "draw.batch_size is -1"),
-    (dict(seed=-1), "draw.seed is -1"), (dict(seed=2**32), "draw.seed is"),
-    (dict(format="jpg"), "draw.format is 'jpg'; choose one of"), (dict(count=2000), "choose 'png' or 'npz'")], ids=str)
+    (dict(count=0), "sample.count is 0"), (dict(batch_size=-1), "sample.batch_size is -1"),
+    (dict(seed=-1), "sample.seed is -1"), (dict(seed=2**32), "sample.seed is"),
+    (dict(format="jpg"), "sample.format is 'jpg'; choose one of"),
+    (dict(count=2000), "choose 'png' or 'npz'")], ids=str)
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         DrawSettings(**settings)

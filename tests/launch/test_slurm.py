@@ -35,7 +35,7 @@ def requeued(calls: list[list[str]]) -> bool:
 
 
 def test_arguments_reach_main_unchanged(submit):
-    arguments = ["--config=configs/tiny.py:smoke", "--config.draw.classes=('cat', 3)", "--workdir=/shared/two words"]
+    arguments = ["--config=configs/tiny.py:smoke", "--config.sample.classes=('cat', 3)", "--workdir=/shared/two words"]
     status, calls = submit(*arguments, SLURM_CPUS_PER_TASK="12")
     assert status == 0 and not requeued(calls)
     command, *options, python, minus_m, module = calls[0][:-len(arguments)]

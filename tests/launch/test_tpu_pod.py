@@ -13,7 +13,7 @@ SETTINGS = {"TPU_NAME": "pod", "TPU_ZONE": "us-central1-a", "TPU_TYPE": "v5litep
 QUEUED, MACHINES = ["gcloud", "compute", "tpus", "queued-resources"], ["gcloud", "compute", "tpus", "tpu-vm"]
 ON_ALL = [*MACHINES, "ssh", "pod", "--zone=us-central1-a", "--worker=all"]
 FLAGS = ["--config=configs/d24.py:k4,noteacher", "--workdir=/mnt/shared/runs/two words",
-         "--config.draw.classes=('cat', 3)", "--config.data.source=tfds:imagenet2012"]
+         "--config.sample.classes=('cat', 3)", "--config.data.source=tfds:imagenet2012"]
 
 
 def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STUB = Path(__file__).parent / "stub"
-FLAGS = ["--config=configs/d16.py:k4,noteacher", "--workdir=/gcs/bucket/two words", "--config.draw.classes=('cat', 3)"]
+FLAGS = ["--config=configs/d16.py:k4,noteacher", "--workdir=/gcs/bucket/two words", "--config.sample.classes=('cat', "
+                                                                                    "3)"]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from refocus_jax.models import attention
 from refocus_jax.models.attention import prefix_attention, scale_offsets
+from refocus_jax.models.bound import Bound
 from refocus_jax.models.teacher import AliasHead, teach
 from refocus_jax.runtime import mesh as mesh_lib
 from tests.fixtures import small
@@ -97,7 +98,7 @@ def test_student_and_teacher_on_every_implementation(name, last, kernels_on_cpu)
     def logits(name):
         network, head = small.transformer(attention=name), AliasHead(small.GRIDS, small.WIDTH, 1, 2, True, name)
         student, captured = network.apply({"params": params}, labels, inputs, None, 2)
-        return student, teach(network, params, head, head_params, captured, vectors, 2).logits
+        return student, teach(Bound(network, params), Bound(head, head_params), captured, vectors, 2).logits
 
     expected = logits("prefix")
     assert not kernels_on_cpu

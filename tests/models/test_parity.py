@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from refocus_jax.interop import var_state_dict
+from refocus_jax.models import official_var
+from refocus_jax.models.bound import Bound
 from refocus_jax.models.tokenizer import StructureTokenizer
 from refocus_jax.models.transformer import Transformer
 from refocus_jax.sampling.decode import SamplingSettings, sample, sample_keys
@@ -27,8 +28,8 @@ class Networks(NamedTuple):
 def networks(request) -> Networks:
     settings, numbers, tokenizer, transformer = official.load(request.param)
     grids = tuple(settings["patch_nums"])
-    return Networks(numbers, settings, *var_state_dict.import_tokenizer(tokenizer, grids),
-                    *var_state_dict.import_transformer(transformer, grids))
+    return Networks(numbers, settings, *official_var.import_tokenizer(tokenizer, grids),
+                    *official_var.import_transformer(transformer, grids))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def greedy(networks):
     quantizer, labels = networks.tokenizer.quantizer, networks.numbers["labels"].astype(np.int32)
     settings = SamplingSettings(cfg=networks.settings["cfg"], top_k=1, top_p=0.0)
     return jax.jit(lambda params, quantizer_params, keys: sample(
-        networks.transformer, params, quantizer, quantizer_params, labels, keys, settings))(
+        Bound(networks.transformer, params), Bound(quantizer, quantizer_params), labels, keys, settings))(
             networks.transformer_params, networks.tokenizer_params["quantizer"], sample_keys(0, labels))
 
 
@@ -71,7 +72,7 @@ def trained(networks):
         return optax.softmax_cross_entropy_with_integer_labels(logits, numbers["tokens"]).mean(), logits
 
     (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(networks.transformer_params)
-    return value, logits, var_state_dict.export_transformer(networks.transformer, gradient)
+    return value, logits, official_var.export_transformer(networks.transformer, gradient)
 
 
 def channels_last(image_bchw):

@@ -4,8 +4,10 @@ import numpy as np
 import optax
 import pytest
 
+from refocus_jax.models.bound import Bound
 from refocus_jax.models.teacher import AliasGateCrossAttention, AliasHead, teach
-from refocus_jax.training.generator_task import GeneratorTask, TeacherSettings, flatten_tokens
+from refocus_jax.models.tokenizer import flatten_tokens
+from refocus_jax.training.generator_task import GeneratorTask, TeacherSettings
 from tests.fixtures import small
 
 OFFSETS = small.OFFSETS
@@ -37,7 +39,8 @@ class Teacher:
         return self.network.apply({"params": self.params}, LABELS, inputs, keep, self.num_blocks)
 
     def continue_from(self, captured, head_params, vectors, keep):
-        return teach(self.network, self.params, self.head, head_params, captured, vectors, self.num_scales, keep)
+        base, head = Bound(self.network, self.params), Bound(self.head, head_params)
+        return teach(base, head, captured, vectors, self.num_scales, keep)
 
     def teach(self, captured, head_params):
         """The teacher's logits and features as numpy arrays."""
@@ -141,7 +144,8 @@ def test_cross_attention_is_narrow():
 
 
 def generator_task(**settings) -> GeneratorTask:
-    return GeneratorTask(small.tokenizer(), small.transformer(), TeacherSettings(**settings), optax.sgd(1e-2))
+    return GeneratorTask(tokenizer=small.tokenizer(), student=small.transformer(), teacher=TeacherSettings(**settings),
+                         optimizer=optax.sgd(1e-2))
 
 
 def test_the_students_parameters_hold_nothing_of_the_teacher():

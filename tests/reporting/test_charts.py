@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refocus_jax.evaluation import tables
+from refocus_jax.evaluation.tables import Chart, Line, Table
 from refocus_jax.reporting import charts
-from refocus_jax.reporting.charts import Chart, Line, Table
 
 CHART = Chart("loss of both", "step", "nats", [
     Line("ours", [1, 2, 4], [3.0, 2.0, 1.5], low=[2.9, 1.8, 1.4], high=[3.1, 2.2, 1.6]),
@@ -17,7 +18,7 @@ CHART = Chart("loss of both", "step", "nats", [
 
 
 def test_json_holds_a_chart():
-    assert charts.chart_from_json(json.loads(json.dumps(charts.to_json(CHART)))) == CHART
+    assert tables.chart_from_json(json.loads(json.dumps(tables.to_json(CHART)))) == CHART
 
 
 def test_a_row_that_does_not_fit_its_table_is_refused():
@@ -89,4 +90,4 @@ def test_a_png_shows_each_line_in_its_colour():
 
 def test_a_table_as_text_is_in_columns():
     table = Table("sizes", ["name", "size"], [["one", 1.5], ["seven", None]], "not shown")
-    assert charts.text(table) == "sizes\nname   size\none     1.5\nseven     -"
+    assert tables.text(table) == "sizes\nname   size\none     1.5\nseven     -"

@@ -91,7 +91,7 @@ def test_time_is_that_of_training_and_not_of_pauses():
                  {"step": 20, "time": 1025.0, **speed},
                  {"step": 30, "time": 50_000.0, "seconds/restore": 2.0, "images_per_second": 5.0}])
     assert curves.wall_seconds(run) == pytest.approx(23 + 5 + 20 + 18)
-    assert curves.wall_seconds(RecordedRun(None, {"tokenizer_batch_size": 8}, {
+    assert curves.wall_seconds(RecordedRun(None, {"tokenizer": {"train": {"batch_size": 8}}}, {
         "tokenizer": Stage("tokenizer", {}, {})})) == 0
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refocus_jax.evaluation.tables import Chart, Line, Table
 from refocus_jax.reporting import page
-from refocus_jax.reporting.charts import Chart, Line, Table
 from refocus_jax.reporting.page import Drawing, Group, Missing, Section, Settings, Tabled, Words
 
 EVIL = '<script>alert("x")</script>\'" onload="x'

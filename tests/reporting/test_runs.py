@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from refocus_jax.config import base
 from refocus_jax.reporting import runs
 from refocus_jax.runtime.writer import Writer
 from tests.fixtures import workdirs
@@ -74,12 +75,42 @@ def test_a_damaged_line_is_named_unless_it_is_the_last(tmp_path, line):
     assert runs.read(tmp_path).stages["tokenizer"].last_step == 0
 
 
-@pytest.mark.parametrize("name", ["seed", "tokenizer_training", "generator_training.evaluate_every"])
-def test_what_a_config_lacks_is_named(tmp_path, name):
+@pytest.mark.parametrize("name", ["seed", "tokenizer.train", "generator.train.evaluate_every"])
+def test_a_run_that_is_older_than_a_setting_has_its_default(tmp_path, name):
     workdirs.write(tmp_path, stages=())
     content = json.loads((tmp_path / "config.json").read_text())
     *sections, last = name.split(".")
-    del (content[sections[0]] if sections else content)[last]
+    del (content[sections[0]] if len(sections) == 1 else content["generator"]["train"] if sections else content)[last]
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"config.json is damaged \(it lacks {name}.*\); remove it"):
+    config, defaults = runs.read(tmp_path).config, json.loads(base.get_config().to_json())
+    for section in sections:
+        config, defaults = config[section], defaults[section]
+    assert config[last] == defaults[last]
+    assert runs.read(tmp_path).config["image_size"] == 64
+
+
+def test_a_config_without_classes_is_named(tmp_path):
+    workdirs.write(tmp_path, stages=())
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["class_names"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config.json is damaged \(it lacks class_names.*\); remove it"):
         runs.read(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seed": "one"}, {"grid_sizes": []}, {"data": {"flip": 3}},
+                                   {"data": 3}], ids=str)
+def test_a_config_that_says_what_cannot_be_is_named(tmp_path, wrong):
+    workdirs.write(tmp_path, stages=())
+    content = json.loads((tmp_path / "config.json").read_text()) | wrong
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="config.json is damaged .*; correct it, or remove it and give the training's"):
+        runs.read(tmp_path)
+
+
+def test_settings_of_another_version_are_said_and_left_out(tmp_path, caplog):
+    workdirs.write(tmp_path, stages=())
+    content = json.loads((tmp_path / "config.json").read_text()) | {"tokenizer_batch_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert runs.read(tmp_path).config["tokenizer"]["train"]["batch_size"] == 8
+    assert "has settings that this version does not have, and which are left out: tokenizer_batch_size" in caplog.text

@@ -15,8 +15,9 @@ import pytest
 
 from refocus_jax.runtime import lease
 from refocus_jax.runtime.checkpoint import Checkpoints
+from refocus_jax.runtime.files import write_json
 from refocus_jax.runtime.lease import Lease, LeaseError
-from refocus_jax.runtime.writer import Writer, write_json
+from refocus_jax.runtime.writer import Writer
 
 HOLD = """
 import sys, time

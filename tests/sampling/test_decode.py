@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from refocus_jax.models.bound import Bound
 from refocus_jax.planning import collectives
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.sampling import decode
@@ -35,8 +36,8 @@ class Sampler:
         return self.network.apply({"params": self.params}, labels, inputs)[0]
 
     def _draw(self, params, labels, keys, settings, layers=None):
-        return decode.sample(self.network, params, self.quantizer, self.quantizer_params, labels, keys, settings,
-                             layers=layers)
+        return decode.sample(Bound(self.network, params), Bound(self.quantizer, self.quantizer_params), labels, keys,
+                             settings, layers=layers)
 
     def sample(self, labels, keys, params=None, layers=None, **settings):
         settings = SamplingSettings(**{"cfg": 0.0, "top_k": 0, "top_p": 0.0} | settings)
@@ -62,7 +63,7 @@ def test_cached_logits_are_the_teacher_forced_ones(settings, sampler):
         logits = []
         for scale, (a, b) in enumerate(zip(network.offsets[:-1], network.offsets[1:], strict=True)):
             x = net("words", inputs[:, a - 1:b - 1], scale, 1) if scale else net("start", labels)
-            x, cache = decode.decode_scale(network, params, None, x, modulations, cache, scale)
+            x, cache = decode.decode_scale(Bound(network, params), None, x, modulations, cache, scale)
             logits.append(net("logits", x, embedding))
         return jnp.concatenate(logits, axis=1)
 

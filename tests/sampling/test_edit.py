@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from refocus_jax.focus import Pyramid
+from refocus_jax.models.bound import Bound
 from refocus_jax.sampling import decode
 from refocus_jax.sampling.edit import edit, fill, token_masks
 from tests.fixtures import small
@@ -20,9 +21,9 @@ class Editor:
         self.latents = [small.random(k, 2, p, p, small.CHANNELS) for k, p in enumerate(small.GRIDS)]
         self.own = jax.jit(lambda latents: self.quantizer.apply(
             {"params": self.quantizer_params}, latents, method="quantize"))(self.latents)
-        self._edit = jax.jit(lambda mask, keys: edit(self.network, self.params, self.quantizer, self.quantizer_params,
-                                                     self.latents, token_masks(mask, OPTICS, "focus"), LABELS, keys,
-                                                     SETTINGS))
+        self.bound = Bound(self.network, self.params), Bound(self.quantizer, self.quantizer_params)
+        self._edit = jax.jit(lambda mask, keys: edit(*self.bound, self.latents, token_masks(mask, OPTICS, "focus"),
+                                                     LABELS, keys, SETTINGS))
 
     def edit(self, mask, seed=0):
         return self._edit(np.stack([mask, mask]), decode.sample_keys(seed, LABELS))
@@ -47,9 +48,7 @@ def test_without_a_mask_the_tokens_are_the_images_own(editor):
 
 
 def test_with_everything_masked_it_is_a_sample(editor):
-    drawn = jax.jit(lambda keys: decode.sample(
-        editor.network, editor.params, editor.quantizer, editor.quantizer_params, LABELS, keys, SETTINGS))(
-            decode.sample_keys(5, LABELS))
+    drawn = jax.jit(lambda keys: decode.sample(*editor.bound, LABELS, keys, SETTINGS))(decode.sample_keys(5, LABELS))
     for got, expected in zip(editor.edit(box(0, 6, 0, 6), seed=5).tokens, drawn.tokens, strict=True):
         np.testing.assert_array_equal(got, expected)
 
@@ -124,4 +123,4 @@ def test_nothing_depends_on_what_is_hidden():
 
 def test_smoothing_is_refused():
     with pytest.raises(ValueError, match="sampling.smooth is True"):
-        edit(None, None, None, None, [], [], LABELS, None, decode.SamplingSettings(smooth=True))
+        edit(None, None, [], [], LABELS, None, decode.SamplingSettings(smooth=True))

@@ -72,7 +72,8 @@ def test_zero_switches_a_filter_off():
     logits = small.random(0, 2, 3, 64)
     assert kept(logits).all()
     assert (kept(logits, top_k=5).sum(-1) == 5).all()
-    np.testing.assert_array_equal(kept(logits, top_k=64, top_p=0.5), kept(logits, top_p=0.5))
+    for all_of_them in (64, 900):
+        np.testing.assert_array_equal(kept(logits, top_k=all_of_them, top_p=0.5), kept(logits, top_p=0.5))
 
 
 def test_the_most_likely_token_always_stays():
@@ -81,8 +82,8 @@ def test_the_most_likely_token_always_stays():
     assert kept(logits, top_k=1, top_p=1e-9).tolist() == [[False, True, False], [False, False, True]]
 
 
-@pytest.mark.parametrize("top_k, top_p, message", [(-1, 0.0, "top_k is -1"), (9, 0.0, "top_k is 9.* 8, the vocabulary"),
-                                                   (0, 1.01, "top_p is 1.01"), (0, -0.1, "top_p is -0.1")])
+@pytest.mark.parametrize("top_k, top_p, message", [
+    (-1, 0.0, "top_k is -1"), (0, 1.01, "top_p is 1.01"), (0, -0.1, "top_p is -0.1")])
 def test_settings_out_of_range_are_named(top_k, top_p, message):
     with pytest.raises(ValueError, match=message):
         filters.filter_logits(np.zeros((1, 1, 8), np.float32), top_k, top_p)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refocus_jax import build, encode
+from refocus_jax.config import build
 from refocus_jax.data import pipeline, token_cache
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.training import loop
+from refocus_jax.training import encode, loop
 
 CLASSES = 3
 
@@ -55,12 +55,12 @@ def steps(update, state, frozen, tokens, number=3):
     return state, values
 
 
-NO_DISTILLATION = (("teacher.logit_weight", 0.0), ("teacher.feature_weight", 0.0))
+NO_DISTILLATION = (("generator.teacher.logit_weight", 0.0), ("generator.teacher.feature_weight", 0.0))
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_without_distillation_the_student_trains_bit_for_bit_as_plain_var(stepper, frozen, tokens, blocks):
-    _, update, state = stepper(None, (*NO_DISTILLATION, ("teacher.num_alias_blocks", blocks)))
+    _, update, state = stepper(None, (*NO_DISTILLATION, ("generator.teacher.num_alias_blocks", blocks)))
     _, plain_update, plain_state = stepper("noteacher")
     assert equal(state.params["student"], plain_state.params["student"])
     trained, _ = steps(update, state, frozen, tokens)
@@ -81,7 +81,7 @@ def test_distillation_reaches_the_student(stepper, frozen, tokens):
     assert not equal(twice.params["student"], steps(plain_update, plain_state, frozen, tokens, 2)[0].params["student"])
 
 
-@pytest.mark.parametrize(("changes", "reaches"), [((), False), ((("teacher.train_shared", True),), True)])
+@pytest.mark.parametrize(("changes", "reaches"), [((), False), ((("generator.teacher.train_shared", True),), True)])
 def test_the_teachers_own_loss_reaches_shared_weights_only_when_told(stepper, frozen, tokens, changes, reaches):
     task, _, state = stepper(None, (*NO_DISTILLATION, *changes))
     batch = jax.tree.map(jnp.asarray, tokens[slice(0, 4)])
@@ -96,7 +96,7 @@ def test_the_teachers_own_loss_reaches_shared_weights_only_when_told(stepper, fr
 
 
 def test_a_second_network_teaches_too(stepper, frozen, tokens):
-    _, update, state = stepper(None, (("teacher.share_weights", False),))
+    _, update, state = stepper(None, (("generator.teacher.share_weights", False),))
     assert set(state.params["teacher"]) == {"alias", "network"}
     after, values = steps(update, state, frozen, tokens, 2)
     assert values["loss/logit"] > 0
@@ -115,10 +115,10 @@ def test_tokens_come_from_images_as_from_a_set(stepper, frozen, images):
     np.testing.assert_array_equal(encoded.alias, alias)
 
 
-@pytest.mark.parametrize(("label_drop", "null_learns"), [(0.0, False), (1.0, True)])
-def test_dropped_labels_train_the_null_class_alone(stepper, frozen, tokens, label_drop, null_learns):
+@pytest.mark.parametrize(("label_dropout", "null_learns"), [(0.0, False), (1.0, True)])
+def test_dropped_labels_train_the_null_class_alone(stepper, frozen, tokens, label_dropout, null_learns):
     """Seen by Adam's first moments of the class embedding: which rows have had a gradient."""
-    _, update, state = stepper("noteacher", (("label_drop", label_drop),))
+    _, update, state = stepper("noteacher", (("generator.train.label_dropout", label_dropout),))
     after, _ = steps(update, state, frozen, tokens, 1)
     learned = np.asarray(after.opt_state["student"][1].mu["class_embedding"] != 0).any(axis=1)
     expected = np.zeros(CLASSES + 1, bool)
@@ -127,8 +127,8 @@ def test_dropped_labels_train_the_null_class_alone(stepper, frozen, tokens, labe
 
 
 def test_it_learns_by_heart(stepper, frozen, tokens):
-    _, update, state = stepper(None, (("generator_optimizer.learning_rate", 1e-2), ("generator_training.steps", 200),
-                                      ("generator.drop_path_rate", 0.0), ("label_drop", 0.0)))
+    _, update, state = stepper(None, (("generator.optimizer.learning_rate", 1e-2), ("generator.train.steps", 200),
+                                      ("generator.model.drop_path_rate", 0.0), ("generator.train.label_dropout", 0.0)))
     for _ in range(60):
         state, values = update(state, frozen, tokens[slice(0, 4)], jax.random.key(1))
     assert values["loss/cross_entropy"] < 1.5 < np.log(32) - 1.5
@@ -150,8 +150,8 @@ def test_loss_on_one_device_is_that_on_two(stepper, frozen, tokens):
 def test_parts_of_a_batch_and_what_is_computed_again_change_nothing(stepper, frozen, tokens):
     """And the running mean is one: at first with weights 1 / 10 and 2 / 11 for what was."""
     _, update, state = stepper()
-    _, other, first = stepper(None, (("generator_batch_parts", 2), ("generator.remat", "products"),
-                                     ("average_decay", 0.99)))
+    _, other, first = stepper(None, (("generator.train.microbatches", 2), ("generator.model.remat", "products"),
+                                     ("generator.train.ema_decay", 0.99)))
     assert equal(state.params, first.params) and equal(first.average, first.params["student"])
     after, values = steps(update, state, frozen, tokens, 1)
     in_parts, same = steps(other, first, frozen, tokens, 1)
@@ -186,7 +186,7 @@ def test_interrupted_stage_2_resumes_bit_for_bit(micro, frozen, tokens, tmp_path
 
         examples = grain.MapDataset.range(64).seed(0).shuffle().repeat().map_with_index(example)
         batches = pipeline.Batches(examples, 4)
-        return loop.train(task, loop.LoopSettings(**c.generator_training), batches, frozen=placed,
+        return loop.train(task, loop.LoopSettings(**c.generator.train), batches, frozen=placed,
                           key=jax.random.key(0), mesh=mesh, directory=str(directory),
                           evaluator=lambda state, frozen: ())
 
@@ -197,10 +197,11 @@ def test_interrupted_stage_2_resumes_bit_for_bit(micro, frozen, tokens, tmp_path
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"teacher.num_alias_scales": 3}, "teacher.num_alias_scales is 3; with 3 grid_sizes choose 1 to 2"),
-    ({"teacher.num_alias_blocks": 3}, "teacher.num_alias_blocks is 3; choose 1 or 2"),
-    ({"teacher.gate": "half"}, "teacher.gate is 'half'"),
-    ({"teacher.share_weights": False, "teacher.train_shared": True}, "teacher.train_shared is True"),
+    ({"generator.teacher.num_alias_scales": 3}, "generator.teacher.num_alias_scales is 3; with 3 grid_sizes choose 1 "
+                                                "to 2"),
+    ({"generator.teacher.num_alias_blocks": 3}, "generator.teacher.num_alias_blocks is 3; choose 1 or 2"),
+    ({"generator.teacher.gate": "half"}, "generator.teacher.gate is 'half'"),
+    ({"generator.teacher.share_weights": False, "generator.teacher.train_shared": True}, "train_shared is True"),
 ])
 def test_settings_that_contradict_are_named(micro, changes, message):
     c = micro()

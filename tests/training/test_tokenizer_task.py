@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refocus_jax import build
+from refocus_jax.config import build
 from refocus_jax.data import pipeline
 from refocus_jax.focus import noise_stds
-from refocus_jax.models import perceptual
+from refocus_jax.judges import perceptual
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.training import adversarial, loop, tokenizer_task
 from tests.fixtures import small
@@ -26,7 +26,7 @@ def stepper(micro, images):
     @functools.cache
     def make(argument=None, changes=()):
         c = micro(argument)
-        c.tokenizer_training.steps = 60  # so that the learning rate does not fall at once
+        c.tokenizer.train.steps = 60  # so that the learning rate does not fall at once
         for name, value in changes:
             c.update_from_flattened_dict({name: value})
         task = build.tokenizer_task(c)
@@ -102,7 +102,7 @@ def test_discriminator_waits_for_its_step(stepper, images):
 
 
 def test_discriminator_can_be_off(stepper, images):
-    _, update, state = stepper(None, (("adversarial.weight", 0.0),))
+    _, update, state = stepper(None, (("tokenizer.adversarial.weight", 0.0),))
     state, values = steps(update, state, images, 1)
     assert state.discriminator is None and "loss/adversarial" not in values[0]
 
@@ -225,7 +225,7 @@ def test_perceptual_loss_trains_encoder_and_decoder_alone(perceptual_terms):
 
 def test_without_weight_a_perceptual_network_is_none(stepper, images):
     _, update, state = stepper()
-    task, other, first = stepper(None, (("perceptual", "efficientnet_lite0"), ("losses.perceptual", 0.0)))
+    task, other, first = stepper(None, (("perceptual", "efficientnet_lite0"), ("tokenizer.loss.perceptual", 0.0)))
     assert task.perceptual is not None and task.frozen_shapes is None
     (one, values), (same, same_values) = (steps(f, s, images, 3) for f, s in ((update, state), (other, first)))
     assert values == same_values and "loss/perceptual" not in values[0] and equal(one.params, same.params)
@@ -235,7 +235,7 @@ def test_parts_of_a_batch_change_nothing(stepper, images):
     """Without noise, which is drawn for each part, nor an alias stream, whose scale is each part's own."""
     quiet = (("focus.noise_first", 0.0), ("focus.noise_last", 0.0))
     _, update, state = stepper("var", quiet)
-    _, other, first = stepper("var", (*quiet, ("tokenizer_batch_parts", 2)))
+    _, other, first = stepper("var", (*quiet, ("tokenizer.train.microbatches", 2)))
     (_, values), (_, same) = (steps(f, s, images, 3) for f, s in ((update, state), (other, first)))
     assert values[2]["loss/discriminator"] > 0  # it has started
     for name in ("loss/reconstruction", "loss/vq", "latent_rms", "dead_codes/structure"):
@@ -263,7 +263,7 @@ def test_interrupted_stage_1_resumes_bit_for_bit(micro, images, tmp_path, monkey
 
         examples = grain.MapDataset.range(64).seed(0).shuffle().repeat().map_with_index(example)
         batches = pipeline.Batches(examples, 4)
-        return loop.train(task, loop.LoopSettings(**c.tokenizer_training), batches, frozen=None, key=jax.random.key(0),
+        return loop.train(task, loop.LoopSettings(**c.tokenizer.train), batches, frozen=None, key=jax.random.key(0),
                           mesh=mesh, directory=str(directory), evaluator=lambda state, frozen: ())
 
     straight = run(tmp_path / "straight")

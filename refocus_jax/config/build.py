@@ -1,0 +1,170 @@
+"""From a config to models, tasks and settings; nothing is read or written."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from refocus_jax.config.base import STAGES
+from refocus_jax.data.crops import CropRule
+from refocus_jax.data.sources import SourceSettings
+from refocus_jax.evaluation import measurements
+from refocus_jax.evaluation.reference import OpenedReference, ReferenceSettings
+from refocus_jax.evaluation.samples import DrawSettings
+from refocus_jax.focus import Pyramid
+from refocus_jax.judges import features, perceptual
+from refocus_jax.models.attention import choose_implementation
+from refocus_jax.models.autoencoder import PatchAutoencoder
+from refocus_jax.models.discriminator import PatchDiscriminator
+from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer
+from refocus_jax.models.tokenizer import AliasTokenizer, Autoencoder, DualTokenizer, StructureTokenizer
+from refocus_jax.models.transformer import Transformer
+from refocus_jax.planning.planner import Programs
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.sampling.decode import SamplingSettings
+from refocus_jax.training import optimizer
+from refocus_jax.training.adversarial import AdversarialSettings
+from refocus_jax.training.codebook import Revival
+from refocus_jax.training.generator_task import GeneratorTask, TeacherSettings
+from refocus_jax.training.loop import LoopSettings
+from refocus_jax.training.tokenizer_task import TokenizerLosses, TokenizerTask
+
+
+def tokenizer(c: ConfigDict) -> DualTokenizer:
+    """Optics and networks of stage 1. The alias stream exists for the teacher alone.
+
+    Raises:
+      ValueError: settings that contradict each other.
+    """
+    t, a = c.tokenizer.model, c.tokenizer.alias
+    if t.pyramid == "var" and not t.residual:
+        raise ValueError("tokenizer.model.residual is False with tokenizer.model.pyramid 'var', which is always "
+                         "residual; set it True or take the 'focus' pyramid")
+    dtype = jnp.dtype(t.dtype)
+    autoencoder = Autoencoder(t.channels, tuple(t.channel_multipliers), t.num_residual_blocks, t.latent_channels,
+                              t.norm_groups, dtype, t.remat)
+    if autoencoder.stride * c.grid_sizes[-1] != c.image_size:
+        raise ValueError(
+            f"image_size is {c.image_size}, but grid_sizes {tuple(c.grid_sizes)} end with {c.grid_sizes[-1]} and "
+            f"tokenizer.model.channel_multipliers of {len(t.channel_multipliers)} levels reduce by "
+            f"{autoencoder.stride}: give image_size {c.grid_sizes[-1] * autoencoder.stride}, or "
+            f"{_fitting(c, autoencoder.stride)}")
+    optics = Pyramid(tuple(c.grid_sizes), autoencoder.stride, **c.focus)
+    quantizer = MultiScaleQuantizer(tuple(c.grid_sizes), t.vocab_size, t.latent_channels, t.num_phi, t.residual)
+    alias = None
+    if c.generator.teacher.enabled and a.shared:
+        alias = AliasTokenizer(autoencoder, Codebook(t.vocab_size, t.latent_channels))
+    elif c.generator.teacher.enabled:
+        alias = AliasTokenizer(PatchAutoencoder(a.channels, a.num_residual_blocks, a.latent_channels, a.norm_groups,
+                                                autoencoder.stride, dtype), Codebook(a.vocab_size, a.latent_channels))
+    return DualTokenizer(optics, StructureTokenizer(autoencoder, quantizer, t.pyramid), alias, a.shared)
+
+
+def _fitting(c: ConfigDict, stride: int) -> str:
+    """What would go with `image_size`: grids in the proportions of those that are given, or sizes that have grids."""
+    last, rest = divmod(c.image_size, stride)
+    if rest or last < 2:
+        below = max(2, last)
+        return (f"{below * stride} or {(below + 1) * stride} or another multiple of {stride}, with grid_sizes that end "
+                f"with {below}, {below + 1} or that multiple")
+    grids = sorted({max(1, round(p * last / c.grid_sizes[-1])) for p in c.grid_sizes})
+    return f"choose grid_sizes that end with {last}, such as {tuple(grids)}"
+
+
+def student(c: ConfigDict, num_classes: int, platform: str | None = None) -> Transformer:
+    """The VAR transformer of a config, for devices of a platform; default: those that are here."""
+    g = c.generator.model
+    attention = choose_implementation(g.attention, platform or jax.default_backend(), g.width // g.num_heads,
+                                      jnp.dtype(g.dtype))
+    t = c.tokenizer.model
+    return Transformer(tuple(c.grid_sizes), t.vocab_size, t.latent_channels, num_classes,
+                       **{**g.to_dict(), "attention": attention, "dtype": jnp.dtype(g.dtype)})
+
+
+def _make_optimizer(section: ConfigDict, steps: int) -> optax.GradientTransformation:
+    return optimizer.make(optimizer.OptimizerSettings(**section), steps)
+
+
+def loop_settings(section: ConfigDict) -> LoopSettings:
+    """What the training loop takes of `tokenizer.train` or `generator.train`."""
+    return LoopSettings(**{field.name: section[field.name] for field in dataclasses.fields(LoopSettings)})
+
+
+def tokenizer_task(c: ConfigDict) -> TokenizerTask:
+    """Stage 1."""
+    t, chosen = c.tokenizer, perceptual_network(c)
+    return TokenizerTask(
+        tokenizer=tokenizer(c), losses=TokenizerLosses(**t.loss), revival=Revival(**t.revival),
+        optimizer=_make_optimizer(t.optimizer, t.train.steps), steps=t.train.steps,
+        discriminator=PatchDiscriminator(**t.discriminator, dtype=jnp.dtype(t.model.dtype)),
+        adversarial=AdversarialSettings(**t.adversarial),
+        discriminator_optimizer=_make_optimizer(t.discriminator_optimizer, t.train.steps),
+        perceptual=chosen and chosen.network, microbatches=t.train.microbatches)
+
+
+def perceptual_network(c: ConfigDict) -> perceptual.Perceptual | None:
+    """What stage 1's perceptual loss looks through; None without one."""
+    return perceptual.choose(c.tokenizer.perceptual_network, c.image_size, jnp.dtype(c.tokenizer.model.dtype))
+
+
+def generator_task(c: ConfigDict, num_classes: int, platform: str | None = None) -> GeneratorTask:
+    """Stage 2, for devices of a platform; default: those that are here."""
+    g = c.generator
+    return GeneratorTask(
+        tokenizer=tokenizer(c), student=student(c, num_classes, platform), teacher=TeacherSettings(**g.teacher),
+        optimizer=_make_optimizer(g.optimizer, g.train.steps), label_dropout=g.train.label_dropout,
+        microbatches=g.train.microbatches, ema_decay=g.train.ema_decay)
+
+
+def sampling_settings(c: ConfigDict) -> SamplingSettings:
+    """How samples are drawn."""
+    return SamplingSettings(**c.sampling)
+
+
+def draw_settings(c: ConfigDict) -> DrawSettings:
+    """Which samples `--mode=sample` draws."""
+    return DrawSettings(**c.sample)
+
+
+def source_settings(c: ConfigDict) -> SourceSettings:
+    """How the images of `data.source` are read."""
+    return SourceSettings(c.data.num_classes, c.data.class_depth, c.data.max_unreadable, c.data.sixteen_bit_max)
+
+
+def crop_rule(c: ConfigDict) -> CropRule:
+    """How images become crops."""
+    return CropRule(c.image_size, c.data.resize_ratio, c.data.flip, c.data.crops_per_image)
+
+
+def reference_settings(c: ConfigDict) -> ReferenceSettings:
+    """Where `--mode=evaluate` and stage 2 find images to compare with."""
+    return ReferenceSettings(c.evaluate.reference, c.evaluate.reference_count, c.data.source, crop_rule(c),
+                             source_settings(c))
+
+
+def open_reference(c: ConfigDict) -> tuple[features.Extractor, OpenedReference]:
+    """What looks at images, on the devices of this process, and what samples are compared with, not yet measured.
+
+    Raises:
+      ValueError, FileNotFoundError: one of them is not there, or they do not fit.
+    """
+    extractor = features.load(c.evaluate.features, mesh_lib.make_mesh(jax.local_devices()))
+    return extractor, reference_settings(c).open(measurements.dimensions(extractor))
+
+
+_DEFAULT_CLASSES = 1000  # ImageNet's, where no data is opened
+
+
+def programs(c: ConfigDict, platform: str, changes: Mapping[str, Any]) -> Programs:
+    """What `--mode=plan` compiles of a config with some settings changed, for devices of a platform."""
+    c = c.copy_and_resolve_references()
+    c.update_from_flattened_dict(dict(changes))
+    return Programs(
+        tokenizer=tokenizer_task(c), generator=generator_task(c, c.data.num_classes or _DEFAULT_CLASSES, platform),
+        sampling=sampling_settings(c), loop={stage: loop_settings(c[stage].train) for stage in STAGES},
+        batch_sizes={stage: c[stage].train.batch_size for stage in STAGES} | {"sample": c.sample.batch_size},
+        cached_tokens=bool(c.data.tokens or c.data.token_examples))

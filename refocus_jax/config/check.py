@@ -1,0 +1,114 @@
+"""What a config may say: every setting in its range, and which settings must fit each other.
+
+It is asked before anything is loaded, compiled or written. Choices among names, and what only a module knows, are left
+to the dataclasses that have them (`Pyramid`, `TeacherSettings`, `DrawSettings`).
+"""
+
+import functools
+import operator
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+
+from refocus_jax.config.base import SETTINGS, STAGES
+from refocus_jax.config.ranges import PATH, PATHS
+
+
+def check_ranges(c: Any) -> None:
+    """Raises a ValueError that names the first setting that is missing or out of its range, and the range."""
+    values = flatten_dict(c.to_dict(), sep=".")
+    for name, setting in SETTINGS.items():
+        if name not in values:
+            raise ValueError(f"{name} is missing; give {setting.range.says}, as refocus_jax/config/base.py does")
+        if not setting.range.fits(values[name]):
+            raise ValueError(f"{name} is {values[name]!r}; give {setting.range.says}")
+    for section in ("tokenizer.optimizer", "tokenizer.discriminator_optimizer", "generator.optimizer"):
+        warmup, flat = (values[f"{section}.{name}"] for name in ("warmup", "flat"))
+        if warmup + flat > 1 + 1e-9:
+            raise ValueError(f"{section}.warmup is {warmup} and {section}.flat is {flat}, in sum more than 1; give at "
+                             f"most 1 (flat is a share of what warmup leaves; for a learning rate that stays after it, "
+                             f"set {section}.final=1)")
+
+
+def expand_paths(c: Any) -> None:
+    """Expands `~` in all settings that are paths, also after a prefix: npz:~/images.npz."""
+    for name, setting in SETTINGS.items():
+        if setting.range in (PATH, PATHS):
+            *sections, last = name.split(".")
+            section = functools.reduce(operator.getitem, sections, c)
+            value = section[last]
+            section[last] = expand_path(value) if setting.range is PATH else type(value)(map(expand_path, value))
+
+
+def expand_path(path: str) -> str:
+    """A path, or PREFIX:PATH, with `~` and `~user` as the directories that they stand for."""
+    prefix, path = re.fullmatch(r"((?:\w+:(?=~))?)(.*)", path, re.DOTALL).groups()
+    return prefix + os.path.expanduser(path)
+
+
+def check_workdir(workdir: str | None) -> str:
+    """The path of a workdir with `~` expanded.
+
+    Raises:
+      ValueError: there can be no directory of this path.
+    """
+    if not (workdir or "").strip():
+        raise ValueError("--workdir is empty; give a directory for this run, as --workdir=runs/tiny")
+    if "://" in workdir:
+        raise ValueError(f"--workdir is {workdir}, which is not a directory; give one, of a file system that all "
+                         "machines see (buckets can be mounted, as by gcsfuse)")
+    expanded = os.path.expanduser(workdir)
+    for path in (Path(expanded), *Path(expanded).parents):
+        if os.path.exists(path) and not os.path.isdir(path):
+            which = "which is a file" if path == Path(expanded) else f"below {path}, which is a file"
+            raise ValueError(f"--workdir is {workdir}, {which}; give a directory, one that is there or a new one")
+    return expanded
+
+
+def check(c: Any, num_devices: int) -> None:
+    """Raises a ValueError that names the first setting out of its range or in conflict with another, and the remedy.
+
+    Args:
+      c: a ConfigDict. num_devices: that share a batch.
+    """
+    check_ranges(c)
+    for stage in STAGES:
+        size, parts = c[stage].train.batch_size, c[stage].train.microbatches
+        if size % (num_devices * parts):
+            shared = f"{num_devices} devices" + (f" and {stage}.train.microbatches {parts}" if parts > 1 else "")
+            raise ValueError(f"{stage}.train.batch_size is {size}, which {shared} cannot share evenly; give a "
+                             "multiple of "
+                             f"{num_devices * parts}")
+    model, alias, discriminator = c.tokenizer.model, c.tokenizer.alias, c.tokenizer.discriminator
+    student = c.generator.model
+    channels = [model.channels * m for m in model.channel_multipliers]
+    _divides("tokenizer.model.norm_groups", model.norm_groups, "tokenizer.model.channels times its multipliers",
+             channels)
+    if not alias.shared:
+        _divides("tokenizer.alias.norm_groups", alias.norm_groups, "tokenizer.alias.channels", [alias.channels])
+    _divides("tokenizer.discriminator.norm_groups", discriminator.norm_groups, "tokenizer.discriminator.channels",
+             [discriminator.channels])
+    _divides("generator.model.num_heads", student.num_heads, "generator.model.width", [student.width])
+    if model.num_phi > len(c.grid_sizes):
+        raise ValueError(f"tokenizer.model.num_phi is {model.num_phi}, more than the {len(c.grid_sizes)} scales of "
+                         "grid_sizes that share them; give at most that")
+    if c.focus.psf != "none" and c.focus.rho_max > c.image_size / 2:
+        raise ValueError(f"focus.rho_max is {c.focus.rho_max} pixels, more than half of image_size {c.image_size}; "
+                         f"give at most {c.image_size / 2:g} (the paper's is {12 * c.image_size / 256:g} here)")
+    if 0 < c.data.token_examples < c.generator.train.batch_size:
+        raise ValueError(f"data.token_examples is {c.data.token_examples}, less than a batch of "
+                         f"{c.generator.train.batch_size} (generator.train.batch_size); give at least that, or 0 to "
+                         "make tokens "
+                         "on the fly")
+    if c.data.validation_examples < max(c.tokenizer.train.batch_size, c.generator.train.batch_size):
+        raise ValueError(f"data.validation_examples is {c.data.validation_examples}, less than a batch "
+                         f"({c.tokenizer.train.batch_size} and {c.generator.train.batch_size}); give at least as many")
+
+
+def _divides(name: str, value: int, other_name: str, others: list[int]) -> None:
+    for other in others:
+        if other % value:
+            raise ValueError(f"{name} is {value}, which does not divide {other} ({other_name}); give a divisor")

@@ -1,0 +1,111 @@
+"""A config bound to its data, its devices and its directory."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from refocus_jax.config import build, check, stages
+from refocus_jax.config.base import STAGES
+from refocus_jax.data import pipeline, sources, token_cache
+from refocus_jax.data.crops import CropRule
+from refocus_jax.data.pipeline import Batches
+from refocus_jax.models.randomness import seed_of
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime import processes
+from refocus_jax.runtime.files import read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config with the images, devices and directory that it names."""
+
+    config: ConfigDict
+    workdir: str
+    train: sources.Source
+    validation: sources.Source
+    mesh: Any
+
+    @property
+    def key(self) -> jax.Array:
+        return jax.random.key(self.config.seed)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.train.class_names)
+
+    @property
+    def crops(self) -> CropRule:
+        return build.crop_rule(self.config)
+
+    def directory(self, stage: str) -> str:
+        return os.path.join(self.workdir, stage)
+
+    def batches(self, stage: str) -> Batches:
+        """Training images of a stage."""
+        c = self.config
+        return pipeline.training_batches(self.train, self.crops, batch_size=c[stage].train.batch_size,
+                                         seed=seed_of(c.seed, f"{stage} images"), num_workers=c.data.num_workers)
+
+    def validation_batches(self, stage: str) -> Batches:
+        """Held-out images, in batches of the size that a stage trains on."""
+        c = self.config
+        return pipeline.validation_batches(self.validation, self.crops, batch_size=c[stage].train.batch_size,
+                                           limit=c.data.validation_examples)
+
+    def made_with(self, stage: str, tokenizers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What the checkpoints of a stage remember; `tokenizers` are digests of those that stage 2 is trained on."""
+        c, tokens = self.config, None
+        if stage == "generator" and c.data.tokens:
+            tokens = token_cache.describe(c.data.tokens)
+        elif stage == "generator" and c.data.token_examples:
+            tokens = stages.token_description(c, self.train, tokenizers or {}, c.data.token_examples)
+        return stages.made_with(c, stage, self.train, tokenizers=tokenizers, tokens=tokens)
+
+    def check_stages(self) -> None:
+        """Raises a ValueError if settings differ that must be those of the stages that have been trained."""
+        c = self.config
+        for stage in STAGES:
+            if before := stages.trained(self.workdir, stage):
+                unused = stage == "tokenizer" and c.tokenizer.pretrained
+                goes_on = not unused and before.step < c[stage].train.steps
+                stages.check(self.workdir, stage, before, self.made_with(stage), goes_on)
+
+    def write_config(self) -> None:
+        """Writes config.json into the workdir.
+
+        Raises:
+          ValueError: the one that lies there is damaged, which is a sign that nothing is to be written over.
+        """
+        path = Path(self.workdir, "config.json")
+        read_json(path)
+        write_json(path, json.loads(self.config.to_json()) | {"class_names": list(self.train.class_names)})
+
+
+def open_run(c: ConfigDict, workdir: str) -> Run:
+    """Checks the settings and opens the images; nothing is written.
+
+    Raises:
+      ValueError: the config or the data contradict themselves, or the stages that have been trained.
+    """
+    workdir = check.check_workdir(workdir)
+    mesh = mesh_lib.make_mesh(**c.mesh)
+    check.check(c, mesh.size)
+    build.tokenizer_task(c), build.sampling_settings(c), build.draw_settings(c)
+    train, validation = sources.load_splits(c.data.source, build.source_settings(c))
+    seen = (f"{len(train)} images to train on (fingerprint {train.fingerprint}), {len(validation)} held out "
+            f"({validation.fingerprint}), classes {', '.join(train.class_names)}")
+    processes.check_same(f"data.source {c.data.source}", seen)
+    found = len(train.class_names)
+    if c.data.num_classes is not None and c.data.num_classes != found:
+        raise ValueError(f"data.num_classes is {c.data.num_classes}, but {c.data.source} has {found} classes; leave "
+                         "it out to take the source's")
+    build.generator_task(c, found)
+    run = Run(c, workdir, train, validation, mesh)
+    run.check_stages()
+    return run

@@ -1,0 +1,55 @@
+"""The config that a workdir remembers: its config.json, laid over the defaults."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from refocus_jax.config import base, check
+from refocus_jax.runtime.files import read_json
+
+
+def read(workdir: str | Path) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The config that a workdir was made with, and the names of its classes.
+
+    Settings that are younger than the workdir have their defaults.
+
+    Raises:
+      FileNotFoundError: there is no run in it. ValueError: its config.json is damaged, or says what no setting may be.
+    """
+    path = Path(workdir)
+    values = read_json(path / "config.json", ("class_names",))
+    if values is None:
+        lacks = "it has no config.json" if path.is_dir() else "it is a file" if path.exists() else "it does not exist"
+        raise FileNotFoundError(f"{path} is not the workdir of a run: {lacks}; give the --workdir of a training that "
+                                "has started")
+    class_names = tuple(values.pop("class_names"))
+    try:
+        return lay_over(values, path / "config.json"), class_names
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path / 'config.json'} is damaged ({error}); correct it, or remove it and give the "
+                         "training's "
+                         "command again, which writes it") from error
+
+
+def lay_over(values: dict[str, Any], path: Path) -> ConfigDict:
+    """The defaults with these values; those of settings that do not exist are said, and left out.
+
+    Raises:
+      ValueError, TypeError: a value that its setting may not have.
+    """
+    c = base.get_config()
+    flat = {name: tuple(value) if isinstance(value, list) else value
+            for name, value in flatten_dict(values, sep=".").items()}
+    unknown = sorted(flat.keys() - base.SETTINGS.keys())
+    if sections := [name for name in unknown if any(other.startswith(f"{name}.") for other in base.SETTINGS)]:
+        raise ValueError(f"{sections[0]} is {flat[sections[0]]!r} instead of settings")
+    if unknown:
+        logging.warning("%s has settings that this version does not have, and which are left out: %s", path,
+                        ", ".join(unknown))
+    c.update_from_flattened_dict({name: value for name, value in flat.items() if name in base.SETTINGS})
+    check.check_ranges(c)
+    return c
+

@@ -1,0 +1,199 @@
+"""The InceptionV3 of 2015 that FID is defined by, as TensorFlow's frozen graph computes it (Szegedy et al. 2015; Heusel
+et al. 2017). Its parts have their names of the PyTorch port, so that the port's files fill it.
+
+It differs from later InceptionV3s: average pools leave padding out, the last block pools by maximum, there are 1008
+outputs, and the bilinear resize puts the first pixel's centre at 0. Batch statistics are folded into the convolutions.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from refocus_jax.judges import state_dict
+
+IMAGE_SIZE = 299
+NUM_CLASSES = 1008
+SPATIAL_CHANNELS = 7  # of Mixed_6d.branch1x1, which the graph calls mixed_6/conv: sFID's
+_NORM_EPSILON = 1e-3
+
+
+class InceptionFeatures(NamedTuple):
+    """What the network says of b images, float32.
+
+    Attributes:
+      pool: (b, 2048), FID's. spatial: (b, 17, 17, 7), sFID's. logits: (b, 1008) without bias, whose softmax Inception
+      Score is made of (in torch-fidelity and in ADM's evaluation). pool_64, pool_192, pool_768: means of earlier
+      layers, (b, 64), (b, 192), (b, 768).
+    """
+
+    pool: jax.Array
+    spatial: jax.Array
+    logits: jax.Array
+    pool_64: jax.Array
+    pool_192: jax.Array
+    pool_768: jax.Array
+
+
+class Step(NamedTuple):
+    """A convolution, its batch statistics folded in, and ReLU. kernel: (height, width)."""
+
+    name: str
+    features: int
+    kernel: tuple[int, int] = (1, 1)
+    strides: int = 1
+    padding: str = "SAME"
+
+
+def resize(pixels_bhwc: jax.Array, side: int = IMAGE_SIZE) -> jax.Array:
+    """TensorFlow 1's bilinear resize, without half-pixel centres: output i lies at i n / side of the input."""
+    rows, columns = (_resize_matrix(n, side) for n in pixels_bhwc.shape[1:3])
+    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, pixels_bhwc, precision=jax.lax.Precision.HIGHEST)
+
+
+def _resize_matrix(n: int, m: int) -> np.ndarray:
+    place = np.arange(m, dtype=np.float32) * np.float32(n / m)  # rounded as there
+    low = place.astype(np.int32)
+    matrix = np.zeros((m, n), np.float32)
+    matrix[np.arange(m), low] = 1 - (place - low)
+    matrix[np.arange(m), np.minimum(low + 1, n - 1)] += place - low
+    return matrix
+
+
+class Fork(NamedTuple):
+    """Two convolutions of the same input, one after the other in the result."""
+
+    left: Step
+    right: Step
+
+
+class Block(NamedTuple):
+    """Chains beside each other, concatenated: some on the input, the last, which may be empty, on the pooled input.
+
+    pool: "average" or "maximum" of 3 x 3 pixels, or "halve", such a maximum of every second pixel.
+    """
+
+    chains: tuple[tuple[Step | Fork, ...], ...]
+    pool: str
+    pooled: tuple[Step, ...]
+
+
+_ACROSS, _DOWN = (1, 7), (7, 1)
+_HALVING = dict(kernel=(3, 3), strides=2, padding="VALID")
+
+
+def _block_35(pool_features: int) -> Block:
+    return Block(((Step("branch1x1", 64),),
+                  (Step("branch5x5_1", 48), Step("branch5x5_2", 64, (5, 5))),
+                  (Step("branch3x3dbl_1", 64), Step("branch3x3dbl_2", 96, (3, 3)), Step("branch3x3dbl_3", 96, (3, 3)))),
+                 "average", (Step("branch_pool", pool_features),))
+
+
+def _block_17(width: int) -> Block:
+    double = ((_DOWN, width), (_ACROSS, width), (_DOWN, width), (_ACROSS, 192))
+    return Block(((Step("branch1x1", 192),),
+                  (Step("branch7x7_1", width), Step("branch7x7_2", width, _ACROSS), Step("branch7x7_3", 192, _DOWN)),
+                  (Step("branch7x7dbl_1", width), *(Step(f"branch7x7dbl_{i}", features, kernel)
+                                                    for i, (kernel, features) in enumerate(double, start=2)))),
+                 "average", (Step("branch_pool", 192),))
+
+
+def _block_8(pool: str) -> Block:
+    def fork(name):
+        return Fork(Step(f"{name}a", 384, (1, 3)), Step(f"{name}b", 384, (3, 1)))
+    return Block(((Step("branch1x1", 320),),
+                  (Step("branch3x3_1", 384), fork("branch3x3_2")),
+                  (Step("branch3x3dbl_1", 448), Step("branch3x3dbl_2", 384, (3, 3)), fork("branch3x3dbl_3"))),
+                 pool, (Step("branch_pool", 192),))
+
+
+BLOCKS = {
+    "Mixed_5b": _block_35(32), "Mixed_5c": _block_35(64), "Mixed_5d": _block_35(64),
+    "Mixed_6a": Block(((Step("branch3x3", 384, **_HALVING),),
+                       (Step("branch3x3dbl_1", 64), Step("branch3x3dbl_2", 96, (3, 3)),
+                        Step("branch3x3dbl_3", 96, **_HALVING))), "halve", ()),
+    "Mixed_6b": _block_17(128), "Mixed_6c": _block_17(160), "Mixed_6d": _block_17(160), "Mixed_6e": _block_17(192),
+    "Mixed_7a": Block(((Step("branch3x3_1", 192), Step("branch3x3_2", 320, **_HALVING)),
+                       (Step("branch7x7x3_1", 192), Step("branch7x7x3_2", 192, _ACROSS),
+                        Step("branch7x7x3_3", 192, _DOWN), Step("branch7x7x3_4", 192, **_HALVING))), "halve", ()),
+    "Mixed_7b": _block_8("average"), "Mixed_7c": _block_8("maximum"),
+}
+
+
+def _pool(x_bhwc: jax.Array, kind: str) -> jax.Array:
+    if kind == "average":
+        return nn.avg_pool(x_bhwc, (3, 3), padding="SAME", count_include_pad=False)
+    if kind == "maximum":
+        return nn.max_pool(x_bhwc, (3, 3), padding="SAME")
+    return nn.max_pool(x_bhwc, (3, 3), (2, 2))  # halve
+
+
+class Mixed(nn.Module):
+    """A block of the table above."""
+
+    block: Block
+    precision: jax.lax.Precision | None
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        def run(x, chain):
+            for step in chain:
+                if isinstance(step, Fork):
+                    return [_convolve(x, side, self.precision) for side in step]
+                x = _convolve(x, step, self.precision)
+            return [x]
+
+        chains = [(x_bhwc, chain) for chain in self.block.chains]
+        pooled = (_pool(x_bhwc, self.block.pool), self.block.pooled)
+        return jnp.concatenate([part for x, chain in (*chains, pooled) for part in run(x, chain)], axis=-1)
+
+
+def _convolve(x_bhwc: jax.Array, step: Step, precision) -> jax.Array:
+    """One step, as a submodule of the module that calls."""
+    return nn.relu(nn.Conv(step.features, step.kernel, (step.strides, step.strides), step.padding,
+                           precision=precision, name=step.name)(x_bhwc))
+
+
+class InceptionV3(nn.Module):
+    """Pixels (b, h, w, 3) in [0, 255], of any size, to `InceptionFeatures`."""
+
+    precision: jax.lax.Precision | None = None
+
+    @nn.compact
+    def __call__(self, pixels_bhwc: jax.Array) -> InceptionFeatures:
+        def mean(x):
+            return x.mean(axis=(1, 2))
+
+        x = (resize(pixels_bhwc) - 128) / 128
+        for step in (Step("Conv2d_1a_3x3", 32, **_HALVING), Step("Conv2d_2a_3x3", 32, (3, 3), padding="VALID"),
+                     Step("Conv2d_2b_3x3", 64, (3, 3))):
+            x = _convolve(x, step, self.precision)
+        x = _pool(x, "halve")
+        pool_64 = mean(x)
+        for step in (Step("Conv2d_3b_1x1", 80), Step("Conv2d_4a_3x3", 192, (3, 3), padding="VALID")):
+            x = _convolve(x, step, self.precision)
+        x = _pool(x, "halve")
+        pool_192, after = mean(x), {}
+        for name, block in BLOCKS.items():
+            x = after[name] = Mixed(block, self.precision, name=name)(x)
+        logits = nn.Dense(NUM_CLASSES, use_bias=False, precision=self.precision, name="fc")(mean(x))
+        return InceptionFeatures(mean(x), after["Mixed_6d"][..., :SPATIAL_CHANNELS], logits, pool_64, pool_192,
+                                 mean(after["Mixed_6e"]))
+
+
+def from_state_dict(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Parameters from the arrays of `pt_inception-2015-12-05`, as pytorch-fid and torch-fidelity publish it.
+
+    Raises:
+      ValueError: arrays are missing or of another shape; it lists them all.
+    """
+    network, sources = InceptionV3(), {}
+    for path in flatten_dict(state_dict.parameter_shapes(network)):
+        layer = path[:-1]
+        name = ".".join(layer)
+        sources[layer] = state_dict.Source("fc") if name == "fc" else state_dict.Source(f"{name}.conv", f"{name}.bn")
+    return state_dict.parameters(network, arrays, sources, _NORM_EPSILON)

@@ -1,0 +1,241 @@
+"""`--mode=aliasing`: what aliases in a run's views, tokenizer and generated images, and what its teacher makes of it.
+
+The views need a config and its data alone. Each further part is measured where there is something to measure.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from refocus_jax import pretrained
+from refocus_jax.config import build, check, stages
+from refocus_jax.data import pictures, pipeline, sources
+from refocus_jax.data.crops import CropRule
+from refocus_jax.evaluation import image_sets
+from refocus_jax.evaluation.image_sets import ImageSet
+from refocus_jax.focus import GRID_SIZES, Pyramid
+from refocus_jax.instruments import patterns, resolution, spectra, views, wiener
+from refocus_jax.instruments.views import SHOWN
+from refocus_jax.models.tokenizer import to_unit_range
+from refocus_jax.pretrained.choice import choose_tokenizer, has_started
+from refocus_jax.reporting.findings import Findings
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime.checkpoint import Checkpoints
+from refocus_jax.training import loop
+
+# The paper's pyramids, which are of 256 px.
+PRESETS = {name: Pyramid(GRID_SIZES[name], stride=16, rho_max=12.0) for name in ("var10", "k4")}
+_TRIED = 16  # records that are looked at for one that is large enough
+_CELL = 128  # pixels, side of a view in the picture of the zone plate
+
+
+def run(c: ConfigDict, workdir: str) -> None:
+    """Measures all that config, workdir and data have, prints the tables and writes WORKDIR/aliasing.
+
+    Raises:
+      ValueError: settings out of range, or several processes. FileNotFoundError: `aliasing.samples` has no images.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"--mode=aliasing runs in one process, and this is one of {jax.process_count()}; start it on "
+                         "one machine alone")
+    check.check_ranges(c)
+    trained, class_names = pretrained.load_config(workdir) if has_started(workdir) else (c, ())
+    optics = build.tokenizer(trained).optics
+    found, data = Findings(), Data(c)
+    # Opened before anything is measured, as they may be refused.
+    generated = _generated(c, workdir)
+    held_out = None if generated is None else data.held_out(len(generated.images[0]))
+    crops = _views(found, data, optics)
+    if trained.tokenizer.model.pyramid == "var":
+        found.skipped.append("the scales of VAR's pyramid, which are area averages of the one encoding of the image, "
+                             "and no views")
+    tokenizer = _load_tokenizer(found, c, workdir)
+    if tokenizer is not None:
+        _tokenizer(found, tokenizer)
+    if generated is None:
+        found.skipped.append("generated images: --mode=sample and --mode=evaluate have left no PNG or npz files, and "
+                             "aliasing.samples is not given")
+    else:
+        powers = {"data": spectra.measure(held_out.images, held_out.says),
+                  "generated": spectra.measure(generated.images, generated.says)}
+        found.add([spectra.table(powers, "data")], [spectra.chart(powers)])
+    gains = wiener.gains(optics, crops)
+    found.add(*wiener.gain_tables_and_charts(gains, optics.grid_sizes))
+    _teacher(found, data, trained, class_names, workdir, tokenizer, gains)
+    found.write(Path(workdir) / "aliasing" / "aliasing.json", {
+        "source": c.data.source, "images": len(crops), "optics": dataclasses.asdict(optics)})
+    found.print()
+    print(f"{len(found.charts)} charts, {len(found.pictures)} pictures and aliasing.json in {workdir}/aliasing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Images of a config's source."""
+
+    config: ConfigDict
+
+    def source(self, split: str) -> sources.Source:
+        return sources.load(self.config.data.source, split, build.source_settings(self.config))
+
+    def rule(self, side: int, **changes: Any) -> CropRule:
+        return dataclasses.replace(build.crop_rule(self.config), image_size=side, **changes)
+
+    def crops(self, side: int, enlarge: bool) -> list[np.ndarray]:
+        """Up to `aliasing.images` crops (side, side, 3) in [-1, 1] of training images.
+
+        Optics are not trained, so any image will do, and the training images of `photos` are the larger ones. Without
+        `enlarge`, of images alone that need not be enlarged for that: none, if the source is of small images.
+        """
+        source, count = self.source("train"), self.config.aliasing.images
+        if not enlarge:
+            source = _at_least(source, max(self.config.data.resize_ratio, 1.0) * side, count)
+        if not len(source):
+            return []
+        crops = pipeline.spread_crops(source, self.rule(side, crops_per_image=-(-count // len(source))))
+        return [to_unit_range(example["image"]) for example in crops[:count]]
+
+    def held_out(self, side: int) -> ImageSet:
+        """Crops as of training's evaluations, of any size."""
+        d = self.config.data
+        return image_sets.of_source(self.source("validation"), f"held-out images of {d.source}", self.rule(side),
+                                    d.validation_examples)
+
+
+def _at_least(source: sources.Source, side: float, count: int) -> sources.ArraySource:
+    """Up to `count` images of a source whose sides are at least so long."""
+    order = np.random.default_rng(0).permutation(len(source))[:_TRIED * count]
+    large = []
+    for record in (source[int(index)] for index in order):
+        if min(record["image"].shape[:2]) >= side:
+            large.append(record)
+        if len(large) == count:
+            break
+    return sources.ArraySource([r["image"] for r in large], [r["label"] for r in large], source.class_names)
+
+
+def _views(found: Findings, data: Data, optics: Pyramid) -> list[np.ndarray]:
+    """The run's own grids and the presets, on photographs and the zone plate; returns the crops of the run's size."""
+    crops = {optics.image_size: data.crops(optics.image_size, enlarge=True)}
+    for title, pyramid in {"this run's grids": optics, **PRESETS}.items():
+        size, grids, own = pyramid.image_size, pyramid.grid_sizes, views.name_of(pyramid)
+        variants = views.combinations(grids, pyramid.stride, pyramid.rho_max)
+        if title in PRESETS:
+            own = None
+            if optics in variants.values():
+                continue  # the run's own grids, seen already
+        if size not in crops:
+            crops[size] = data.crops(size, enlarge=False)
+        found.tables.append(views.radii_table(f"{title} at {size} px", grids, pyramid.rho_max))
+        plate = np.repeat(patterns.zone_plate(size)[..., None], 3, axis=-1)
+        for what, images in (("photographs", crops[size]), ("zone plate", [plate])):
+            if not images:
+                found.skipped.append(f"{title} on photographs: the source has none of {size} px")
+                continue
+            powers, heading = views.measure(variants, images), f"{title} at {size} px, {what}"
+            found.add(views.tables(heading, powers, grids, own), views.charts(heading, powers, grids, own))
+        shown = {name: variants[name] for name in SHOWN if name in variants}
+        note = "A perfect view shows rings around the centre alone. All other rings are aliases."
+        found.pictures.append((f"zone plate through {title}", note, _zone_plate_picture(plate, shown)))
+    return crops[optics.image_size]
+
+
+def _zone_plate_picture(plate: np.ndarray, pyramids: dict[str, Pyramid]) -> np.ndarray:
+    def focused(image):
+        return [[view.focused[0] for view in pyramid.views(image)[:-1]] for pyramid in pyramids.values()]
+
+    some = next(iter(pyramids.values()))
+    side = max(_CELL, some.image_size // 2)
+    cells = [[pictures.enlarge(pictures.to_uint8(view), side, smooth=False) for view in views]
+             for views in jax.device_get(jax.jit(focused)(jnp.asarray(plate[None])))]
+    return pictures.grid(cells, list(pyramids), [f"p = {p}" for p in some.grid_sizes[:-1]])
+
+
+def _load_tokenizer(found: Findings, c: ConfigDict, workdir: str) -> pretrained.Tokenizer | None:
+    """The tokenizer of the workdir or of `tokenizer.pretrained`; None if there is neither."""
+    try:
+        return choose_tokenizer(c, workdir)
+    except FileNotFoundError as error:
+        if c.tokenizer.pretrained:
+            raise
+        found.skipped.append(f"a tokenizer: {error}")
+        return None
+
+
+def _tokenizer(found: Findings, tokenizer: pretrained.Tokenizer) -> None:
+    """Gratings, zone plate, edges and text through encoding and decoding."""
+    size = tokenizer.model.optics.image_size
+
+    def reconstruct(images: np.ndarray) -> np.ndarray:
+        return np.asarray(tokenizer.decode(tokenizer.encode(images)))
+
+    plate = patterns.zone_plate(size)
+    edges = resolution.slanted_edges(size) if size >= resolution.MIN_EDGE_SIZE else {}
+    texts = {height: text for height in resolution.TEXT_HEIGHTS
+             if (text := patterns.text(size, height, resolution.TEXT_REPEATS)) is not None}
+    if not edges:
+        found.skipped.append(f"slanted edges: images of {size} px are too small")
+    if not texts:
+        found.skipped.append(f"text: images of {size} px are too small")
+    decoded_plate, *decoded_edges = resolution.reconstruct_grey(reconstruct, [plate, *edges.values()])
+    decoded_pages = {height: resolution.reconstruct_grey(reconstruct, text.pages) for height, text in texts.items()}
+    mtfs = {name: tuple(resolution.edge_mtf(image.T if name == "horizontal" else image) for image in pair)
+            for name, *pair in zip(edges, edges.values(), decoded_edges, strict=True)}
+    errors = {height: (len(text.characters), resolution.character_error(text, text.pages),
+                       resolution.character_error(text, decoded_pages[height])) for height, text in texts.items()}
+    found.add(*resolution.tables_and_charts(resolution.gratings(reconstruct, size),
+                                            resolution.zone_plate_moire(plate, decoded_plate), mtfs, errors))
+    shown = [[plate, *edges.values()], [decoded_plate, *decoded_edges]]
+    found.pictures.append(("tokenizer: zone plate and slanted edges", "As they are, and decoded.",
+                           _grey_picture(shown, ["zone plate", *edges])))
+    if texts:
+        shown = [[text.pages[0] for text in texts.values()], [pages[0] for pages in decoded_pages.values()]]
+        found.pictures.append(("tokenizer: text", "As it is, and decoded.",
+                               _grey_picture(shown, [f"{height} px" for height in texts])))
+
+
+def _grey_picture(rows: list[list[np.ndarray]], columns: list[str]) -> np.ndarray:
+    cells = [[np.repeat(pictures.to_uint8(image)[..., None], 3, axis=-1) for image in row] for row in rows]
+    side = max(_CELL, len(cells[0][0]))
+    return pictures.grid([[pictures.enlarge(cell, side, smooth=False) for cell in row] for row in cells],
+                         ["image", "decoded"], columns)
+
+
+def _generated(c: ConfigDict, workdir: str) -> ImageSet | None:
+    """Generated images: `aliasing.samples`, or what --mode=sample or --mode=evaluate has left in the workdir."""
+    places = [c.aliasing.samples] if c.aliasing.samples else [
+        path for name in ("samples/png", "samples/samples.npz", "evaluation/*/samples.npz")
+        for path in sorted(map(str, Path(workdir).glob(name)), key=os.path.getmtime, reverse=True)]
+    return image_sets.of_path("aliasing.samples", places[0]) if places else None
+
+
+def _teacher(found: Findings, data: Data, trained: ConfigDict, class_names: tuple[str, ...], workdir: str,
+             tokenizer: pretrained.Tokenizer | None, gains: list[wiener.ScaleGains]) -> None:
+    """The gates of a trained teacher on held-out images."""
+    checkpoints = os.path.join(workdir, "generator", "checkpoints")
+    gated = trained.generator.teacher.enabled and trained.generator.teacher.gate == "learned"
+    if not gated or tokenizer is None or not os.path.isdir(checkpoints):
+        found.skipped.append("gates: no teacher that has them has been trained in this workdir")
+        return
+    task, mesh = build.generator_task(trained, len(class_names)), mesh_lib.make_mesh()
+    stages.check_tokenizers(workdir, tokenizer.digests, trained.tokenizer.pretrained)
+    with Checkpoints(checkpoints) as saved:
+        params = saved.restore({"params": loop.abstract_state(task, mesh).params}, partial=True)["params"]
+
+    @jax.jit
+    def gates(params, frozen, batch):
+        structure, alias = task.tokens(frozen, batch)
+        inputs = task.inputs(frozen, structure)
+        _, captured = task.student_logits(params, batch["label"], inputs)
+        return task.teach(params, frozen, captured, batch["label"], inputs, alias)[0].gates
+
+    batches = pipeline.validation_batches(data.source("validation"), data.rule(trained.image_size), batch_size=1,
+                                          limit=data.config.aliasing.images)
+    alpha = np.concatenate([jax.device_get(gates(params, tokenizer.params, batch)) for batch in batches], axis=1)
+    offsets = np.array(task.student.offsets[-1 - task.teacher.num_alias_scales:]) - task.first_alias_token
+    found.add(*wiener.gate_tables_and_charts(wiener.gates(alpha, offsets), gains, task.student.grid_sizes))

@@ -1,0 +1,15 @@
+"""`--mode=config`: every setting of a run as it stands, with its line."""
+
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from refocus_jax.config.base import SETTINGS
+
+
+def run(c: ConfigDict, workdir: str) -> None:
+    """Prints `name = value` and what the setting does; an asterisk marks what differs from the defaults."""
+    del workdir
+    values = flatten_dict(c.to_dict(), sep=".")
+    for name, setting in SETTINGS.items():
+        mark = "*" if values[name] != setting.default else " "
+        print(f"{mark} {f'{name} = {values[name]!r}':48}  {setting.line}")

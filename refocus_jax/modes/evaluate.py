@@ -1,0 +1,198 @@
+"""`--mode=evaluate`: from checkpoints, or from images that are there, to numbers in WORKDIR/evaluation.json.
+
+What takes long is kept in WORKDIR/evaluation, under names that change with all that it depends on: samples, features of
+them and of the reference, reconstructions. What is used again is said. A call that was interrupted goes on with the
+samples, and a second call computes only what has changed. All processes and all their devices share the work.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import refocus_jax
+from refocus_jax.config import build, check, stages
+from refocus_jax.evaluation import comparison, digests, image_sets, measurements, metrics
+from refocus_jax.evaluation.image_sets import ImageSet
+from refocus_jax.evaluation.reconstructions import Reconstruct, code_counts
+from refocus_jax.evaluation.reference import Reference
+from refocus_jax.evaluation.samples import DrawSettings
+from refocus_jax.judges.features import Extractor
+from refocus_jax.pretrained import Generator, Tokenizer
+from refocus_jax.pretrained.choice import choose_generator, choose_tokenizer
+from refocus_jax.pretrained.drawing import draw_identity, draw_into
+from refocus_jax.reporting import contents
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime import processes, weight_files
+from refocus_jax.runtime.files import write_json
+from refocus_jax.sampling.decode import SamplingSettings
+
+_Generator = tuple[Generator, dict[str, Any]]  # and where it comes from
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
+_LOOKED_AT = {
+    "inception": "Features of FID's Inception, which sees images at 299 x 299 by TensorFlow 1's bilinear resize.",
+    "efficientnet_lite0": "Features of EfficientNet-Lite0, which sees images at 224 x 224 by bicubic resize. Their "
+                          "Fréchet distance is an FD-EffLite0: no FID, and not to be compared with any.",
+}
+
+
+def run(c: ConfigDict, workdir: str) -> None:
+    """Measures tokenizer and generator of a workdir (`evaluate.parts`), or the images of `evaluate.samples`.
+
+    Raises:
+      ValueError, FileNotFoundError: a setting out of range, a path that is not there, nothing to evaluate.
+    """
+    check.check_ranges(c)
+    directory = Path(workdir) / "evaluation"
+    # What is wrong with settings and paths is said before work begins.
+    sampling = build.sampling_settings(c)
+    given = image_sets.of_path("evaluate.samples", c.evaluate.samples) if c.evaluate.samples else None
+    extractor, reference = build.open_reference(c)
+    tokenizer, generator, notes = (None, None, []) if given else _load(c, workdir)
+    notes.append(_LOOKED_AT[extractor.name])
+    steps = {"tokenizer": tokenizer and tokenizer.step, "generator": generator and generator[0].step}
+    result: dict[str, Any] = {"tokenizer": {}, "generator": {}, "settings": _settings(c), "steps": steps}
+    if tokenizer:
+        held_out = build.reference_settings(c).crops("validation")
+        result["tokenizer"] = _evaluate_tokenizer(c, tokenizer, held_out, extractor, directory)
+        notes.append(f"Reconstructions: of {held_out.says}; rounded to 8 bits.")
+        if "ssim" not in result["tokenizer"]:
+            notes.append(f"No SSIM: the images are smaller than its window of {metrics.SSIM_WINDOW} pixels.")
+    if generator:
+        given, result["samples"] = _draw(c, sampling, *generator, directory)
+    elif given:
+        result["samples"] = {"path": c.evaluate.samples}
+    if given:
+        columns = measurements.of_features(given, extractor, directory)
+        measured = reference.measure(extractor, directory)
+        result["generator"] = comparison.compare(columns, measured, extractor.distance)
+        result["samples"] |= {"count": len(given), "says": given.says}
+        result["reference"] = {"from": c.evaluate.reference, "count": measured.moments["pool"].count,
+                               "says": reference.says}
+        notes += [f"Samples: {given.says}.", f"Reference: {reference.says}.",
+                  *comparison.warnings(len(given), measured), *_warnings(given, reference.images)]
+    result |= {"features": {name: getattr(extractor, name) for name in ("name", "distance", "source", "sha256")},
+               "packages": {name: importlib.metadata.version(name) for name in _PACKAGES} | {
+                   "refocus_jax": refocus_jax.__version__},
+               "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "notes": notes}
+    write_json(os.path.join(workdir, "evaluation.json"), result)
+    if jax.process_index() == 0:
+        print(summary(result))
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """An evaluation.json in words: a table for each part, then the notes."""
+    tables = []
+    for name in ("tokenizer", "generator"):
+        step = result["steps"].get(name)
+        if result[name]:
+            tables.append(contents.table(name, result[name] if step is None else {"step": step} | result[name]))
+    return "\n\n".join([*tables, "\n".join(f"- {note}" for note in result["notes"])])
+
+
+def _settings(c: ConfigDict) -> dict[str, Any]:
+    """All that the numbers depend on except images and weights."""
+    return {"evaluate": c.evaluate.to_dict(), "sampling": c.sampling.to_dict(),
+            "tokenizer.pretrained": c.tokenizer.pretrained, "generator.init_from": c.generator.init_from,
+            "image_size": c.image_size, "inception_score_splits": comparison.SPLITS,
+            "precision_recall_neighbours": comparison.NEIGHBOURS,
+            "data": {name: c.data[name] for name in ("source", "resize_ratio", "crops_per_image")}}
+
+
+def _warnings(samples: ImageSet, reference: ImageSet | None) -> list[str]:
+    """What moves the distance of these images without being a matter of what they show."""
+    said = [f"Samples: {warning}" for warning in processes.from_first(samples.warnings)]
+    if reference is not None:
+        said += [f"Reference: {warning}" for warning in processes.from_first(reference.warnings)]
+        (height, width), (other_height, other_width) = (images.images[0].shape[:2] for images in (samples, reference))
+        if (height, width) != (other_height, other_width):
+            said.append(f"Samples are of {width} x {height} pixels, and the reference of {other_width} x "
+                        f"{other_height}: the network resizes both, and distances measure how sharp that leaves them.")
+    return said
+
+
+def _load(c: ConfigDict, workdir: str) -> tuple[Tokenizer | None, _Generator | None, list[str]]:
+    """Loads the requested parts. Returns the tokenizer, the generator with its provenance, and notes about missing
+    parts.
+
+    Raises:
+      FileNotFoundError: there is none. ValueError: they make images of another size than the config's.
+    """
+    tokenizer, generator, missing = None, None, []
+    trained = stages.trained(workdir, "generator") is not None
+    if trained or weight_files.is_weight_file(c.generator.init_from) or "tokenizer" not in c.evaluate.parts:
+        if "generator" in c.evaluate.parts:
+            generator = choose_generator(c, workdir)
+    elif "generator" in c.evaluate.parts:
+        missing.append("No generator: stage 2 has no checkpoint yet.")
+    if "tokenizer" in c.evaluate.parts:
+        tokenizer = generator[0].tokenizer if generator else choose_tokenizer(c, workdir)
+    for found in filter(None, (tokenizer, generator and generator[0].tokenizer)):
+        if found.model.optics.image_size != c.image_size:
+            raise ValueError(f"image_size is {c.image_size}, and the tokenizer's in {workdir} is "
+                             f"{found.model.optics.image_size}; give the config that it was trained with")
+    return tokenizer, generator, missing
+
+
+def _draw(c: ConfigDict, sampling: SamplingSettings, generator: Generator, origin: dict[str, Any],
+          directory: Path) -> tuple[ImageSet, dict[str, Any]]:
+    """The samples of a generator with these very weights and settings, drawn now unless they lie there; and which."""
+    e = c.evaluate
+    draw = DrawSettings(count=e.count, seed=e.seed, batch_size=e.batch_size * jax.device_count(), format="npz")
+    identity = draw_identity(generator, sampling, draw)
+    folder = directory / measurements.folder_name("samples", identity)
+    path = folder / "samples.npz"
+    kept = processes.from_first(lambda: _is_sound(path, directory / measurements.DIGESTS))
+    if not kept:
+        draw_into(folder, generator, sampling, draw, origin)
+    samples = image_sets.of_path("evaluate.samples", str(path))
+    step = f", step {origin['step']}" if "step" in origin else ""
+    guidance = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sampling).items())
+    says = f"{len(samples)} of {origin['generator']}{step} ({guidance}; seed {e.seed})"
+    samples = dataclasses.replace(samples, says=says)
+    if kept:
+        measurements.say_kept("samples", samples, folder)
+    return samples, origin | identity | {"path": str(path)}
+
+
+def _is_sound(samples: Path, memory: Path) -> bool:
+    """Whether samples are there as they were drawn."""
+    try:
+        expected = json.loads(samples.with_name("samples.npz.json").read_bytes())["blake2b"]
+        if digests.of_files([samples], memory) == [expected]:
+            return True
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        pass
+    logging.warning("%s has changed since it was drawn, and is drawn again", samples)
+    return False
+
+
+def _evaluate_tokenizer(c: ConfigDict, tokenizer: Tokenizer, held_out: ImageSet, extractor: Extractor,
+                        directory: Path) -> dict[str, float]:
+    """What reconstructions of held-out images lose, and which codes they use."""
+    model, mesh = tokenizer.model, extractor.mesh
+    made_with = {"tokenizer": tokenizer.identity, "features": extractor.identity}
+    measure = Reconstruct(model, mesh_lib.put_whole(tokenizer.params, mesh_lib.replicated(mesh)), extractor)
+    columns = measurements.keep(directory, "reconstructions", made_with, held_out, measure,
+                                c.evaluate.batch_size * mesh.size)
+    originals = Reference.of(measurements.of_features(held_out, extractor, directory))
+    numbers = {"psnr": metrics.psnr(columns["squared_error"])}
+    if "ssim" in columns:
+        numbers["ssim"] = float(columns["ssim"].mean(dtype=np.float64))
+    distances = comparison.frechet(columns, originals, extractor.distance)
+    numbers |= {f"reconstruction_{name}": value for name, value in distances.items()}
+    for stream in ("structure", "alias"):
+        if stream in columns:
+            numbers |= metrics.codebook_use(stream, code_counts(columns[stream], model, stream))
+    return numbers

@@ -1,0 +1,30 @@
+"""`--mode=export`: a generator as files for PyTorch's VAR code, or as one file that draws without our models."""
+
+import os
+
+import jax
+from ml_collections import ConfigDict
+
+from refocus_jax.config import build
+from refocus_jax.pretrained import pytorch, sampler_file
+from refocus_jax.pretrained.choice import choose_generator
+
+
+def run(c: ConfigDict, workdir: str) -> None:
+    """Writes `export.output`: VAR's files (`export.format` var), or a sampler (sampler).
+
+    Raises:
+      ValueError: VAR's code would decode the tokenizer's tokens otherwise, or several processes.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"--mode=export runs in one process, and this is one of {jax.process_count()}; start it on "
+                         "one "
+                         "machine alone")
+    e, settings = c.export, build.sampling_settings(c)
+    output = e.output or os.path.join(workdir, {"var": "student.safetensors", "sampler": "sampler.zip"}[e.format])
+    generator, _ = choose_generator(c, workdir)
+    if e.format == "var":
+        print(pytorch.export(generator, output, e.allow_differences))
+    else:
+        sampler_file.export(generator, output, e.batch_size, settings)
+        print(f"{output}: a sampler of {e.batch_size} images at a time for {', '.join(sampler_file.PLATFORMS)}")

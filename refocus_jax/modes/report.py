@@ -1,0 +1,51 @@
+"""`--mode=report`: a workdir, or several side by side, as one page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from refocus_jax.reporting import contents, health, runs
+from refocus_jax.reporting.health import Verdict
+from refocus_jax.reporting.runs import RecordedRun
+from refocus_jax.runtime.files import atomically, read_json
+
+
+def run(c: ConfigDict, workdir: str) -> None:
+    """Writes WORKDIR/report.html: this run, with those of `report.compare` next to it.
+
+    Raises:
+      FileNotFoundError: one of them is not a workdir. ValueError: a file in it is damaged, or a run is named twice.
+      OSError: the page cannot be written.
+    """
+    if jax.process_index():
+        return
+    paths = [Path(workdir), *map(Path, c.report.compare)]
+    found = _named([runs.read(path) for path in paths])
+    verdicts = {name: _verdict(c.report.reference, run) for name, run in found.items()} if c.report.reference else {}
+    path = Path(workdir) / "report.html"
+    page = contents.html(found, verdicts)
+    with atomically(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    for name, verdict in verdicts.items():
+        print(f"{name}: {verdict}\n")
+    print(f"{path}, {path.stat().st_size / 2**20:.1f} MiB; it needs no other file and no network")
+
+
+def _named(found: Sequence[RecordedRun]) -> dict[str, RecordedRun]:
+    """Runs by the last parts of their paths, or by the whole paths where these are not different."""
+    for names in ([run.path.resolve().name for run in found], [str(run.path) for run in found]):
+        if len(set(names)) == len(names):
+            return dict(zip(names, found, strict=True))
+    raise ValueError(f"report.compare names a workdir twice: {', '.join(names)}; give each once, and not --workdir")
+
+
+def _verdict(reference: str, run: RecordedRun) -> Verdict | str:
+    content = read_json(health.locate(reference), health.REFERENCE_FIELDS)
+    if content is None:
+        return f"Not compared: report.reference is {reference}, which is not there."
+    try:
+        return health.compare(health.from_json(content), run)
+    except ValueError as error:
+        return f"Not compared: {error}"

@@ -1,0 +1,143 @@
+"""`--mode=train`, `tokenizer` and `generator`: both stages of training, or one of them."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from refocus_jax.config import build, stages
+from refocus_jax.config.base import STAGES
+from refocus_jax.config.run import Run
+from refocus_jax.data import token_cache
+from refocus_jax.models.randomness import fold_in, seed_of
+from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.pretrained import parameters
+from refocus_jax.pretrained.prepare import Prepared, prepare
+from refocus_jax.reporting import contents
+from refocus_jax.runtime.digests import digests
+from refocus_jax.runtime.files import read_json
+from refocus_jax.training import encode, loop
+from refocus_jax.training.evaluators import GeneratorEvaluator, SampleDistance, TokenizerEvaluator
+from refocus_jax.training.generator_task import GeneratorTask
+
+# Enough for a unigram model of every scale, in memory.
+_UNIGRAM_EXAMPLES = 2**15
+
+
+def run(c: ConfigDict, workdir: str) -> None:
+    """Both stages, each resumed where it stopped; then what they have learned, in words and numbers."""
+    prepared = prepare(c, workdir)
+    if not c.tokenizer.pretrained:
+        train_tokenizer(prepared)
+    train_generator(prepared)
+    if jax.process_index() == 0:
+        print(summary(workdir))  # the one thing a run says on standard output
+
+
+def run_tokenizer(c: ConfigDict, workdir: str) -> None:
+    """Stage 1 alone."""
+    train_tokenizer(prepare(c, workdir))
+
+
+def run_generator(c: ConfigDict, workdir: str) -> None:
+    """Stage 2 alone."""
+    train_generator(prepare(c, workdir))
+
+
+def train_tokenizer(prepared: Prepared) -> None:
+    """Stage 1, into workdir/tokenizer."""
+    run = prepared.run
+    c, task = run.config, build.tokenizer_task(run.config)
+    evaluator = TokenizerEvaluator(task.tokenizer, run.validation_batches("tokenizer"), run.mesh)
+    loop.train(task, build.loop_settings(c.tokenizer.train), run.batches("tokenizer"),
+               frozen=parameters.perceptual(c), key=fold_in(run.key, "tokenizer"), mesh=run.mesh,
+               directory=run.directory("tokenizer"), evaluator=evaluator, made_with=run.made_with("tokenizer"))
+
+
+def train_generator(prepared: Prepared) -> None:
+    """Stage 2, into workdir/generator."""
+    run, frozen = prepared.run, prepared.tokenizers
+    c, task = run.config, build.generator_task(run.config, run.num_classes)
+    if frozen is None:
+        frozen = parameters.tokenizer(c, c.tokenizer.pretrained or run.workdir, run.mesh).params
+    tokenizers = digests(frozen)
+    tokens = _token_cache(run, task.tokenizer, frozen, tokenizers)
+    if tokens is None:
+        batches, sample = run.batches("generator"), None
+    else:
+        seed = seed_of(c.seed, "generator tokens")
+        batches = token_cache.batches(tokens, batch_size=c.generator.train.batch_size, seed=seed)
+        sample = tokens.sample(_UNIGRAM_EXAMPLES)
+    held_out = encode.encode_batches(task.tokenizer, frozen, run.validation_batches("generator"), run.mesh)
+    evaluator = GeneratorEvaluator(
+        task=task, validation=held_out, train=sample, class_names=run.train.class_names, mesh=run.mesh,
+        sampling=build.sampling_settings(c), batch_size=c.generator.train.batch_size,
+        samples_per_class=c.generator.train.samples_per_class, distance=_sample_distance(run))
+    loop.train(task, build.loop_settings(c.generator.train), batches, frozen=frozen,
+               key=fold_in(run.key, "generator"), mesh=run.mesh, directory=run.directory("generator"),
+               evaluator=evaluator, warm_start=_warm_start(prepared, task, tokenizers),
+               made_with=run.made_with("generator", tokenizers))
+
+
+def _token_cache(run: Run, tokenizer: DualTokenizer, frozen: Any,
+                 tokenizers: Mapping[str, str]) -> token_cache.TokenCache | None:
+    """The training tokens of stage 2; None if every batch is tokenized."""
+    c = run.config
+    if c.data.tokens:
+        encode.check(c.data.tokens, stages.token_description(c, run.train, tokenizers))
+        return token_cache.TokenCache(c.data.tokens)
+    if not c.data.token_examples:
+        return None
+    # In a folder of their own for all that they are made from.
+    description = stages.token_description(c, run.train, tokenizers, c.data.token_examples)
+    return encode.write(Path(run.workdir, f"tokens_{description.digest}"), description, run.train, run.crops, tokenizer,
+                        frozen, num_workers=c.data.num_workers)
+
+
+def _sample_distance(run: Run) -> SampleDistance | None:
+    """What `evaluate.during_training` asks for, with the reference measured; None if it is 0."""
+    e = run.config.evaluate
+    if not e.during_training:
+        return None
+    extractor, reference = build.open_reference(run.config)
+    measured = reference.measure(extractor, Path(run.workdir) / "evaluation")
+    return SampleDistance(extractor, measured, e.during_training, e.batch_size * run.mesh.size)
+
+
+def _warm_start(prepared: Prepared, task: GeneratorTask, tokenizers: Mapping[str, str]) -> Callable[[Any], Any] | None:
+    """What turns the first state of stage 2 into one that starts from `generator.init_from`; None without it."""
+    run, c = prepared.run, prepared.run.config
+    source, new = c.generator.init_from, c.generator.init_classes == "new"
+    if not source:
+        return None
+
+    def start(state):
+        if differing := os.path.isdir(source) and stages.other_tokenizers(source, tokenizers):
+            logging.warning("generator.init_from is %s, whose student was trained on other tokenizers (%s differ) and "
+                            "knows their tokens, not those of this run.", source, ", ".join(differing))
+        student = prepared.student
+        if student is None:
+            student = parameters.student(c, run.num_classes, source, run.mesh, any_classes=new).params
+        else:
+            student = parameters.on_mesh(student, run.mesh)
+        if new:
+            logging.warning("generator.init_from is %s: the embedding of its %d classes is replaced by a new one of "
+                            "%d. "
+                            "The null class and all the rest are its own.", source,
+                            len(student["class_embedding"]) - 1, run.num_classes)
+        return task.warm_start(state, student, new)
+
+    return start
+
+
+def summary(workdir: str) -> str:
+    """What the last evaluations of a workdir's stages say, as tables."""
+    tables = []
+    for stage in STAGES:
+        if numbers := read_json(Path(workdir, stage, "evaluation.json")):
+            tables.append(contents.table(stage, numbers))
+    return "\n\n".join(tables)

@@ -1,0 +1,223 @@
+"""What the programs of training and sampling need of a machine that is not here."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from refocus_jax.models.bound import Bound
+from refocus_jax.planning import flops
+from refocus_jax.planning.compile import Program, compile_program
+from refocus_jax.planning.targets import Target
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.sampling import decode
+from refocus_jax.training import loop
+from refocus_jax.training.generator_task import GeneratorTask
+from refocus_jax.training.tokenizer_task import TokenizerTask
+
+PROGRAMS = ("tokenizer", "generator", "sample")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Programs:
+    """What is to be compiled.
+
+    Attributes:
+      loop: settings of each stage's loop, by its name. batch_sizes: by program; of "sample" on one chip, else on all.
+      cached_tokens: whether stage 2 reads tokens instead of images.
+    """
+
+    tokenizer: TokenizerTask
+    generator: GeneratorTask
+    sampling: decode.SamplingSettings
+    loop: Mapping[str, loop.LoopSettings]
+    batch_sizes: Mapping[str, int]
+    cached_tokens: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """Programs on a machine.
+
+    Attributes:
+      make: `Programs` of the config with some settings changed, by their dotted names.
+    """
+
+    make: Callable[[Mapping[str, Any]], Programs]
+    target: Target
+    mesh: Any
+
+    @functools.cached_property
+    def programs(self) -> Programs:
+        return self.make({})
+
+    def sizes(self) -> dict[str, Any]:
+        """Parameters, and what the teacher adds to a student that trains alone."""
+        task = self.programs.generator
+        params = jax.eval_shape(task.init, jax.random.key(0)).params
+        tokenizers = jax.eval_shape(task.tokenizer.init, jax.random.key(0))
+        found = {"parameters": {name: _size(tree) for name, tree in {**params, **tokenizers}.items()}}
+        if task.teacher.enabled:
+            # Of transformers on tokens: making the tokens is no part of the comparison.
+            with_teacher, alone = (
+                self._plain({"generator.teacher.enabled": enabled, "data.token_examples": 1})._flops("generator")
+                for enabled in (True, False))
+            found["teacher_over_student"] = {"flops": with_teacher / alone - 1,
+                                             "parameters": _size(params["teacher"]) / _size(params["student"])}
+        return found
+
+    def describe(self, name: str, utilization: float, search_batch: bool) -> dict[str, Any]:
+        """One program: its needs, what it costs, and what would help if it does not fit.
+
+        Args:
+          utilization: share of the chips' peak that days are reckoned with. search_batch: whether to look for the
+          largest batch.
+        """
+        batch = self._batch_size(name)
+        program = self._compile(name, batch)
+        steps = None if name == "sample" else self.programs.loop[name].steps
+        count = self._plain({})._flops(name)
+        rate = self.mesh.size * self.target.chip.peak_flops * utilization
+        return {
+            "batch": batch, "batch_per_chip": batch / self.mesh.size, "fits": program.fits,
+            "peak_bytes_per_chip": program.peak_bytes_per_chip,
+            "capacity_bytes_per_chip": program.capacity_bytes_per_chip,
+            "short_bytes_per_chip": program.short_bytes_per_chip,
+            "state_bytes_per_chip": program.state_bytes_per_chip, "collectives": program.collectives,
+            "compile_seconds": program.seconds, "flops_per_step": count, "steps": steps,
+            "utilization": utilization, "days": steps and steps * count / rate / 86400,
+            "largest_batch_per_chip": self._largest_batch(name, batch, program) if search_batch else None,
+            "remedies": [] if program.fits else self._remedies(name, program)}
+
+    def _batch_size(self, name: str) -> int:
+        """Of all chips together."""
+        size = self.programs.batch_sizes[name]
+        return size * self.mesh.size if name == "sample" else size
+
+    def _compile(self, name: str, batch: int) -> Program:
+        program: Callable = getattr(self, f"_{name}")
+        return compile_program(self.target, *program(batch))
+
+    def _images(self, batch: int):
+        size = self.programs.generator.tokenizer.optics.image_size
+        shape = (batch, size, size, 3)
+        return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=mesh_lib.batch_sharding(self.mesh))
+
+    def _labels(self, batch: int):
+        return jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=mesh_lib.batch_sharding(self.mesh))
+
+    @property
+    def _key(self):
+        return mesh_lib.abstract(jax.eval_shape(lambda: jax.random.key(0)), mesh_lib.replicated(self.mesh))
+
+    def _frozen(self):
+        """The tokenizers, as stage 2 has them."""
+        params = jax.eval_shape(self.programs.tokenizer.init, jax.random.key(0)).params
+        return mesh_lib.abstract(params, mesh_lib.replicated(self.mesh))
+
+    def _step(self, task, frozen, batch):
+        state = loop.abstract_state(task, self.mesh)
+        update = loop.jit_update(task, self.programs.loop[task.name], self.mesh)
+        return update, (state, frozen, batch, self._key), (state, frozen)
+
+    def _tokenizer(self, batch: int):
+        images, task = {"image": self._images(batch), "label": self._labels(batch)}, self.programs.tokenizer
+        return self._step(task, mesh_lib.abstract(task.frozen_shapes, mesh_lib.replicated(self.mesh)), images)
+
+    def _generator(self, batch: int):
+        return self._step(self.programs.generator, self._frozen(), self._generator_batch(batch))
+
+    def _generator_batch(self, batch: int):
+        """Tokens where the config reads them from a cache, else images."""
+        if not self.programs.cached_tokens:
+            return {"image": self._images(batch), "label": self._labels(batch)}
+        task = self.programs.generator
+        lengths = {"structure": task.student.offsets[-1]}
+        if task.teacher.enabled:
+            lengths["alias"] = task.student.offsets[-2]
+        return {"label": self._labels(batch)} | {
+            name: jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=mesh_lib.batch_sharding(self.mesh))
+            for name, length in lengths.items()}
+
+    def _sample(self, batch: int):
+        """Images of `sample.batch_size` classes per chip, from labels to pixels."""
+        task, settings = self.programs.generator, self.programs.sampling
+        tokenizer = task.tokenizer
+
+        def run(params, frozen, labels, seed):
+            quantizer = Bound(tokenizer.structure.quantizer, frozen["structure"]["quantizer"])
+            drawn = decode.sample(Bound(task.student, params), quantizer, labels, decode.sample_keys(seed, labels),
+                                  settings)
+            return tokenizer.decode_view(frozen, drawn.f_hat[-1], len(tokenizer.grid_sizes) - 1)
+
+        params = loop.abstract_state(task, self.mesh).params["student"]
+        frozen = {"structure": self._frozen()["structure"]}
+        seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=mesh_lib.replicated(self.mesh))
+        jitted = jax.jit(mesh_lib.on_mesh(self.mesh, run), out_shardings=mesh_lib.batch_sharding(self.mesh))
+        return jitted, (params, frozen, self._labels(batch), seed), (params, frozen)
+
+    def _flops(self, name: str) -> float:
+        """Of one step, by its jitted function and the shapes that it takes."""
+        jitted, arguments, _ = getattr(self, f"_{name}")(self._batch_size(name))
+        return flops.count(jitted, *arguments)
+
+    def _plain(self, changes: Mapping[str, Any]) -> "Planner":
+        """What training needs and no more: nothing is computed again, and attention is dense products."""
+        plain = {"tokenizer.model.remat": "none", "generator.model.remat": "none",
+                 "generator.model.attention": "prefix", "tokenizer.train.microbatches": 1,
+                 "generator.train.microbatches": 1, **changes}
+        return dataclasses.replace(self, make=lambda more: self.make({**plain, **more}))
+
+    def _largest_batch(self, name: str, batch: int, program: Program) -> int:
+        """Per chip, to within an eighth of it; 0 if not even one fits."""
+        fits, chips = {}, self.mesh.size
+        per_chip = max(1, batch // chips)
+        if per_chip * chips == batch:
+            fits[per_chip] = program.fits
+
+        def works(size: int) -> bool:
+            if size not in fits:
+                fits[size] = self._compile(name, size * chips).fits
+            return fits[size]
+
+        low, high = 0, per_chip
+        while works(high):
+            low, high = high, 2 * high
+        while low == 0 and high > 1:
+            low, high = (high // 2, high) if works(high // 2) else (0, high // 2)
+        while high - low > max(1, low // 8):
+            middle = (low + high) // 2
+            low, high = (middle, high) if works(middle) else (low, middle)
+        return low
+
+    def _remedies(self, name: str, program: Program) -> list[str]:
+        """Settings that lower the memory, those that cost least first."""
+        found, chips = [], self.mesh.size
+        fsdp = self.mesh.shape[mesh_lib.FSDP_AXIS]
+        if name == "sample":
+            found.append(f"sample.batch_size less than {self.programs.batch_sizes[name]}")
+        else:
+            task = getattr(self.programs, name)
+            if self._batch_size(name) % (2 * task.microbatches * chips) == 0:
+                found.append(f"{name}.train.microbatches={2 * task.microbatches}: the same batch in twice as many "
+                             "parts")
+            if _remat(task) != "blocks":
+                found.append(f"{name}.model.remat=blocks: blocks are computed again in the backward pass")
+        if name == "generator" and not self.programs.cached_tokens:
+            found.append("data.tokens=PATH: train from encoded tokens (--mode=encode), without tokenizers in the step")
+        if fsdp < chips and program.state_bytes_per_chip > program.capacity_bytes_per_chip / 8:
+            found.append(f"mesh.fsdp={min(2 * fsdp, chips)}: parameters and optimizer state of "
+                         f"{program.state_bytes_per_chip / 2**30:.1f} GiB per chip, divided among more chips")
+        return found or ["more chips, or a smaller model"]
+
+
+def _remat(task: TokenizerTask | GeneratorTask) -> str:
+    return task.student.remat if isinstance(task, GeneratorTask) else task.tokenizer.structure.autoencoder.remat
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,18 @@
+"""Trained tokenizers and generators, for notebooks and later work.
+
+    from refocus_jax import pretrained
+
+    tokenizer = pretrained.load_tokenizer("runs/tiny")
+    generator = pretrained.load_generator("runs/tiny")
+    images = generator.images(generator.sample([0, 1, 2], seed=0, settings=pretrained.SamplingSettings(cfg=2.0)))
+
+or, with the official VAR's files, `load_generator("var_d16.pth")`, with `vae_ch160v4096z32.pth` next to it.
+"""
+
+from refocus_jax.pretrained.loading import load_config, load_generator, load_tokenizer
+from refocus_jax.pretrained.models import Generator, Tokenizer
+from refocus_jax.pretrained.sampler_file import load_sampler
+from refocus_jax.sampling.decode import Sample, SamplingSettings
+
+__all__ = ["Generator", "Sample", "SamplingSettings", "Tokenizer", "load_config", "load_generator", "load_sampler",
+           "load_tokenizer"]

@@ -1,0 +1,42 @@
+"""Which trained networks a config and a workdir mean: the workdir's own, or those of files that the config names."""
+
+import os
+
+from ml_collections import ConfigDict
+
+from refocus_jax.pretrained.loading import load_generator, load_tokenizer
+from refocus_jax.pretrained.models import Generator, Tokenizer
+from refocus_jax.runtime import weight_files
+
+
+def has_started(workdir: str | os.PathLike) -> bool:
+    """Whether a run has started in a workdir."""
+    return os.path.exists(os.path.join(workdir, "config.json"))
+
+
+def choose_generator(c: ConfigDict, workdir: str) -> tuple[Generator, dict]:
+    """The workdir's generator, or the official one of `generator.init_from` if no run has started; and which it is.
+
+    Raises:
+      FileNotFoundError: neither is there.
+    """
+    if has_started(workdir) or not weight_files.is_weight_file(c.generator.init_from):
+        generator = load_generator(workdir)
+        return generator, {"generator": str(workdir), "step": generator.step}
+    tokenizer = choose_tokenizer(c, workdir) if c.tokenizer.pretrained else None
+    generator = load_generator(c.generator.init_from, tokenizer=tokenizer)
+    return generator, {"generator": c.generator.init_from, "tokenizer": c.tokenizer.pretrained}
+
+
+def choose_tokenizer(c: ConfigDict, workdir: str) -> Tokenizer:
+    """The workdir's tokenizer, or that of `tokenizer.pretrained` if no run has started there.
+
+    Raises:
+      FileNotFoundError: neither is there.
+    """
+    source = c.tokenizer.pretrained
+    if has_started(workdir) or not source:
+        return load_tokenizer(workdir)
+    if weight_files.is_weight_file(source):
+        return load_tokenizer(source, grid_sizes=tuple(c.grid_sizes), norm_groups=c.tokenizer.model.norm_groups)
+    return load_tokenizer(source)

@@ -1,0 +1,131 @@
+"""Tokenizers and generators from workdirs and official VAR files."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from refocus_jax.config import build, saved, stages
+from refocus_jax.focus import Pyramid
+from refocus_jax.models import official_var
+from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.pretrained import parameters
+from refocus_jax.pretrained.models import Generator, Tokenizer
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime import weight_files
+
+OFFICIAL_TOKENIZER = "vae_ch160v4096z32"  # the one that all official generators were trained on
+
+# A workdir, an official file (.pth, .pt or .safetensors), or arrays by official name.
+Source = str | os.PathLike | Mapping[str, Any]
+
+
+def load_config(workdir: str | os.PathLike) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The config that a workdir was made with, for any devices, and the names of its classes.
+
+    Raises:
+      FileNotFoundError: no config.json there. ValueError: it is damaged.
+    """
+    c, class_names = saved.read(workdir)
+    c.generator.model.attention = "prefix"  # runs everywhere; the devices need not be those of the training
+    return c, class_names
+
+
+def _official_arrays(source: Source, fits: weight_files.Fits) -> Mapping[str, Any] | None:
+    """The arrays of an official source; None for a workdir."""
+    if isinstance(source, Mapping):
+        return source
+    return weight_files.read(source, fits) if weight_files.is_weight_file(source) else None
+
+
+def _expanded(source: Source) -> Source:
+    return source if isinstance(source, Mapping) else os.path.expanduser(source)
+
+
+def _replicated(params: Any) -> Any:
+    return jax.device_put(params, mesh_lib.replicated(mesh_lib.make_mesh()))
+
+
+def _refuse(source: Source, **arguments: Any) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} given for {source}, whose config says them already; leave them out")
+
+
+def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
+                   norm_groups: int | None = None) -> Tokenizer:
+    """The tokenizers of a workdir, from its latest checkpoint, or VAR's from an official source.
+
+    Args:
+      source: a workdir, a file (`vae_ch160v4096z32.pth`, `.safetensors` with the same names, shards, or an entry of a
+      training state: `FILE#trainer.vae_local`), or the arrays.
+      grid_sizes, norm_groups: what no array of an official source reveals; default VAR's ten scales and 32 groups.
+
+    Raises:
+      FileNotFoundError: no such file, or a workdir without config or checkpoint of stage 1.
+      ValueError: a damaged file; arrays that are missing, unknown or of a wrong shape, all of them listed.
+    """
+    source = _expanded(source)
+    arrays = _official_arrays(source, official_var.is_tokenizer)
+    if arrays is None:
+        _refuse(source, grid_sizes=grid_sizes, norm_groups=norm_groups)
+        config, _ = load_config(source)
+        found = parameters.tokenizer(config, config.tokenizer.pretrained or source, mesh_lib.make_mesh())
+        return Tokenizer(build.tokenizer(config), found.params, found.step)
+    structure, params = official_var.import_tokenizer(arrays, grid_sizes,
+                                                        norm_groups or official_var.OFFICIAL_NORM_GROUPS)
+    # VAR has no focus: all its scales come from the one encoding of the image itself.
+    optics = Pyramid(structure.quantizer.grid_sizes, structure.autoencoder.stride, rho_max=1.0, psf="none")
+    return Tokenizer(DualTokenizer(optics, structure, None, False), _replicated({"structure": params}))
+
+
+def _official_tokenizer(source: Source, tokenizer: Tokenizer | Source | None, grid_sizes) -> Tokenizer:
+    """The tokenizer that an official generator needs: what was given, or the official file next to the generator's."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if tokenizer is None:
+        near = [] if isinstance(source, Mapping) else [
+            Path(source).with_name(OFFICIAL_TOKENIZER + suffix) for suffix in weight_files.SUFFIXES]
+        tokenizer = next((path for path in near if path.exists()), None)
+    if tokenizer is None:
+        raise FileNotFoundError(f"an official generator needs its tokenizer: put {OFFICIAL_TOKENIZER}.pth next to it, "
+                                "or give tokenizer=, a file, arrays or what load_tokenizer returns")
+    official = isinstance(tokenizer, Mapping) or weight_files.is_weight_file(tokenizer)
+    return load_tokenizer(tokenizer, grid_sizes=grid_sizes if official else None)
+
+
+def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = None,
+                   grid_sizes: Sequence[int] | None = None, num_heads: int | None = None) -> Generator:
+    """The student of a workdir, from its latest checkpoint, or a VAR from an official source.
+
+    Args:
+      source: a workdir, a file (`var_d16.pth` ... `var_d36.pth`, `.safetensors` with the same names, shards, or a
+      training state, of which the entry that fits is taken, or named: `FILE#trainer.var_wo_ddp`), or the arrays.
+      tokenizer: of an official generator; default the official file in the same folder.
+      grid_sizes, num_heads: what the arrays of an official source may not reveal; default VAR's.
+
+    Raises:
+      FileNotFoundError: no such file, or a workdir without config or checkpoint of stage 2.
+      ValueError: as for `load_tokenizer`; or generator and tokenizer do not fit each other, or have not been trained
+      together.
+    """
+    source = _expanded(source)
+    arrays = _official_arrays(source, official_var.is_transformer)
+    if arrays is None:
+        _refuse(source, tokenizer=tokenizer, grid_sizes=grid_sizes, num_heads=num_heads)
+        config, class_names = load_config(source)
+        found = parameters.student(config, len(class_names), source, mesh_lib.make_mesh())
+        tokenizer = load_tokenizer(source)
+        stages.check_tokenizers(source, tokenizer.digests, config.tokenizer.pretrained)
+        return Generator(build.student(config, len(class_names)), found.params, tokenizer, class_names, found.step)
+    network, params = official_var.import_transformer(arrays, grid_sizes, num_heads)
+    tokenizer = _official_tokenizer(source, tokenizer, network.grid_sizes)
+    quantizer = tokenizer.model.structure.quantizer
+    for name in ("grid_sizes", "vocab_size", "latent_channels"):
+        if getattr(network, name) != getattr(quantizer, name):
+            raise ValueError(f"{name} is {getattr(network, name)} in the generator and {getattr(quantizer, name)} in "
+                             "the tokenizer; give the tokenizer that it was trained on")
+    return Generator(network, _replicated(params), tokenizer, tuple(map(str, range(network.num_classes))))

@@ -1,0 +1,214 @@
+"""Trained tokenizers and generators as objects with plain-array methods."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refocus_jax.models.bound import Bound
+from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.models.transformer import Transformer
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime.digests import digests
+from refocus_jax.sampling import decode, edit
+from refocus_jax.sampling.decode import SamplingSettings
+
+
+def _map_lists(value: Sequence[Any]) -> list[jax.Array]:
+    return [jnp.asarray(v, jnp.int32) for v in value]
+
+
+def _settings(module: Any) -> dict[str, Any]:
+    """What a module computes, as JSON: its fields and those of the modules in it."""
+    def said(value):
+        if dataclasses.is_dataclass(value):
+            # The last two change how, and not what is computed.
+            return {field.name: said(getattr(value, field.name)) for field in dataclasses.fields(value)
+                    if field.name not in ("parent", "name", "remat", "attention")}
+        return jnp.dtype(value).name if isinstance(value, type | np.dtype) else value
+
+    return json.loads(json.dumps(said(module)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A structure tokenizer with its optics.
+
+    Attributes:
+      model, params: also of the alias stream, if there is one. step: of the checkpoint that it comes from, None if it
+      comes from no workdir.
+    """
+
+    model: DualTokenizer
+    params: Any
+    step: int | None = None
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells it from all others, as JSON: settings, and digests of its parameters; they are taken once."""
+        return {"settings": _settings(self.model), "params": self.digests}
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """Of each part of the parameters, see `runtime.digests`."""
+        return digests(self.params)
+
+    @functools.cached_property
+    def _encode(self):
+        return jax.jit(lambda params, image: self.model.encode(params, image)[0])
+
+    @functools.cached_property
+    def _decode(self):
+        def run(params, tokens):
+            f_hat = self.model.f_hats(params, tokens)[-1]
+            if len(tokens) == len(self.model.grid_sizes):
+                return self.model.decode(params, f_hat)
+            return self.model.decode_view(params, f_hat, len(tokens) - 1)
+        return jax.jit(run)
+
+    def encode(self, image_bhwc) -> list[jax.Array]:
+        """Images (b, h, w, 3) in [-1, 1] to K token maps (b, p_k, p_k) int32, coarse to fine."""
+        return self._encode(self.params, jnp.asarray(image_bhwc, jnp.float32))
+
+    def decode(self, tokens: Sequence[Any], upto: int | None = None) -> jax.Array:
+        """Images in [-1, 1] of K token maps.
+
+        With `upto` = n < K only the first n maps speak: the result is the focused view of scale n, at its own side
+        (the whole image for a `var` pyramid).
+
+        Raises:
+          ValueError: a wrong number of maps, or `upto` outside 1 ... K.
+        """
+        num_scales = len(self.model.grid_sizes)
+        upto = num_scales if upto is None else upto
+        if not 1 <= upto <= num_scales or not upto <= len(tokens) <= num_scales:
+            raise ValueError(f"decode got {len(tokens)} token maps and upto={upto}; give {num_scales} maps and upto "
+                             f"from 1 to {num_scales}")
+        return self._decode(self.params, _map_lists(tokens[:upto]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A student with the tokenizer it was trained on; `step` as of `Tokenizer`."""
+
+    network: Transformer
+    params: Any
+    tokenizer: Tokenizer
+    class_names: tuple[str, ...]
+    step: int | None = None
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """As `Tokenizer.identity`; that of its tokenizer is a part of it."""
+        return {"settings": _settings(self.network), "params": digests({"student": self.params}),
+                "tokenizer": self.tokenizer.identity}
+
+    @property
+    def _quantizer_params(self):
+        return self.tokenizer.params["structure"]["quantizer"]
+
+    @functools.cached_property
+    def _logits(self):
+        quantizer = self.tokenizer.model.structure.quantizer
+
+        def run(params, quantizer_params, tokens, labels):
+            inputs = quantizer.apply({"params": quantizer_params}, tokens, method="generator_inputs")
+            return self.network.apply({"params": params}, labels, inputs)[0]
+        return jax.jit(run)
+
+    @functools.cached_property
+    def _sample(self):
+        quantizer = self.tokenizer.model.structure.quantizer
+
+        def run(params, layers, quantizer_params, labels, seed, start, settings):
+            return decode.sample(Bound(self.network, params), Bound(quantizer, quantizer_params), labels,
+                                 decode.sample_keys(seed, labels, start), settings, layers=layers)
+        return jax.jit(run, static_argnums=6)
+
+    @functools.cached_property
+    def _layers(self):
+        """Only a CPU gains by a second copy of the blocks."""
+        return decode.unstack(self.params) if jax.default_backend() == "cpu" else None
+
+    def _labels(self, labels) -> jax.Array:
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
+            raise ValueError(f"labels are {labels!r}; give a list of class numbers")
+        if labels.min() < 0 or labels.max() > self.network.num_classes:
+            raise ValueError(f"labels range over {labels.min()} ... {labels.max()}; classes are 0 to "
+                             f"{self.network.num_classes - 1}, and {self.network.num_classes} means none")
+        return jnp.asarray(labels, jnp.int32)
+
+    @functools.cached_property
+    def _edit(self):
+        optics, structure = self.tokenizer.model.optics, self.tokenizer.model.structure
+
+        def run(params, layers, tokenizer_params, image, mask, labels, keys, settings):
+            focused = [view.focused for view in optics.views(image)]
+            latents = structure.apply({"params": tokenizer_params["structure"]}, focused, method="latents")
+            quantizer = Bound(structure.quantizer, tokenizer_params["structure"]["quantizer"])
+            return edit.edit(Bound(self.network, params), quantizer, latents,
+                             edit.token_masks(mask, optics, structure.pyramid), labels, keys, settings, layers=layers)
+        return jax.jit(run, static_argnums=7)
+
+    @functools.cached_property
+    def _images(self):
+        return jax.jit(self.tokenizer.model.decode, out_shardings=mesh_lib.replicated(mesh_lib.make_mesh()))
+
+    def logits(self, tokens: Sequence[Any], labels) -> jax.Array:
+        """Teacher-forced logits of K token maps (b, p_k, p_k): (b, L, V) float32."""
+        return self._logits(self.params, self._quantizer_params, _map_lists(tokens), self._labels(labels))
+
+    def sample(self, labels, seed: int = 0, settings: SamplingSettings = SamplingSettings(), *,
+               start: int = 0) -> decode.Sample:
+        """Draws one sample per label: an object with `.tokens` (K maps) and `.f_hat` (K cumulative latents).
+
+        Each depends on the seed, its number and its label alone: labels in batches, with `start` the number of the
+        first of each, give what all of them give at once. `images` decodes it. A batch that the devices can share is
+        shared among them. Of several processes each must ask for the same samples, and holds those of its own devices.
+        """
+        return self._sample(self.params, self._layers, self._quantizer_params, self._shared(self._labels(labels)),
+                            np.uint32(seed), np.uint32(start), settings)
+
+    def edit(self, image_bhwc, mask_bhw, labels, seed: int = 0,
+             settings: SamplingSettings = SamplingSettings()) -> jax.Array:
+        """Images with their masked pixels painted as the given classes, (b, h, w, 3) in [-1, 1].
+
+        Pixels under the mask are unknown: whatever they are, NaN too, the result is the same to the last bit. Outside
+        the mask it is exactly the tokenizer's own reconstruction of the image whose hole `edit.fill` has filled.
+
+        Args:
+          image_bhwc: in [-1, 1]. mask_bhw: of the same size, any shape; non-zero is painted. labels: one per image.
+          seed, settings: as for `sample`.
+
+        Raises:
+          ValueError: shapes or labels that do not fit, or known pixels outside [-1, 1].
+        """
+        labels = self._labels(labels)
+        image, mask = np.asarray(image_bhwc, np.float32), np.asarray(mask_bhw) != 0
+        size = self.tokenizer.model.optics.image_size
+        if image.shape != (len(labels), size, size, 3) or mask.shape != image.shape[:3]:
+            raise ValueError(f"image and mask have shapes {image.shape} and {mask.shape} with {len(labels)} labels; "
+                             f"give ({len(labels)}, {size}, {size}, 3) and ({len(labels)}, {size}, {size})")
+        image = np.stack([edit.fill(*one) for one in zip(image, mask, strict=True)])
+        if not (np.abs(image) <= 1).all():
+            raise ValueError(f"image ranges over {image.min():.4g} ... {image.max():.4g} outside the mask; give "
+                             "numbers in [-1, 1]")
+        drawn = self._edit(self.params, self._layers, self.tokenizer.params, image, mask, labels,
+                           decode.sample_keys(seed, labels), settings)
+        own = self.tokenizer.decode(self.tokenizer.encode(image))
+        return jnp.where(mask[..., None], self.images(drawn), own)
+
+    def images(self, drawn: decode.Sample) -> jax.Array:
+        """What was drawn, smoothed or not, as images (b, h, w, 3) in [-1, 1]; every process gets all of them."""
+        return self._images(self.tokenizer.params, drawn.f_hat[-1])
+
+    def _shared(self, array: np.ndarray) -> jax.Array:
+        mesh = mesh_lib.make_mesh()
+        sharding = mesh_lib.batch_sharding if len(array) % mesh.size == 0 else mesh_lib.replicated
+        return mesh_lib.put_whole(array, sharding(mesh))

@@ -1,0 +1,80 @@
+"""What a training needs before it starts, all of it checked: images, and parameters that come from elsewhere."""
+
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from refocus_jax.config import build, stages
+from refocus_jax.config.run import Run, open_run
+from refocus_jax.pretrained import parameters
+from refocus_jax.runtime import weight_files
+from refocus_jax.runtime.digests import digests
+from refocus_jax.training import encode
+
+
+class Prepared(NamedTuple):
+    """A run that may start.
+
+    Attributes:
+      tokenizers: parameters of the tokenizers, where the checks had to read them; None if stage 2 still has to.
+      student: parameters of the official file that stage 2 starts from, on the host; None if there is none.
+    """
+
+    run: Run
+    tokenizers: Any
+    student: Any
+
+
+def prepare(c: ConfigDict, workdir: str) -> Prepared:
+    """Opens the data and writes config.json. Everything that a config can get wrong fails here or before.
+
+    Raises:
+      ValueError: config, data, or what comes from elsewhere contradict each other. FileNotFoundError: something is not
+      there.
+    """
+    run = open_run(c, workdir)
+    prepared = Prepared(run, _tokenizers(run), _student(run))
+    known = digests(prepared.tokenizers) if prepared.tokenizers else {}
+    if c.data.tokens and not known and stages.trained(workdir, "tokenizer") is None:
+        encode.check(c.data.tokens, stages.token_description(c, run.train, {"structure": "not trained yet"}))
+    elif c.data.tokens or c.data.token_examples:
+        expected = stages.token_description(c, run.train, known)
+        if c.data.tokens:
+            encode.check(c.data.tokens, expected)
+    stages.check_tokenizers(run.workdir, known, c.tokenizer.pretrained)
+    if c.evaluate.during_training:
+        build.open_reference(c)
+    run.write_config()
+    return prepared
+
+
+def _tokenizers(run: Run) -> Any:
+    """The tokenizers of stage 2, if something has to be compared with them now; what does not fit is refused anyway."""
+    c, source = run.config, run.config.tokenizer.pretrained
+    generator = stages.trained(run.workdir, "generator")
+    if source:
+        try:
+            if c.data.tokens or generator or weight_files.is_weight_file(source):
+                return parameters.tokenizer(c, source, run.mesh).params
+            parameters.check_tokenizer(c, source, run.mesh)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"tokenizer.pretrained is {source!r}: {error}") from error
+    elif generator:
+        stages.check_tokenizers_stay(run.workdir, stages.trained(run.workdir, "tokenizer"), c.tokenizer.train.steps)
+        return parameters.tokenizer(c, run.workdir, run.mesh).params
+    return None
+
+
+def _student(run: Run) -> Any:
+    """The official parameters that stage 2 starts from; a workdir's are checked now and read then."""
+    c, source = run.config, run.config.generator.init_from
+    if not source:
+        return None
+    any_classes = c.generator.init_classes == "new"
+    try:
+        if weight_files.is_weight_file(source):
+            return parameters.official_student(c, run.num_classes, source, any_classes)
+        parameters.check_student(c, run.num_classes, source, run.mesh, any_classes=any_classes)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"generator.init_from is {source!r}: {error}") from error
+    return None

@@ -1,0 +1,105 @@
+"""A plan for GPUs that are not here, from a config to plan.json and what is printed."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from refocus_jax.judges import perceptual, state_dict, vgg
+from refocus_jax.modes import plan
+from refocus_jax.planning import flops, targets
+from refocus_jax.planning.compile import Program
+from refocus_jax.reporting import plans
+from refocus_jax.runtime import mesh as mesh_lib
+
+
+@pytest.fixture
+def config(micro):
+    c = micro()
+    c.update(tokenizer_batch_size=8, generator_batch_size=16)
+    c.data.validation_examples = 16
+    c.mesh.fsdp = 4
+    return c
+
+
+def test_a_small_plan(config, tmp_path, capsys):
+    config.plan.programs = ("generator",)
+    plan.plan(config, str(tmp_path / "run"), "gpu:a100:1x8")
+    found = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert found["chips"] == 8 and found["mesh"] == {"data": 2, "fsdp": 4}
+    assert found["teacher_over_student"]["flops"] > 0 and found["parameters"]["student"] > 0
+    program = found["programs"]["generator"]
+    assert program["fits"] and program["remedies"] == []
+    assert 0 < program["state_bytes_per_chip"] < program["peak_bytes_per_chip"] < program["capacity_bytes_per_chip"]
+    assert program["capacity_bytes_per_chip"] == int(0.75 * 84987740160)
+    # Weights are gathered where they are used, gradients are summed.
+    assert program["collectives"]["all-gather"]["bytes"] > 0 and "all-reduce" in program["collectives"]
+    seconds = program["steps"] * program["flops_per_step"] / (8 * 312e12 * 0.4)
+    assert program["days"] == pytest.approx(seconds / 86400)
+    printed = capsys.readouterr().out
+    assert "run on gpu:a100:1x8: 8 chips as 2 x 4" in printed and "generator, batch 16 (2 per chip): fits" in printed
+
+
+def test_the_perceptual_loss_is_counted(config):
+    """By shapes alone: a plan asks for no file of weights. Its cost is that of the distance and of its gradient."""
+    config.update(image_size=16, perceptual="vgg16:absent.pth")
+    config.grid_sizes = (1, 2, 8)
+    target = targets.load("gpu:a100:1x8")
+    counted = {}
+    for weight in (0.0, 0.1):
+        config.tokenizer.loss.perceptual = weight
+        counted[weight] = plan.Planner(config, target, mesh_lib.make_mesh(target.devices))._flops("tokenizer")
+    network, image = vgg.Vgg16(), jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
+    distance = jax.value_and_grad(functools.partial(perceptual.distance, network), argnums=1)
+    alone = flops.count(distance, state_dict.parameter_shapes(network), image, image)
+    assert alone > 0 and counted[0.1] - counted[0.0] == pytest.approx(alone, rel=1e-6)
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would_help(config):
+    target = targets.load("gpu:a100:1x8")
+    planner = plan.Planner(config, target, mesh_lib.make_mesh(target.devices, **config.mesh))
+    short = Program(2**34, 2**33, 2**33, 2**32, {}, 1.0)
+    tokenizer, generator, sample = (" ".join(planner._remedies(name, short)) for name in plan.PROGRAMS)
+    assert "generator.train.microbatches=2" in generator and "generator.model.remat=blocks" in generator
+    assert "mesh.fsdp=8: parameters and optimizer state of 4.0 GiB" in generator
+    assert "tokenizer.train.microbatches" not in tokenizer and "mesh.fsdp=8" in tokenizer  # one image per chip already
+    assert "sample.batch_size less than 8" in sample
+    described = {"batch": 16, "batch_per_chip": 2, "fits": short.fits, "flops_per_step": 1e12, "steps": 10, "days": 1.0,
+                 "utilization": 0.4, "largest_batch_per_chip": 1, "compile_seconds": 1.0, "remedies": [generator]} | {
+        name: value for name, value in dataclasses.asdict(short).items() if name != "seconds"}
+    printed = plans.lines({"run": "a", "topology": "b", "chips": 8, "mesh": {"data": 2, "fsdp": 4},
+                            "parameters": {"student": 1e6}, "programs": {"generator": described}})
+    assert "does NOT fit, by 8.00 GiB per chip" in printed and "would help: generator.train.microbatches=2" in printed
+    assert "peak 16.00 GiB, capacity 8.00 GiB" in printed and "largest batch per chip that fits: 1" in printed
+
+
+def test_the_largest_batch_is_found(config, monkeypatch):
+    target = targets.load("gpu:a100:1x8")
+    planner = plan.Planner(config, target, mesh_lib.make_mesh(target.devices))
+    for limit in (0, 1, 3, 37, 200):
+        tried = []
+
+        def compile_(_, name, batch, limit=limit, tried=tried):
+            tried.append(batch // 8)
+            return Program(0, 1, int(batch // 8 > limit), 0, {}, 0.0)
+
+        monkeypatch.setattr(plan.Planner, "_compile", compile_)
+        found = planner._largest_batch("generator", 16, planner._compile("generator", 16))
+        assert found <= limit and limit - found <= max(1, limit // 8) * (limit > 8)
+        assert len(tried) < 16
+
+
+@pytest.mark.parametrize(("changes", "topology", "message"), [
+    ({}, None, "--topology is not given; give"),
+    ({"plan.programs": ("train",)}, "gpu:a100:1x8", "plan.programs has train; choose from tokenizer"),
+    ({"mesh.fsdp": 3}, "gpu:a100:1x8", "mesh.fsdp is 3, which 8 devices cannot fill"),
+    ({"generator.train.batch_size": 4}, "gpu:a100:1x8", "generator.train.batch_size is 4, which 8 devices"),
+])
+def test_plans_that_cannot_be_are_refused(config, tmp_path, changes, topology, message):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        plan.plan(config, str(tmp_path), topology)
+    assert not list(tmp_path.iterdir())

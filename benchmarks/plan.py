@@ -1,4 +1,4 @@
-"""Plans for many configs and machines, as the tables of docs/plan.md; none of the machines need be there.
+"""Plans for many configs and machines, as the tables of docs/measurements/plan.md; none of the machines need be there.
 
     pip install -e '.[plan-tpu,plan-gpu]'
     python -m benchmarks.plan --directory=runs/plan                      # everything; hours on two cores

@@ -4,7 +4,7 @@
 
 trains `tiny`'s tokenizer three times as long as `tiny`, on pixel losses alone, and a small generator on its tokens, for
 every quantizer and seed; prints one table and writes samples.png, the sample grids side by side. Runs that are
-there already are not repeated. What is known stands in docs/quantizers.md.
+there already are not repeated. What is known stands in docs/measurements/quantizers.md.
 """
 
 import argparse

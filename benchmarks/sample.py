@@ -6,7 +6,7 @@
 All in float32 on random weights, compiled ahead. Every line gives seconds, the FLOPs that the computation needs by our
 own count, and their rate as a fraction of that of a 4096^3 float32 product. Products are timed right before and after
 every run, since a shared machine is not twice the same; seconds and fractions are medians over `--repeat` runs. What
-it printed stands in docs/speed.md.
+it printed stands in docs/measurements/speed.md.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 `var10` at 256 px with the published sizes of both tokenizers (random weights, which cost what trained ones cost) and a
 narrow generator with its teacher, in float32, on crops of the photographs. The cache is written by the code of
 `--mode=encode`. Both update the same state with the same code; each step is waited for, and the two take turns, since
-a shared machine is not twice the same. What it printed stands in docs/data.md.
+a shared machine is not twice the same. What it printed stands in docs/measurements/data.md.
 """
 
 import argparse

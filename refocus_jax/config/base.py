@@ -157,7 +157,7 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
         "commitment": Setting(TokenizerLosses.commitment, r.NOT_NEGATIVE, "Commitment weight of the quantizers."),
         "alias": Setting(TokenizerLosses.alias, r.NOT_NEGATIVE, "Weight of the alias tokenizer's terms."),
         "perceptual": Setting(TokenizerLosses.perceptual, r.NOT_NEGATIVE, "Weight of the perceptual loss; "
-                                                                          "docs/perceptual.md."),
+                                                                          "docs/measurements/perceptual.md."),
     },
     "tokenizer.revival": {
         "every": Setting(Revival.every, r.POSITIVE, "Steps between two revivals of unused codes."),

@@ -10,7 +10,7 @@ import numpy as np
 from refocus_jax.focus import resample
 
 PSFS = ("disk", "gaussian", "none")
-# "auto" is "matrices", which costs less on CPUs, TPUs and GPUs alike (docs/speed.md).
+# "auto" is "matrices", which costs less on CPUs, TPUs and GPUs alike (docs/measurements/speed.md).
 IMPLEMENTATIONS = ("auto", "matrices", "convolution")
 
 

@@ -163,7 +163,7 @@ class PatchAutoencoder(nn.Module):
 
     A residual is what lies near the Nyquist rate, almost white noise. VAR's encoder, strided convolutions under
     GroupNorm, stays on the plateau of predicting zero there even without quantization; linear patches reach what
-    principal components explain within a few hundred steps (docs/alias_tokenizer.md).
+    principal components explain within a few hundred steps (docs/measurements/alias_tokenizer.md).
     """
 
     channels: int

@@ -1,7 +1,7 @@
 """In-painting, out-painting and class-conditional editing, by token replacement at every scale.
 
 What is hidden is unknown: nothing here depends on the pixels under the mask. `fill` puts known pixels in their place
-before anything else looks at the image. Why with the nearest ones, and which tokens are drawn: docs/editing.md.
+before anything else looks at the image. Why with the nearest ones, and which tokens are drawn: docs/how_to/editing.md.
 """
 
 from collections.abc import Sequence

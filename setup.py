@@ -33,8 +33,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["refocus_jax", "refocus_jax.*"]),
-    package_data={"refocus_jax": ["py.typed"], "refocus_jax.reporting": ["page.html.jinja"]},
+    # The config files lie at the top of a clone, and inside the package where it is installed.
+    packages=[*find_packages(include=["refocus_jax", "refocus_jax.*"]), "refocus_jax.configs"],
+    package_dir={"refocus_jax.configs": "configs"},
+    package_data={"refocus_jax": ["py.typed"],
+                  "refocus_jax.reporting": ["page.html.jinja", "references/tiny.json"]},
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8; platform_system != 'Windows'",  # the file format of tfds sources
@@ -60,7 +63,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "tensorboard>=2.19", *PLAN_GPU,
+        "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "setuptools>=77", "tensorboard>=2.19", *PLAN_GPU,
                  "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
@@ -68,5 +71,6 @@ setup(
         "plan-tpu": ["jax[tpu]"],
         "plan-gpu": PLAN_GPU,
         "xmanager": ["xmanager>=0.8"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
     },
 )

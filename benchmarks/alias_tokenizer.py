@@ -4,7 +4,8 @@
 
 Per scale of `tiny`: the share of held-out variance explained by 8 principal components of 8x8 patches and by a k-means
 codebook of 128, both fitted on training patches, and by `tiny`'s alias tokenizer trained alone, with linear patches and
-with VAR's convolutional autoencoder, with quantization and without. What came out stands in docs/measurements/alias_tokenizer.md.
+with VAR's convolutional autoencoder, with quantization and without. What came out is in
+docs/measurements/alias_tokenizer.md.
 """
 
 import argparse

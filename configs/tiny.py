@@ -41,12 +41,13 @@ and `--mode=evaluate` after it, of as many samples and crops:
 So: 1.6 dB above the thumbnail, three quarters of the codes as if equally in use, the student 20 % below a unigram model
 of scale and class. The teacher is ahead of the student by 0.0053 nats per token of the last two scales (95 % interval
 0.0036 to 0.0072 over crops, which overlap in what they show): real and small, as alias tokens tell 6 to 9 % of the
-residual's energy (docs/measurements/alias_tokenizer.md). Seeds 0, 1 and 2 agree to 0.03 dB and 7 bits per image; their curves stand
-in refocus_jax/reporting/references/tiny.json, and `python -m benchmarks.reference compare --workdir runs/tiny` holds yours against them.
+residual's energy (docs/measurements/alias_tokenizer.md). Seeds 0, 1 and 2 agree to 0.03 dB and 7 bits per image.
+Their curves are in refocus_jax/reporting/references/tiny.json; `python -m benchmarks.reference compare --workdir
+runs/tiny` compares yours with them.
 A later run (seed 0, with views that differ in the last bit) came 0.05 dB and 2.5 bits behind the last of the three.
 
-Without the perceptual loss (docs/measurements/perceptual.md) stage 1 came 1.19 dB above the thumbnail with perplexity 503 over all,
-and with VAR's pyramid (`tiny:var --mode=tokenizer --config.tokenizer.model.num_phi=4`) 0.61 dB with 502.
+Without the perceptual loss (docs/measurements/perceptual.md) stage 1 came 1.19 dB above the thumbnail with perplexity
+503 over all, and with VAR's pyramid (`tiny:var --mode=tokenizer --config.tokenizer.model.num_phi=4`) 0.61 dB with 502.
 """
 
 from refocus_jax.config import base

@@ -1,5 +1,6 @@
 """Every test runs on two simulated CPU devices, compiled fast rather than to run fast, with no silent broadcasting."""
 
+import gc
 import os
 import tempfile
 
@@ -19,8 +20,17 @@ import pytest  # noqa: E402
 
 from tests.fixtures import micro as micro_config  # noqa: E402
 
-jax.config.update("jax_disable_most_optimizations", True)  # halves the time of tests, which is mostly compilation
+# Tests are mostly compilation, which this halves. REFOCUS_TEST_OPTIMIZATIONS=1 compiles as users do.
+jax.config.update("jax_disable_most_optimizations", not os.environ.get("REFOCUS_TEST_OPTIMIZATIONS"))
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs of a module go with it: kept for good, they take gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from refocus_jax.config import build
+from refocus_jax.config import build, stages
 from refocus_jax.judges import features
 from refocus_jax.modes import evaluate, train
-from refocus_jax.pretrained import parameters
+from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import extractor
 
@@ -22,7 +22,7 @@ from tests.fixtures import extractor
 MAIN = """
 from absl import app
 from refocus_jax import main
-from refocus_jax.evaluation import features
+from refocus_jax.judges import features
 from tests.fixtures import extractor
 features.load = extractor.load
 app.run(main.main)
@@ -54,11 +54,11 @@ def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypa
 
     c = micro()
     c.update_from_flattened_dict(settings | {"tokenizer.train.steps": 3})
-    train.train_tokenizer(train.prepare(c, str(tmp_path / "run")))
+    train.train_tokenizer(prepare(c, str(tmp_path / "run")))
     lines = [json.loads(line) for line in (tmp_path / "run/tokenizer/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss/total" in line] == [1, 2, 3]
     assert [line["step"] for line in lines if "validation/psnr" in line] == [2, 3]
-    assert parameters.latest_step(str(tmp_path / "run/tokenizer")) == 3
+    assert stages.trained(tmp_path / "run", "tokenizer").step == 3
 
     # A generator too, untrained: what two draw and measure is what one does.
     with Checkpoints(tmp_path / "run/generator/checkpoints") as checkpoints:
@@ -71,7 +71,7 @@ def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypa
     shutil.rmtree(tmp_path / "run/evaluation")
     monkeypatch.setattr(features, "load", extractor.load)
     c.update_from_flattened_dict(settings | {"evaluate.batch_size": 4})
-    evaluate.evaluate(c, str(tmp_path / "run"))
+    evaluate.run(c, str(tmp_path / "run"))
     one = json.loads((tmp_path / "run/evaluation.json").read_text())
     with np.load(tmp_path / "samples.npz") as drawn, np.load(one["samples"]["path"]) as expected:
         for name in ("arr_0", "arr_1"):

@@ -1,5 +1,6 @@
 """`--mode=train`, `tokenizer` and `generator`: both stages of training, or one of them."""
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from refocus_jax.config.run import Run
 from refocus_jax.data import token_cache
 from refocus_jax.models.randomness import fold_in, seed_of
 from refocus_jax.models.tokenizer import DualTokenizer
+from refocus_jax.planning import targets
+from refocus_jax.planning.planner import Planner
 from refocus_jax.pretrained import parameters
 from refocus_jax.pretrained.prepare import Prepared, prepare
 from refocus_jax.reporting import contents
@@ -55,7 +58,8 @@ def train_tokenizer(prepared: Prepared) -> None:
     evaluator = TokenizerEvaluator(task.tokenizer, run.validation_batches("tokenizer"), run.mesh)
     loop.train(task, build.loop_settings(c.tokenizer.train), run.batches("tokenizer"),
                frozen=parameters.perceptual(c), key=fold_in(run.key, "tokenizer"), mesh=run.mesh,
-               directory=run.directory("tokenizer"), evaluator=evaluator, made_with=run.made_with("tokenizer"))
+               directory=run.directory("tokenizer"), evaluator=evaluator, made_with=run.made_with("tokenizer"),
+               share_of_peak=_share_of_peak(run, "tokenizer"))
 
 
 def train_generator(prepared: Prepared) -> None:
@@ -80,7 +84,17 @@ def train_generator(prepared: Prepared) -> None:
     loop.train(task, build.loop_settings(c.generator.train), batches, frozen=frozen,
                key=fold_in(run.key, "generator"), mesh=run.mesh, directory=run.directory("generator"),
                evaluator=evaluator, warm_start=_warm_start(prepared, task, tokenizers),
-               made_with=run.made_with("generator", tokenizers))
+               made_with=run.made_with("generator", tokenizers), share_of_peak=_share_of_peak(run, "generator"))
+
+
+def _share_of_peak(run: Run, stage: str) -> float | None:
+    """What a step per second would be of the FLOPs that the devices can do; None if we do not know these devices."""
+    device = run.mesh.devices.flat[0]
+    peak = targets.peak_flops(device.device_kind)
+    if peak is None:
+        return None
+    make = functools.partial(build.programs, run.config, device.platform)
+    return Planner(make, None, run.mesh).flops(stage) / (peak * run.mesh.size)
 
 
 def _token_cache(run: Run, tokenizer: DualTokenizer, frozen: Any,

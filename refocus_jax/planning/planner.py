@@ -44,11 +44,12 @@ class Planner:
     """Programs on a machine.
 
     Attributes:
-      make: `Programs` of the config with some settings changed, by their dotted names.
+      make: `Programs` of the config with some settings changed, by their dotted names. target: None if nothing is to be
+      compiled for it.
     """
 
     make: Callable[[Mapping[str, Any]], Programs]
-    target: Target
+    target: Target | None
     mesh: Any
 
     @functools.cached_property
@@ -80,7 +81,7 @@ class Planner:
         batch = self._batch_size(name)
         program = self._compile(name, batch)
         steps = None if name == "sample" else self.programs.loop[name].steps
-        count = self._plain({})._flops(name)
+        count = self.flops(name)
         rate = self.mesh.size * self.target.chip.peak_flops * utilization
         return {
             "batch": batch, "batch_per_chip": batch / self.mesh.size, "fits": program.fits,
@@ -159,6 +160,10 @@ class Planner:
         seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=mesh_lib.replicated(self.mesh))
         jitted = jax.jit(mesh_lib.on_mesh(self.mesh, run), out_shardings=mesh_lib.batch_sharding(self.mesh))
         return jitted, (params, frozen, self._labels(batch), seed), (params, frozen)
+
+    def flops(self, name: str) -> float:
+        """Of one step as training needs it, by all devices together."""
+        return self._plain({})._flops(name)
 
     def _flops(self, name: str) -> float:
         """Of one step, by its jitted function and the shapes that it takes."""

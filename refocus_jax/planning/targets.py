@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from unittest import mock
 
@@ -94,6 +95,16 @@ GPUS = {
 }
 
 
+# How jax calls devices; H200s compute as H100s do.
+_KINDS = {r"TPU v4$": TPUS["v4"], r"TPU v5( lite|e)": TPUS["v5e"], r"TPU v5p?$": TPUS["v5p"],
+          r"TPU v6( lite|e)": TPUS["v6e"], r"NVIDIA A100": GPUS["a100"], r"NVIDIA H[12]00(?! NVL| PCIe)": GPUS["h100"]}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOPs per second of a device that jax names so; None if we do not know it."""
+    return next((chip.peak_flops for kind, chip in _KINDS.items() if re.match(kind, device_kind)), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """A machine by name, with its devices, which can be compiled for but hold nothing."""
@@ -121,7 +132,7 @@ def load(topology: str) -> Target:
     sides = shape.split("x")
     if kind not in known or not all(side.isdecimal() and int(side) for side in sides) or (
             platform == "gpu" and len(sides) != 2):
-        raise ValueError(f"--topology is {topology!r}; give tpu:KIND:SHAPE as tpu:v5e:4x4, KIND one of "
+        raise ValueError(f"plan.topology is {topology!r}; give tpu:KIND:SHAPE as tpu:v5e:4x4, KIND one of "
                          f"{', '.join(TPUS)}, or gpu:KIND:HOSTSxGPUS as gpu:a100:1x8, KIND one of {', '.join(GPUS)}")
     if platform == "tpu":
         _need("libtpu", "plan-tpu")
@@ -133,8 +144,8 @@ def load(topology: str) -> Target:
         try:
             description = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **megacore)
         except jax.errors.JaxRuntimeError as error:
-            raise ValueError(f"--topology is {topology!r}, which is no slice of a {kind} ({error}); give one that can "
-                             f"be had, as {kind}:{'4x4x4' if kind in ('v4', 'v5p') else '4x4'}") from error
+            raise ValueError(f"plan.topology is {topology!r}, which is not a slice of {kind} ({error}); give one that "
+                             f"can be had, as {kind}:{'4x4x4' if kind in ('v4', 'v5p') else '4x4'}") from error
         return Target(topology, "tpu", TPUS[kind], description.devices)
     _need("jax_cuda13_plugin", "plan-gpu")
     gpu, (hosts, gpus) = GPUS[kind], sides

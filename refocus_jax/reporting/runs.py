@@ -14,7 +14,7 @@ from refocus_jax.runtime.files import read_json
 from refocus_jax.runtime.writer import read_metrics
 
 # Beginnings of the names of what the machine has to do with: all else is the same again when a run is repeated.
-OF_THE_MACHINE = ("time", "images_per_second", "seconds/", "peak_bytes/")
+OF_THE_MACHINE = ("time", "images_per_second", "mfu", "seconds/", "peak_bytes/")
 
 
 class Curve(NamedTuple):

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import metrics as clu_metrics
 
 from refocus_jax.data import pictures
 from refocus_jax.data.token_cache import TokenSet
@@ -26,6 +27,14 @@ from refocus_jax.training.generator_task import GeneratorTask, token_losses
 def _jit(mesh, function):
     """A measurement of a batch that is divided among the devices; every process gets all of its results."""
     return jax.jit(mesh_lib.on_mesh(mesh, function), out_shardings=mesh_lib.replicated(mesh))
+
+
+def _collected(results: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What was measured of each example, by name, of all batches one after the other."""
+    found = clu_metrics.CollectingMetric.empty()
+    for result in results:
+        found = found.merge(clu_metrics.CollectingMetric({name: (array,) for name, array in result.items()}))
+    return found.compute()
 
 
 def _squared_error(a_bhwc: jax.Array, b_bhwc: jax.Array) -> jax.Array:
@@ -88,7 +97,7 @@ class TokenizerEvaluator:
         del frozen
         results = list(mesh_lib.fetched(self._measure(state.params, mesh_lib.put_batch(self.mesh, batch["image"]))
                                         for batch in self.batches))
-        errors = {name: np.concatenate([r[0][name] for r in results]) for name in results[0][0]}
+        errors = _collected(result[0] for result in results)
         counts = {name: sum(r[1][name] for r in results) for name in results[0][1]}
         yield "validation/psnr", metrics.psnr(errors["image"])
         yield "validation/thumbnail_psnr", metrics.psnr(errors["thumbnail"])
@@ -172,10 +181,11 @@ class GeneratorEvaluator:
             logits, captured = task.student_logits(params, batch["label"], inputs)
             losses = token_losses(logits, batch["structure"])
             hits = (jnp.argmax(logits, -1) == batch["structure"]).astype(jnp.float32)
-            if not task.teacher.enabled:
-                return losses, hits, None
-            output, _ = task.teach(params, frozen, captured, batch["label"], inputs, batch["alias"])
-            return losses, hits, token_losses(output.logits, batch["structure"][:, task.first_alias_token:])
+            found = {"losses": losses, "hits": hits}
+            if task.teacher.enabled:
+                output, _ = task.teach(params, frozen, captured, batch["label"], inputs, batch["alias"])
+                found["teacher"] = token_losses(output.logits, batch["structure"][:, task.first_alias_token:])
+            return found
 
         return _jit(self.mesh, measure)
 
@@ -219,9 +229,9 @@ class GeneratorEvaluator:
         offsets, tokens = self.task.student.offsets, self.validation
         starts = range(0, len(tokens) - self.batch_size + 1, self.batch_size)
         sharding = mesh_lib.batch_sharding(self.mesh)
-        results = list(mesh_lib.fetched(self._measure(params, frozen, mesh_lib.put_whole(
+        found = _collected(mesh_lib.fetched(self._measure(params, frozen, mesh_lib.put_whole(
             tokens[slice(i, i + self.batch_size)], sharding)) for i in starts))
-        losses, hits = (np.concatenate([r[i] for r in results]) for i in (0, 1))
+        losses, hits = found["losses"], found["hits"]
         spans = list(zip(offsets[:-1], offsets[1:], strict=True))
         for k, (a, b) in enumerate(spans):
             yield f"validation/cross_entropy/scale_{k + 1}", losses[:, a:b].mean()
@@ -231,7 +241,7 @@ class GeneratorEvaluator:
         if self.train is not None:
             yield from self._unigram(losses, spans)
         if self.task.teacher.enabled:
-            difference = np.concatenate([r[2] for r in results]) - losses[:, self.task.first_alias_token:]
+            difference = found["teacher"] - losses[:, self.task.first_alias_token:]
             mean, low, high = metrics.bootstrap_interval(difference.mean(1))
             yield "validation/teacher_minus_student/mean", mean
             yield "validation/teacher_minus_student/low", low

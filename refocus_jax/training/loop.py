@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.models.randomness import fold_in
-from refocus_jax.runtime import memory
+from refocus_jax.runtime import memory, overview
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.runtime.preemption import Preempted, Preemption
@@ -21,7 +21,7 @@ from refocus_jax.runtime.writer import Writer
 
 
 class Task(Protocol):
-    """What the loop trains. `state.step` counts updates; `update` is pure and is jitted by the loop."""
+    """What the loop trains. Its state has `params`, and `step`, which counts updates; `update` is pure."""
 
     name: str
 
@@ -121,8 +121,9 @@ def _checked_update(task: Task, skip: bool):
 class _Metrics:
     """What a step reports, on its way to the writer: it is fetched while a later step runs."""
 
-    def __init__(self, writer: Writer, settings: LoopSettings, step: int):
+    def __init__(self, writer: Writer, settings: LoopSettings, step: int, share_of_peak: float | None):
         self._writer, self._settings, self._pending, self._skipped = writer, settings, None, 0
+        self._share_of_peak = share_of_peak
         self.seconds: dict[str, float] = {}  # written with the next line
         self.restart_clock(step)
 
@@ -152,6 +153,8 @@ class _Metrics:
         values = {name: float(value) for name, value in jax.device_get(values).items()}
         elapsed = time.perf_counter() - self._clock
         values["images_per_second"] = batch_size * (step - self._logged) / elapsed
+        if self._share_of_peak is not None:
+            values["mfu"] = self._share_of_peak * (step - self._logged) / elapsed
         if self._settings.skip_nonfinite:
             values["skipped_steps"] = self._skipped
         self._writer.scalars(step, values | {f"seconds/{name}": value for name, value in self.seconds.items()}
@@ -163,7 +166,7 @@ class _Metrics:
 
 def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, key: jax.Array, mesh,
           directory: str, evaluator: Evaluator, warm_start: Callable[[Any], Any] | None = None,
-          made_with: Any = None) -> Any:
+          made_with: Any = None, share_of_peak: float | None = None) -> Any:
     """Trains until `settings.steps`, going on from the latest checkpoint in `directory` if there is one.
 
     Writes metrics, pictures, evaluation.json and checkpoints into `directory`.
@@ -172,7 +175,8 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
       batches: a run that goes on reads the examples that it has not seen, in whatever batches. frozen: parameters that
       `update` reads but does not change. key: of all randomness; the first state has one of its own, and every step
       folds its number into that of the steps. warm_start: applied to the first state of a run, not to one that is
-      resumed. made_with: for JSON, stands in the record of every checkpoint.
+      resumed. made_with: for JSON, stands in the record of every checkpoint. share_of_peak: what a step per second
+      would be of the FLOPs that the devices can do, for the model FLOPs utilization "mfu"; None if it is not known.
 
     Returns:
       The last state.
@@ -194,7 +198,8 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
         with (closing(batches.starting_at(examples)) as iterator,
               Writer(directory, resume_step=-1 if start is None else start) as writer,
               Progress(settings.steps, step, task.name) as progress):
-            metrics = _Metrics(writer, settings, step)
+            overview.announce(task.name, abstract_state(task, mesh).params, mesh, directory)
+            metrics = _Metrics(writer, settings, step, share_of_peak)
             metrics.seconds["restore"] = time.perf_counter() - began
             try:
                 while True:

@@ -11,7 +11,8 @@ from PIL import Image
 from refocus_jax.config import build
 from refocus_jax.evaluation import tables
 from refocus_jax.focus import Pyramid
-from refocus_jax.modes import aliasing, train
+from refocus_jax.modes import aliasing
+from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import small
 
@@ -48,7 +49,7 @@ def random_params(task):
 
 def test_a_config_and_data_are_enough_for_the_views(config, tmp_path, capsys):
     workdir = tmp_path / "run"
-    aliasing.measure(config, str(workdir))
+    aliasing.run(config, str(workdir))
     content, tables, shown = read(workdir)
     own = tables["this run's grids at 8 px, photographs: alias energy, % of the view's signal"]
     assert own.columns == ["view operator", "p = 1", "p = 2"]
@@ -74,7 +75,7 @@ def test_a_run_has_its_tokenizer_its_images_and_its_teacher_measured(config, tmp
     """Weights are random, and saved as a training would."""
     monkeypatch.setattr(aliasing, "PRESETS", {})
     workdir = tmp_path / "run"
-    run = train.prepare(config, str(workdir))
+    run = prepare(config, str(workdir)).run
     for stage, task in (("tokenizer", build.tokenizer_task(config)),
                         ("generator", build.generator_task(config, run.num_classes))):
         with Checkpoints(workdir / stage / "checkpoints") as checkpoints:
@@ -85,7 +86,7 @@ def test_a_run_has_its_tokenizer_its_images_and_its_teacher_measured(config, tmp
     folder.mkdir(parents=True)
     for i, image in enumerate(np.random.default_rng(1).integers(0, 255, (12, 8, 8, 3), np.uint8)):
         Image.fromarray(image).save(folder / f"{i:06d}_0000.png")
-    aliasing.measure(config, str(workdir))
+    aliasing.run(config, str(workdir))
     content, tables, shown = read(workdir)
     assert content["settings"]["skipped"] == [
         "slanted edges: images of 8 px are too small"]
@@ -106,11 +107,11 @@ def test_images_from_anywhere_and_images_that_are_not_there(config, tmp_path, mo
     monkeypatch.setattr(aliasing, "PRESETS", {})
     config.aliasing.samples = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="aliasing.samples is .*nowhere, but there is no such"):
-        aliasing.measure(config, str(tmp_path / "run"))
+        aliasing.run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     np.savez(tmp_path / "drawn.npz", arr_0=np.random.default_rng(1).integers(0, 255, (12, 16, 16, 3), np.uint8))
     config.aliasing.samples = str(tmp_path / "drawn.npz")
-    aliasing.measure(config, str(tmp_path / "run"))
+    aliasing.run(config, str(tmp_path / "run"))
     _, tables, _ = read(tmp_path / "run")
     (spectrum,) = [table for title, table in tables.items() if title.startswith("power of luminance")]
     assert spectrum.rows[0][0] == "generated" and spectrum.columns[1] == "0.312 to 0.5"  # of their own 16 pixels

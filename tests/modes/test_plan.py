@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from refocus_jax.config import build
 from refocus_jax.judges import perceptual, state_dict, vgg
 from refocus_jax.modes import plan
 from refocus_jax.planning import flops, targets
 from refocus_jax.planning.compile import Program
+from refocus_jax.planning.planner import PROGRAMS, Planner
 from refocus_jax.reporting import plans
 from refocus_jax.runtime import mesh as mesh_lib
 
@@ -19,15 +21,20 @@ from refocus_jax.runtime import mesh as mesh_lib
 @pytest.fixture
 def config(micro):
     c = micro()
-    c.update(tokenizer_batch_size=8, generator_batch_size=16)
+    c.tokenizer.train.batch_size, c.generator.train.batch_size = 8, 16
     c.data.validation_examples = 16
     c.mesh.fsdp = 4
     return c
 
 
+def planner_of(config, **mesh) -> Planner:
+    target = targets.load("gpu:a100:1x8")
+    return Planner(functools.partial(build.programs, config, "gpu"), target, mesh_lib.make_mesh(target.devices, **mesh))
+
+
 def test_a_small_plan(config, tmp_path, capsys):
-    config.plan.programs = ("generator",)
-    plan.plan(config, str(tmp_path / "run"), "gpu:a100:1x8")
+    config.plan.update(programs=("generator",), topology="gpu:a100:1x8")
+    plan.run(config, str(tmp_path / "run"))
     found = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert found["chips"] == 8 and found["mesh"] == {"data": 2, "fsdp": 4}
     assert found["teacher_over_student"]["flops"] > 0 and found["parameters"]["student"] > 0
@@ -45,13 +52,12 @@ def test_a_small_plan(config, tmp_path, capsys):
 
 def test_the_perceptual_loss_is_counted(config):
     """By shapes alone: a plan asks for no file of weights. Its cost is that of the distance and of its gradient."""
-    config.update(image_size=16, perceptual="vgg16:absent.pth")
+    config.image_size, config.tokenizer.perceptual_network = 16, "vgg16:absent.pth"
     config.grid_sizes = (1, 2, 8)
-    target = targets.load("gpu:a100:1x8")
     counted = {}
     for weight in (0.0, 0.1):
         config.tokenizer.loss.perceptual = weight
-        counted[weight] = plan.Planner(config, target, mesh_lib.make_mesh(target.devices))._flops("tokenizer")
+        counted[weight] = planner_of(config).flops("tokenizer")
     network, image = vgg.Vgg16(), jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
     distance = jax.value_and_grad(functools.partial(perceptual.distance, network), argnums=1)
     alone = flops.count(distance, state_dict.parameter_shapes(network), image, image)
@@ -59,10 +65,9 @@ def test_the_perceptual_loss_is_counted(config):
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would_help(config):
-    target = targets.load("gpu:a100:1x8")
-    planner = plan.Planner(config, target, mesh_lib.make_mesh(target.devices, **config.mesh))
+    planner = planner_of(config, **config.mesh)
     short = Program(2**34, 2**33, 2**33, 2**32, {}, 1.0)
-    tokenizer, generator, sample = (" ".join(planner._remedies(name, short)) for name in plan.PROGRAMS)
+    tokenizer, generator, sample = (" ".join(planner._remedies(name, short)) for name in PROGRAMS)
     assert "generator.train.microbatches=2" in generator and "generator.model.remat=blocks" in generator
     assert "mesh.fsdp=8: parameters and optimizer state of 4.0 GiB" in generator
     assert "tokenizer.train.microbatches" not in tokenizer and "mesh.fsdp=8" in tokenizer  # one image per chip already
@@ -77,8 +82,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help(config):
 
 
 def test_the_largest_batch_is_found(config, monkeypatch):
-    target = targets.load("gpu:a100:1x8")
-    planner = plan.Planner(config, target, mesh_lib.make_mesh(target.devices))
+    planner = planner_of(config)
     for limit in (0, 1, 3, 37, 200):
         tried = []
 
@@ -86,20 +90,20 @@ def test_the_largest_batch_is_found(config, monkeypatch):
             tried.append(batch // 8)
             return Program(0, 1, int(batch // 8 > limit), 0, {}, 0.0)
 
-        monkeypatch.setattr(plan.Planner, "_compile", compile_)
+        monkeypatch.setattr(Planner, "_compile", compile_)
         found = planner._largest_batch("generator", 16, planner._compile("generator", 16))
         assert found <= limit and limit - found <= max(1, limit // 8) * (limit > 8)
         assert len(tried) < 16
 
 
 @pytest.mark.parametrize(("changes", "topology", "message"), [
-    ({}, None, "--topology is not given; give"),
+    ({}, "", "plan.topology is empty; give"),
     ({"plan.programs": ("train",)}, "gpu:a100:1x8", "plan.programs has train; choose from tokenizer"),
     ({"mesh.fsdp": 3}, "gpu:a100:1x8", "mesh.fsdp is 3, which 8 devices cannot fill"),
     ({"generator.train.batch_size": 4}, "gpu:a100:1x8", "generator.train.batch_size is 4, which 8 devices"),
 ])
 def test_plans_that_cannot_be_are_refused(config, tmp_path, changes, topology, message):
-    config.update_from_flattened_dict(changes)
+    config.update_from_flattened_dict({"plan.topology": topology, **changes})
     with pytest.raises(ValueError, match=message):
-        plan.plan(config, str(tmp_path), topology)
+        plan.run(config, str(tmp_path))
     assert not list(tmp_path.iterdir())

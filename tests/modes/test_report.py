@@ -2,7 +2,6 @@
 
 import errno
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,36 +23,36 @@ def test_a_page_is_written_and_the_verdict_printed(tmp_path, capsys):
     seeds = [str(workdirs.write(tmp_path / f"seed_{seed}", seed)) for seed in range(3)]
     out = tmp_path / "reference.json"
     reference.main(["make", "--workdirs", *seeds, "--machine", "a desk", "--out", str(out)])
-    other = workdirs.write(tmp_path / "other", 4, label_drop=0.3)
-    main.MODES["report"](config(**{"report.reference": str(out), "report.compare": (str(other),)}), seeds[0])
+    other = workdirs.write(tmp_path / "other", 4, **{"generator.train.label_dropout": 0.3})
+    main.find("report")(config(**{"report.reference": str(out), "report.compare": (str(other),)}), seeds[0])
     printed = capsys.readouterr().out
     assert "seed_0: Healthy: tokenizer up to step 2400" in printed
     assert "other: Not compared: " in printed and "generator.train.label_dropout is 0.1 there and 0.3 here" in printed
     assert f"{seeds[0]}/report.html" in printed
     page = (tmp_path / "seed_0" / "report.html").read_text()
     assert "<title>ReFocus-VAR: seed_0, other</title>" in page and not list(tmp_path.rglob("*.tmp"))
-    report.write(config(**{"report.reference": str(tmp_path / "none.json")}), seeds[0])
+    report.run(config(**{"report.reference": str(tmp_path / "none.json")}), seeds[0])
     assert "none.json, which is not there" in capsys.readouterr().out
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     first, second = (workdirs.write(tmp_path / folder / "tiny", stages=("tokenizer",), until=0.1) for folder in "ab")
-    report.write(config(**{"report.compare": (str(second),)}), str(first))
+    report.run(config(**{"report.compare": (str(second),)}), str(first))
     assert f"<title>ReFocus-VAR: {first}, {second}</title>" in (first / "report.html").read_text()
     with pytest.raises(ValueError, match="names a workdir twice"):
-        report.write(config(**{"report.compare": (str(first),)}), str(first))
+        report.run(config(**{"report.compare": (str(first),)}), str(first))
 
 
 def test_what_is_no_workdir_is_refused_before_anything_is_written(tmp_path):
     run = workdirs.write(tmp_path / "run", stages=())
     with pytest.raises(FileNotFoundError, match="nothing is not the workdir of a run: it does not exist"):
-        report.write(config(**{"report.compare": (str(tmp_path / "nothing"),)}), str(run))
+        report.run(config(**{"report.compare": (str(tmp_path / "nothing"),)}), str(run))
     assert not (run / "report.html").exists()
 
 
 def test_a_full_disk_is_said_in_a_line_and_the_former_page_stays(tmp_path, monkeypatch):
     run = workdirs.write(tmp_path / "run", stages=())
-    report.write(config(**{"report.reference": ""}), str(run))
+    report.run(config(**{"report.reference": ""}), str(run))
     before = (run / "report.html").read_text()
 
     def full(*_, **__):
@@ -61,19 +60,5 @@ def test_a_full_disk_is_said_in_a_line_and_the_former_page_stays(tmp_path, monke
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match=r"report.html cannot be written \(No space left on device\); make room"):
-        report.write(config(**{"report.reference": ""}), str(run))
+        report.run(config(**{"report.reference": ""}), str(run))
     assert (run / "report.html").read_text() == before and not list(run.glob(".*.tmp"))
-
-
-def test_what_is_no_module_is_installed_with_the_package(monkeypatch):
-    """In a wheel too: setup.py names the page's template and py.typed."""
-    given = {}
-    monkeypatch.setattr("setuptools.setup", lambda **arguments: given.update(arguments))
-    monkeypatch.setattr(sys, "argv", ["setup.py"])
-    source = Path(report.__file__).parents[1] / "setup.py"
-    exec(compile(source.read_text(), str(source), "exec"), {"__file__": str(source), "__name__": "__main__"})
-    listed = {(Path(package.replace(".", "/")) / name).as_posix()
-              for package, names in given["package_data"].items() for name in names}
-    there = {path.relative_to(source.parent).as_posix() for path in source.parent.glob("refocus_jax/**/*")
-             if path.is_file() and path.suffix not in (".py", ".pyc")}
-    assert listed == there and there

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
-from refocus_jax.config import build
+from refocus_jax.config import build, stages
 from refocus_jax.data import pipeline, sources, token_cache
+from refocus_jax.data.crops import CropRule
 from refocus_jax.models.randomness import seed_of
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import processes
+from refocus_jax.runtime.digests import digests
 from refocus_jax.training import encode
 
 
@@ -35,10 +36,10 @@ def write(micro, params, source):
     """write(directory): two passes over 15 images, in shards of 12; keywords are those of `encode.write`."""
     c = micro()
     c.encode.passes = 2
-    description = encode.describe(c, source, encode.digests(params))
+    description = stages.token_description(c, source, digests(params))
 
     def run(directory, **keywords):
-        return encode.write(c, str(directory), description, source, build.tokenizer(c), params, **keywords)
+        return encode.write(directory, description, source, build.crop_rule(c), build.tokenizer(c), params, **keywords)
 
     return run
 
@@ -57,7 +58,7 @@ def contents(directory):
 def test_a_cache_holds_the_tokens_of_every_pass(written, micro, params, source):
     c, cache = micro(), token_cache.TokenCache(written)
     assert len(cache) == 30 and len(list(written.glob("*.array_record"))) == 3
-    crops = pipeline.passes(source, image_size=8, seed=seed_of(c.seed, "encode"), resize_ratio=0.0, flip=False)
+    crops = pipeline.passes(source, CropRule(8), seed=seed_of(c.seed, "encode"))
     encoder = encode.encoder(build.tokenizer(c), mesh_lib.make_mesh())
     for start in (0, 4, 24):  # blocks of which some ends in the middle of a pass
         rows = [crops[i] for i in range(start, start + 4)]
@@ -120,24 +121,12 @@ def test_an_interrupted_cache_goes_on_with_the_missing_shards(written, write, tm
     assert contents(tmp_path) == contents(written)
 
 
-def test_digests_see_every_bit_and_not_the_devices(params):
-    found = encode.digests(params)
-    assert set(found) == {"structure", "alias", "residual_std"}
-    mesh = mesh_lib.make_mesh()
-    divided, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), mesh_lib.replicated(mesh)
-    placed = jax.tree.map(lambda a: jax.device_put(a, whole if a.shape[0] % 2 else divided), params)
-    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
-    assert encode.digests(placed) == encode.digests(jax.device_get(params)) == found
-    changed = params | {"residual_std": params["residual_std"].at[0].set(jnp.nextafter(params["residual_std"][0], 2.0))}
-    assert [name for name, value in encode.digests(changed).items() if value != found[name]] == ["residual_std"]
-
-
 def test_a_cache_of_other_tokenizers_or_settings_is_refused(written, micro, params, source):
     def check(argument=None, tokenizers=None, source=source, **changes):
         c = micro(argument)
         c.update_from_flattened_dict(changes)
-        tokenizers = encode.digests(params) if tokenizers is None else tokenizers
-        encode.check(str(written), encode.describe(c, source, tokenizers))
+        tokenizers = digests(params) if tokenizers is None else tokenizers
+        encode.check(str(written), stages.token_description(c, source, tokenizers))
 
     pixels = np.array(source.images)
     pixels[3, 0, 0, 0] ^= 1
@@ -145,7 +134,7 @@ def test_a_cache_of_other_tokenizers_or_settings_is_refused(written, micro, para
     check()
     check(**{"data.source": "npz:moved"})
     check(seed=5, **{"encode.shard_size": 7, "encode.passes": 9, "data.num_workers": 3})
-    check("noteacher", {"structure": encode.digests(params)["structure"]})  # which reads no alias tokens
+    check("noteacher", {"structure": digests(params)["structure"]})  # which reads no alias tokens
     for changes, said in (
             ({"data.flip": True}, "data.flip is False there and True here"),
             ({"focus.psf": "gaussian"}, "focus.psf is 'disk' there and 'gaussian' here"),

@@ -186,7 +186,7 @@ def test_interrupted_stage_2_resumes_bit_for_bit(micro, frozen, tokens, tmp_path
 
         examples = grain.MapDataset.range(64).seed(0).shuffle().repeat().map_with_index(example)
         batches = pipeline.Batches(examples, 4)
-        return loop.train(task, loop.LoopSettings(**c.generator.train), batches, frozen=placed,
+        return loop.train(task, build.loop_settings(c.generator.train), batches, frozen=placed,
                           key=jax.random.key(0), mesh=mesh, directory=str(directory),
                           evaluator=lambda state, frozen: ())
 

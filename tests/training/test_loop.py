@@ -22,7 +22,11 @@ from refocus_jax.training import loop
 @flax.struct.dataclass
 class ToyState:
     step: jax.Array
-    w: jax.Array
+    params: dict[str, jax.Array]
+
+    @property
+    def w(self):
+        return self.params["w"]
 
 
 class ToyTask:
@@ -34,14 +38,14 @@ class ToyTask:
         self.nan_from = nan_from
 
     def init(self, key):
-        return ToyState(jnp.zeros((), jnp.int32), jax.random.normal(key, (3,)))
+        return ToyState(jnp.zeros((), jnp.int32), {"w": jax.random.normal(key, (3,))})
 
     def update(self, state, frozen, batch, key):
         noise = jax.random.normal(jax.random.fold_in(key, state.step), (3,))
         w = 0.9 * state.w + frozen * batch["x"].mean() + 0.1 * noise
         # Every step after `nan_from` has a gradient that is no number.
         w = jnp.where(state.step >= self.nan_from, jnp.nan, w)
-        return ToyState(state.step + 1, w), {"loss/total": jnp.zeros(()), "gradient_norm": jnp.sum(w**2)}
+        return ToyState(state.step + 1, {"w": w}), {"loss/total": jnp.zeros(()), "gradient_norm": jnp.sum(w**2)}
 
 
 class Interrupt(Exception):
@@ -54,7 +58,8 @@ def no_read_ahead(monkeypatch):
     monkeypatch.setattr(pipeline, "READ_OPTIONS", grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
 
-def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, batch_size=4, **settings):
+def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, batch_size=4, share_of_peak=None,
+        **settings):
     """Trains; at `interrupt_at` the data source dies when it is asked for that batch, at `sigterm_at` the process is
     asked to stop."""
     seen = []
@@ -75,7 +80,8 @@ def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, bat
     batches = pipeline.Batches(examples, batch_size)
     settings = loop.LoopSettings(steps, log_every=2, evaluate_every=4, save_every=3, **settings)
     state = loop.train(ToyTask(nan_from), settings, batches, frozen=jnp.ones(()), key=jax.random.key(0),
-                       mesh=mesh_lib.make_mesh(), directory=str(directory), evaluator=evaluator)
+                       mesh=mesh_lib.make_mesh(), directory=str(directory), evaluator=evaluator,
+                       share_of_peak=share_of_peak)
     return state, seen
 
 
@@ -107,7 +113,7 @@ def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tmp_path):
 def test_a_number_that_is_none_stops_the_run_before_it_is_saved(tmp_path):
     """Steps 0 to 4 are sound, 6 would be saved."""
     with pytest.raises(loop.NonFinite, match="toy, step 6: not finite: gradient_norm; the last good checkpoint is of "
-                                             "step 3. .*toy_training.skip_nonfinite=n"):
+                                             "step 3. .*toy.train.skip_nonfinite=n"):
         run(tmp_path, 10, nan_from=5)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == 3
@@ -223,3 +229,22 @@ def test_settings_out_of_range_are_named():
         loop.LoopSettings(10, save_every=0)
     with pytest.raises(ValueError, match="skip_nonfinite is -1"):
         loop.LoopSettings(10, skip_nonfinite=-1)
+
+
+def test_a_run_says_what_it_runs_on_and_what_it_trains(tmp_path, capsys):
+    run(tmp_path, 2)
+    said = capsys.readouterr().err
+    assert "toy: 2 x cpu in 1 process(es), mesh data 2, fsdp 1. Parameters, one by one in" in said
+    for table in (said, (tmp_path / "parameters.txt").read_text()):
+        assert "| w    | (3,)  | float32 | 3    |" in table and "Total: 3" in table
+
+
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_utilization_is_logged_where_it_is_known(tmp_path, share):
+    """A step per second would be a quarter of the peak: it is that times the steps per second."""
+    run(tmp_path, 3, share_of_peak=share)
+    for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        if "loss/total" in line:
+            assert ("mfu" in line) == (share is not None)
+            if share:
+                assert line["mfu"] == pytest.approx(share * line["images_per_second"] / 4)

@@ -225,7 +225,8 @@ def test_perceptual_loss_trains_encoder_and_decoder_alone(perceptual_terms):
 
 def test_without_weight_a_perceptual_network_is_none(stepper, images):
     _, update, state = stepper()
-    task, other, first = stepper(None, (("perceptual", "efficientnet_lite0"), ("tokenizer.loss.perceptual", 0.0)))
+    task, other, first = stepper(None, (("tokenizer.perceptual_network", "efficientnet_lite0"),
+                                         ("tokenizer.loss.perceptual", 0.0)))
     assert task.perceptual is not None and task.frozen_shapes is None
     (one, values), (same, same_values) = (steps(f, s, images, 3) for f, s in ((update, state), (other, first)))
     assert values == same_values and "loss/perceptual" not in values[0] and equal(one.params, same.params)
@@ -263,7 +264,7 @@ def test_interrupted_stage_1_resumes_bit_for_bit(micro, images, tmp_path, monkey
 
         examples = grain.MapDataset.range(64).seed(0).shuffle().repeat().map_with_index(example)
         batches = pipeline.Batches(examples, 4)
-        return loop.train(task, loop.LoopSettings(**c.tokenizer.train), batches, frozen=None, key=jax.random.key(0),
+        return loop.train(task, build.loop_settings(c.tokenizer.train), batches, frozen=None, key=jax.random.key(0),
                           mesh=mesh, directory=str(directory), evaluator=lambda state, frozen: ())
 
     straight = run(tmp_path / "straight")

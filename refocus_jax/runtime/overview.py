@@ -1,0 +1,45 @@
+"""What a run says of itself before its first step: devices, mesh, and the table of its parameters."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from refocus_jax.runtime.files import atomically
+
+
+def machine(mesh: jax.sharding.Mesh) -> str:
+    """Devices, processes and mesh in a line."""
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    device = mesh.devices.flat[0]
+    return f"{mesh.size} x {device.device_kind} in {jax.process_count()} process(es), mesh {axes}"
+
+
+def announce(name: str, params: Any, mesh: jax.sharding.Mesh, directory: str | Path) -> None:
+    """Prints the machine and the parameters of each network's parts, and writes all of them to parameters.txt.
+
+    Process 0 does, on standard error.
+
+    Args:
+      params: nested dictionaries of arrays or shapes.
+    """
+    if jax.process_index():
+        return
+    path = Path(directory) / "parameters.txt"
+    with atomically(path) as temporary:
+        temporary.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+    print(f"{name}: {machine(mesh)}. Parameters, one by one in {path}:", file=sys.stderr)
+    print(parameter_overview.get_parameter_overview(_summed(params), include_stats=False), file=sys.stderr, flush=True)
+
+
+def _summed(params: Any) -> Any:
+    """The tree cut off below its second level, with the number of parameters below as shape."""
+    sizes: dict[tuple[str, ...], Any] = {}
+    for path, leaf in flatten_dict(params).items():
+        counted = sizes.get(path[:2])
+        size = leaf.size + (counted.size if counted else 0)
+        sizes[path[:2]] = jax.ShapeDtypeStruct((size,), leaf.dtype)
+    return unflatten_dict(sizes)

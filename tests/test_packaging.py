@@ -1,0 +1,60 @@
+"""What is built from a clone works without it: a wheel serves the Python API and the command line."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A folder with the sdist, and the wheel that is built from what is in it."""
+    out = tmp_path_factory.mktemp("built")
+    source = out / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(
+        ".git", "*venv*", "build", "dist", "runs", "*.egg-info", "__pycache__", ".pytest_cache", ".ruff_cache"))
+    build = "from setuptools import build_meta; print(build_meta.build_sdist({0!r}), build_meta.build_wheel({0!r}))"
+    subprocess.run([sys.executable, "-c", build.format(str(out))], cwd=source, check=True, capture_output=True)
+    return out
+
+
+def test_the_wheel_holds_the_package_its_data_and_the_configs(built):
+    names = set(zipfile.ZipFile(next(built.glob("*.whl"))).namelist())
+    there = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("refocus_jax/**/*")
+             if path.is_file() and path.suffix != ".pyc"}
+    configs = {f"refocus_jax/configs/{path.name}" for path in ROOT.glob("configs/*.py")}
+    assert names >= there | configs and len(configs) == 8
+    assert not any(name.startswith(("tests", "benchmarks", "launch", "configs")) for name in names)
+
+
+def test_the_wheel_serves_the_api_and_the_command_line_from_any_directory(built, tmp_path):
+    """Its files come first on the path, and the clone is not on it."""
+    zipfile.ZipFile(next(built.glob("*.whl"))).extractall(tmp_path / "installed")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "JAX_PLATFORMS": "cpu"}
+    code = ("import refocus_jax; from refocus_jax import pretrained; from refocus_jax.config import arguments; "
+            "print(refocus_jax.__file__); print(arguments.load('d16:k4').grid_sizes)")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    found = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, check=True,
+                           capture_output=True, text=True).stdout
+    assert found == f"{tmp_path}/installed/refocus_jax/__init__.py\n(2, 4, 8, 16)\n"
+    command = [sys.executable, "-m", "refocus_jax.main", "--config=tiny:smoke", "--workdir=run", "--mode=config"]
+    printed = subprocess.run(command, cwd=elsewhere, env=environment, check=True, capture_output=True, text=True).stdout
+    assert "* tokenizer.train.steps = 40 " in printed
+
+
+def test_the_sdist_can_run_its_own_tests(built):
+    """It holds the tests with their fixtures, and what they read."""
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = ("tests/conftest.py", "tests/fixtures/var_square.npz", "configs/tiny.py", "launch/colab_tpu.ipynb",
+              "benchmarks/reference.py", "docs/reference/settings.md", "pyproject.toml", ".ci/run",
+              "refocus_jax/py.typed")
+    assert set(wanted) <= names

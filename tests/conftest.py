@@ -14,11 +14,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1.0"
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import numpy as np
+import pytest
 
-from tests.fixtures import micro as micro_config  # noqa: E402
+from tests.fixtures import micro as micro_config
 
 # Tests are mostly compilation, which this halves. REFOCUS_TEST_OPTIMIZATIONS=1 compiles as users do.
 jax.config.update("jax_disable_most_optimizations", not os.environ.get("REFOCUS_TEST_OPTIMIZATIONS"))

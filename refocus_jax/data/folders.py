@@ -179,7 +179,7 @@ def _splits(root: Path, folders: Sequence[str]) -> dict[str | None, str]:
         if folder.lower() in _SPLIT_NAMES:
             named[_SPLIT_NAMES[folder.lower()]].append(folder)
     classes = len(folders) - sum(map(len, named.values()))
-    if not named or classes and ("train" not in named or len(named) == 1):
+    if not named or (classes and ("train" not in named or len(named) == 1)):
         return {None: ""}  # a train among other things is a class, as a test without train
     if "train" not in named:
         raise ValueError(f"data.source is folder:{root}, which has {_list(folders)} and no train; {_layouts(root)}; "

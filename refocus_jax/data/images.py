@@ -179,7 +179,7 @@ def _loaded(file: BinaryIO, name: str, *, only_sixteen_bits: bool = False) -> It
 
 def _declared_white(image: Image.Image) -> int | None:
     """Which value is white once the image is loaded; None where 16 bits leave it open."""
-    if image.format == "PPM" and image.mode == "I" or image.format == "JPEG2000" and image.mode.startswith("I;16"):
+    if (image.format == "PPM" and image.mode == "I") or (image.format == "JPEG2000" and image.mode.startswith("I;16")):
         return _SIXTEEN_BIT_MAX  # these formats declare their range, and Pillow scales it
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels (mode {image.mode}) have no known range; save it with 8 or 16 bits")

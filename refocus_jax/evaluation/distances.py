@@ -156,7 +156,7 @@ def _squared_distances(a_nd: np.ndarray, b_md: np.ndarray) -> np.ndarray:
 
 
 def inception_score(logits_nc: np.ndarray, splits: int = 10, seed: int = 0) -> tuple[float, float]:
-    """exp of the mean KL divergence of class probabilities from their mean: its mean over splits and their deviation.
+    """Exp of the mean KL divergence of class probabilities from their mean: its mean over splits and their deviation.
 
     The images are shuffled before they are split, from an order that depends on their logits alone. So images that come
     class by class, as generators draw them, give the very score of the same images in any other order; split as they

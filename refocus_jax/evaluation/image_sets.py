@@ -213,4 +213,4 @@ def has_images(path: str) -> bool:
       ValueError: a damaged `.npz` file.
     """
     location = Path(path).expanduser()
-    return location.is_dir() or location.is_file() and not npz.names(location).isdisjoint(_ARRAYS)
+    return location.is_dir() or (location.is_file() and not npz.names(location).isdisjoint(_ARRAYS))

@@ -51,7 +51,7 @@ def ssim(a_bhwc: jax.Array, b_bhwc: jax.Array) -> jax.Array:
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """exp of the entropy of code counts (V,): how many codes are in use, as if equally."""
+    """Exp of the entropy of code counts (V,): how many codes are in use, as if equally."""
     p = counts[counts > 0] / counts.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
 

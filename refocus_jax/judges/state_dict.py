@@ -39,7 +39,7 @@ def parameters(network: nn.Module, arrays: Mapping[str, np.ndarray], sources: Ma
         expected[f"{source.layer}.weight"] = _to_official(shape)
         if (*path, "bias") in template:
             names = _norm_names(source.norm) if source.norm else (f"{source.layer}.bias",)
-            expected |= {name: shape[-1:] for name in names}
+            expected |= dict.fromkeys(names, shape[-1:])
     missing = sorted(expected.keys() - arrays.keys())
     differing = [f"{name} {arrays[name].shape} instead of {shape}" for name, shape in sorted(expected.items())
                  if name in arrays and arrays[name].shape != shape]

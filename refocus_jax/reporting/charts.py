@@ -30,8 +30,7 @@ def svg(chart: Chart, name: str = "chart") -> str:
       name: what its ids begin with; each chart of a page needs another.
     """
     style = {"svg.fonttype": "none", "svg.hashsalt": name,
-             **{key: _INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color",
-                                      "ytick.color", "grid.color")}}
+             **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), _INK)}
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE | style):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

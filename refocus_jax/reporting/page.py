@@ -25,7 +25,8 @@ _HALF = 560  # pixels, half of the page's width
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """source: a data URI. width: of the file in pixels. crisp: it is enlarged pixel by pixel and never made smaller,
-    which would show patterns that are not in it."""
+    which would show patterns that are not in it.
+    """
 
     source: str
     alt: str
@@ -107,7 +108,8 @@ Item = Picture | Drawing | Tabled | Missing | Words | Settings
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Items under a heading, next to each other where there is room; a group of one item that needs little stands next
-    to other such groups."""
+    to other such groups.
+    """
 
     id: str
     title: str

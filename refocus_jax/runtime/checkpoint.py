@@ -300,7 +300,8 @@ def _named(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 class _EndsItsReads:
     """Orbax ends at the first array that it cannot read. Reads that are under way would then end in errors that no one
-    can catch, and Python would print the traceback of each."""
+    can catch, and Python would print the traceback of each.
+    """
 
     async def deserialize(self, infos, args=None):
         before = asyncio.all_tasks()

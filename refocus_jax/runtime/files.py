@@ -42,7 +42,8 @@ def atomically(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
     """What is written to `path` in the block: only by who may, and an OSError says in one line what could not be
-    written, why, and how many bytes it needs in all."""
+    written, why, and how many bytes it needs in all.
+    """
     lease.confirm()
     try:
         yield

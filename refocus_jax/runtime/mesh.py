@@ -47,7 +47,7 @@ def mesh_sizes(data: int, fsdp: int, num_devices: int) -> tuple[int, int]:
         raise ValueError(f"mesh.data is {data} and mesh.fsdp is {fsdp}; give sizes of 1 or more, and -1 (the rest) for "
                          "at most one of them")
     known = max(data, 1) * max(fsdp, 1)
-    if num_devices % known or -1 not in (data, fsdp) and known != num_devices:
+    if num_devices % known or (-1 not in (data, fsdp) and known != num_devices):
         raise ValueError(f"mesh.data is {data} and mesh.fsdp is {fsdp}, which {num_devices} devices cannot fill; give "
                          f"sizes whose product is {num_devices}, or -1 (the rest) for one of them")
     rest = num_devices // known

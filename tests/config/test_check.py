@@ -195,7 +195,7 @@ NO_PATHS = {"focus.psf", "focus.schedule", "focus.downsample", "tokenizer.model.
 def test_home_is_expanded_in_every_setting_that_is_a_path(config, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     text = {name for name, value in settings(config()).items() if isinstance(value, str)}
-    c = config(**{name: "~/x" for name in text}, **{"report.compare": ("~/a", "runs/~b", "/c")})
+    c = config(**dict.fromkeys(text, "~/x"), **{"report.compare": ("~/a", "runs/~b", "/c")})
     check.expand_paths(c)
     assert {name for name in text if settings(c)[name] == "~/x"} == NO_PATHS
     assert {settings(c)[name] for name in text - NO_PATHS} == {"/home/me/x"}

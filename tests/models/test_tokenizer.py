@@ -79,7 +79,7 @@ def test_token_maps_of_both_streams(dual):
     structure, alias = encode(params, IMAGE)
     assert [t.shape for t in structure] == [(2, p, p) for p in small.GRIDS]
     assert [t.shape for t in alias] == [(2, p, p) for p in small.GRIDS[:-1]]  # the last residual is noise alone
-    assert all(t.dtype == np.int32 and 0 <= np.min(t) for t in (*structure, *alias))
+    assert all(t.dtype == np.int32 and np.min(t) >= 0 for t in (*structure, *alias))
     assert max(map(np.max, structure)) < small.VOCAB and max(map(np.max, alias)) < small.VOCAB // 2
 
 

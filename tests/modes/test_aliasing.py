@@ -38,9 +38,9 @@ def config(micro, tmp_path):
 
 def read(workdir):
     content = json.loads((workdir / "aliasing" / "aliasing.json").read_text())
-    tables = {table["title"]: tables.Table(**table) for table in content["tables"]}
+    found = {table["title"]: tables.Table(**table) for table in content["tables"]}
     shown = {chart["title"]: tables.chart_from_json(chart) for chart in content["charts"]}
-    return content, tables, shown
+    return content, found, shown
 
 
 def random_params(task):

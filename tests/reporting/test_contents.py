@@ -60,7 +60,7 @@ def check_page(html: str) -> Parsed:
         for name, value in attrs.items():
             assert not name.startswith("on")
             if name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
-                assert value.startswith("data:") or value[0] == "#" and value[1:] in ids, (name, value)
+                assert value.startswith("data:") or (value[0] == "#" and value[1:] in ids), (name, value)
     for target in re.findall(r"url\(([^)]*)\)|@import", html):
         assert target[0] == "#" and target[1:] in ids
     for image in parsed.all("img"):

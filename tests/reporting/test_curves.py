@@ -55,7 +55,7 @@ def test_convergence_of_several_runs_is_one_chart(tmp_path, monkeypatch, metric)
     both = {str(seed): runs.read(workdirs.write(tmp_path / str(seed), seed)) for seed in range(2)}
     chart = by_name(curves.drawings(both))[f"generator-{metric.replace('_', '-')}"].chart
     assert [line.name for line in chart.lines] == ["0", "1"] and list(chart.lines[0].x) == [450, 900]
-    assert curves.FRECHET == {"validation/fid", "validation/fd_efflite0"}
+    assert {"validation/fid", "validation/fd_efflite0"} == curves.FRECHET
 
 
 def test_a_reference_is_a_band(recorded):

@@ -1,8 +1,11 @@
 """A run that is killed, also while it saves, ends with the bits of one that is not: benchmarks/kills.py on `micro`."""
 
+import pytest
+
 from benchmarks import kills
 
 
+@pytest.mark.slow  # eight starts of the program
 def test_killed_runs_lose_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compilation is most of the time
     config = "tests/fixtures/micro.py"

@@ -49,7 +49,8 @@ def test_student_has_the_published_number_of_parameters(name, vocab_size):
     assert round(millions, 1) == SIZES[name][vocab_size == 8192]
 
 
-@pytest.mark.parametrize("name", ["d16", "d36_512", "d16_1024", "tiny"])
+@pytest.mark.parametrize("name", [
+    "tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("d16", "d36_512", "d16_1024"))])
 def test_tokenizer_step_traces(name):
     before, after, values = traced_tokenizer(name)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), before) == jax.tree.map(lambda a: (a.shape, a.dtype), after)
@@ -59,7 +60,8 @@ def test_tokenizer_step_traces(name):
     assert all(value.shape == () for value in values.values())
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [
+    name if name in ("d16", "tiny") else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS])
 def test_generator_step_traces(name):
     c = config(name)
     task = build.generator_task(c, IMAGENET_CLASSES)

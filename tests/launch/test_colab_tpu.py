@@ -15,6 +15,8 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
+pytestmark = pytest.mark.slow  # the whole of tiny:smoke, with all its compilation
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "launch" / "colab_tpu.ipynb"
 

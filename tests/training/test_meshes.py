@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "generator"])
+@pytest.mark.parametrize("stage", [pytest.param("tokenizer", marks=pytest.mark.slow), "generator"])
 def test_eight_devices_give_the_losses_of_one(stage, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     printed = subprocess.run([sys.executable, "-m", "tests.fixtures.meshes", stage], check=True, capture_output=True)

@@ -57,9 +57,9 @@ def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
 
 @pytest.mark.parametrize(("argument", "present", "absent"), [
     (None, {"view", "alias_reconstruction", "adversarial"}, {"consistency"}),
-    ("residual", {"view", "consistency"}, set()),
+    pytest.param("residual", {"view", "consistency"}, set(), marks=pytest.mark.slow),
     ("var", {"vq"}, {"view", "consistency", "alias_vq"}),
-    ("shared", {"alias_reconstruction"}, set()),
+    pytest.param("shared", {"alias_reconstruction"}, set(), marks=pytest.mark.slow),
 ])
 def test_every_pyramid_has_its_terms(stepper, images, argument, present, absent):
     _, update, state = stepper(argument)

@@ -32,7 +32,8 @@ def _grids(sizes: tuple[int, ...]) -> Change:
 # All arguments by name, each with its choices. They are applied in this order; later ones refine earlier ones.
 ARGUMENTS: dict[str, Choices] = {
     "grids": {
-        name: (_grids(sizes), f"token maps of sides {', '.join(map(str, sizes))}") for name, sizes in GRID_SIZES.items()},
+        name: (_grids(sizes), f"token maps of sides {', '.join(map(str, sizes))}")
+        for name, sizes in GRID_SIZES.items()},
     "pyramid": {
         "focus": (lambda c: c.tokenizer.model.update(pyramid="focus"), "focused views"),
         "var": (lambda c: c.tokenizer.model.update(pyramid="var", residual=True), "Table 2: VAR's pyramid"),

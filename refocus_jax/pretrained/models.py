@@ -235,7 +235,7 @@ class Generator:
         """Decodes samples to images (b, h, w, 3) in [-1, 1]; every process gets all of them."""
         return self._images(self.tokenizer.params, drawn.f_hat[-1])
 
-    def _shared(self, array: np.ndarray) -> jax.Array:
+    def _shared(self, array: jax.Array) -> jax.Array:
         mesh = mesh_lib.make_mesh()
         sharding = mesh_lib.batch_sharding if len(array) % mesh.size == 0 else mesh_lib.replicated
         return mesh_lib.put_whole(array, sharding(mesh))

@@ -1,6 +1,7 @@
 """The config saved in a workdir: its config.json, applied to the defaults."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from refocus_jax.config import base, check
 from refocus_jax.runtime.files import read_json
 
 
-def read(workdir: str | Path) -> tuple[ConfigDict, tuple[str, ...]]:
+def read(workdir: str | os.PathLike) -> tuple[ConfigDict, tuple[str, ...]]:
     """Reads the config that a workdir was made with, and the names of its classes.
 
     Settings that did not exist yet when the workdir was made have their defaults.

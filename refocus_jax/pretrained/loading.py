@@ -82,7 +82,7 @@ def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
     structure, params = official_var.import_tokenizer(arrays, grid_sizes,
                                                         norm_groups or official_var.OFFICIAL_NORM_GROUPS)
     # VAR has no focus views: all its scales come from one encoding of the image itself.
-    optics = Pyramid(structure.quantizer.grid_sizes, structure.autoencoder.stride, rho_max=1.0, psf="none")
+    optics = Pyramid(tuple(structure.quantizer.grid_sizes), structure.autoencoder.stride, rho_max=1.0, psf="none")
     return Tokenizer(DualTokenizer(optics, structure, None, False), _replicated({"structure": params}))
 
 

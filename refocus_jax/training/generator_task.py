@@ -169,7 +169,7 @@ class GeneratorTask:
         return dataclasses.replace(state, params=params, average=average)
 
     def tokens(self, frozen, batch) -> tuple[jax.Array, jax.Array | None]:
-        """Returns structure tokens (b, L) and alias tokens (b, L') of a batch; the latter are None without a teacher."""
+        """Returns structure tokens (b, L) and alias tokens (b, L') of a batch; the latter is None without a teacher."""
         if "image" not in batch:
             return batch["structure"], batch.get("alias")
         structure, alias = self.tokenizer.encode(frozen, to_unit_range(batch["image"]))

@@ -1,4 +1,4 @@
-"""Flags and modes, nothing else: python -m refocus_jax.main --config=tiny --workdir=runs/tiny"""
+"""The command line: `python -m refocus_jax.main --config=tiny --workdir=runs/tiny`. Only flags and the modes."""
 
 import contextlib
 import importlib
@@ -19,52 +19,52 @@ from refocus_jax.runtime import processes
 from refocus_jax.runtime.lease import Lease
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 
-# Each mode is a function of a module in `modes`, which is imported when it is asked for, and a line for --help.
+# Each mode has a function, whose module in `modes` is imported only if the mode is used, and a line for --help.
 MODES = {
-    "train": ("train.run", "both stages, then samples"),
-    "tokenizer": ("train.run_tokenizer", "stage 1"),
-    "generator": ("train.run_generator", "stage 2"),
-    "encode": ("encode.run", "training images to tokens, see --config.encode"),
-    "sample": ("sample.run", "images of a trained generator, see --config.sample; --config.sampling.cfg is its "
-                             "guidance: "
-               "0 is none, and where others count 1 as none it is a ramp from 1 to 1 + cfg over the scales"),
-    "edit": ("edit.run", "paint the hidden part of an image, see --config.edit"),
-    "aliasing": ("aliasing.run", "what aliases in views, tokenizer and samples, see --config.aliasing"),
-    "evaluate": ("evaluate.run", "FID and other numbers, see --config.evaluate"),
-    "report": ("report.run", "a page of one run or of several, see --config.report"),
-    "plan": ("plan.run", "what a machine that is not here would need, see --config.plan"),
-    "export": ("export.run", "files for PyTorch's VAR code, or one file that draws, see --config.export"),
-    "config": ("config.run", "every setting as it stands, with its line"),
+    "train": ("train.run", "train both stages"),
+    "tokenizer": ("train.run_tokenizer", "train stage 1"),
+    "generator": ("train.run_generator", "train stage 2"),
+    "encode": ("encode.run", "encode the training images as tokens on disk, see --config.encode"),
+    "sample": ("sample.run", "draw images with a trained generator, see --config.sample; --config.sampling.cfg is the "
+               "guidance: 0 is none, and in the convention where 1 is none it is a ramp from 1 to 1 + cfg over the "
+               "scales"),
+    "edit": ("edit.run", "paint the masked part of an image, see --config.edit"),
+    "aliasing": ("aliasing.run", "measure aliasing in views, tokenizer and samples, see --config.aliasing"),
+    "evaluate": ("evaluate.run", "measure FID and other numbers, see --config.evaluate"),
+    "report": ("report.run", "write an HTML page about one or several runs, see --config.report"),
+    "plan": ("plan.run", "estimate memory and time on a machine that need not be present, see --config.plan"),
+    "export": ("export.run", "write files for PyTorch's VAR code, or one file that draws images, see --config.export"),
+    "config": ("config.run", "print every setting with its value and what it does"),
 }
-# They replace one file each, or none, and may be asked while a training goes on.
+# These modes replace one file each, or none, and may run while a training is running.
 READING = ("report", "plan", "config")
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="A shipped config by name, as tiny or d16, or the "
-                                                                "path of "
-                                          "a config file; with arguments after a colon, as d16:grids=k4,teacher=off "
-                                          "(d16:help lists them). Single settings: --config.data.source=photos")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; a run that stopped goes on from it.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="The name of a shipped config, such as tiny or d16, or the path of a config file; arguments "
+                          "follow after a colon, as in d16:grids=k4,teacher=off (d16:help lists them). Single "
+                          "settings: --config.data.source=photos")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run; a run that was stopped resumes from it.")
 _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES),
                           "; ".join(f"{name}: {line}" for name, (_, line) in MODES.items()))
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes train "
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if several processes train "
                                    "together; under Slurm and on TPU pods they find each other without these flags.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, with --coordinator.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0, with --coordinator.")
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Reads the flags and loads the config. What is wrong with them ends the program with a line that says it."""
+    """Reads the flags and loads the config; an error in them ends the program with a line that explains it."""
     argv = _with_paths(argv)
     try:
         rest = flags.FLAGS(argv)
-        _ = _CONFIG.value and _CONFIG.value.keys()  # raises what loading it has raised
+        _ = _CONFIG.value and _CONFIG.value.keys()  # raises the error that loading the config has raised, if any
         return rest
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         sys.exit(f"{explain(argv, error)}\nSee --help for the flags, and --mode=config for the settings.")
 
 
 def _with_paths(argv: Sequence[str]) -> list[str]:
-    """The arguments with the names of shipped configs turned into paths, after `--config=` and after `--config`."""
+    """Replaces the names of shipped configs by the paths of their files, after `--config=` and after `--config`."""
     found = [re.sub(r"^(--?config=)(.*)$", lambda match: match[1] + arguments.locate(match[2]), given, flags=re.DOTALL)
              for given in argv]
     for i, given in enumerate(found[:-1]):
@@ -74,7 +74,7 @@ def _with_paths(argv: Sequence[str]) -> list[str]:
 
 
 def explain(argv: Sequence[str], error: Exception) -> str:
-    """What an error that reading the flags has raised means, in words."""
+    """Explains an error that reading the flags has raised."""
     given = dict(re.findall(r"^--?(config[\w.]*)(?:=(.*))?$", "\n".join(argv), re.MULTILINE))
     path = Path(given.pop("config", "").partition(":")[0])
     if path.name and not path.exists():
@@ -86,7 +86,7 @@ def explain(argv: Sequence[str], error: Exception) -> str:
             name, value = match.groups()
             if name in SETTINGS:
                 return f"{name} is {value}; give {SETTINGS[name].range.says}"
-        # What a config says of its own arguments comes with a traceback.
+        # An error of a config about its own arguments comes with a traceback, of which only the last line matters.
         *_, last = str(error).strip().splitlines()
         return last.removeprefix("ValueError: ") if last.startswith("ValueError: ") else str(error)
     for flag in given:
@@ -97,7 +97,7 @@ def explain(argv: Sequence[str], error: Exception) -> str:
 
 
 def written(mode: str, config: ConfigDict, workdir: str) -> list[str]:
-    """The directories that a mode writes into, which nobody else may write into meanwhile."""
+    """Returns the directories that a mode writes into; no other process may write into them at the same time."""
     if mode in READING:
         return []
     if mode == "sample":
@@ -106,12 +106,13 @@ def written(mode: str, config: ConfigDict, workdir: str) -> list[str]:
 
 
 def find(mode: str):
-    """The function of a mode, (config, workdir) to None; its module is imported now."""
+    """Imports the module of a mode and returns the mode's function, (config, workdir) -> None."""
     module, name = MODES[mode][0].split(".")
     return getattr(importlib.import_module(f"refocus_jax.modes.{module}"), name)
 
 
 def main(argv):
+    """Runs the mode that the flags name."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
@@ -119,7 +120,7 @@ def main(argv):
     config = _CONFIG.value.copy_and_resolve_references()
     check.check_ranges(config)
     check.expand_paths(config)
-    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR chooses another
+    if not jax.config.jax_compilation_cache_dir:  # the variable JAX_COMPILATION_CACHE_DIR sets another
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/refocus_jax"))
     processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     with contextlib.ExitStack() as leases:

@@ -1,6 +1,6 @@
-"""Arguments of a config, after a colon: `--config=d16:grids=k4,teacher=off`, or in bare words, `--config=d16:k4`.
+"""Arguments of a config, after a colon: `--config=d16:grids=k4,teacher=off`, or in short, `--config=d16:k4`.
 
-`--config=d16:help` prints those that a config takes. Their order does not matter.
+`--config=d16:help` prints the arguments that a config accepts. Their order does not matter.
 """
 
 import importlib.util
@@ -16,45 +16,48 @@ from refocus_jax.focus import GRID_SIZES
 
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
-# A change of a config, and what it is for.
+# A function that changes a config in place. `Choices` maps each value of an argument to its change and a description.
 Change = Callable[[ConfigDict], object]
 Choices = Mapping[str, tuple[Change, str]]
 
 
 def _nothing(c: ConfigDict) -> None:
-    """The default."""
+    """Changes nothing: the value of an argument that stands for the default."""
 
 
-# By name and value, in the order in which they are applied: a later one refines an earlier one.
+def _grids(sizes: tuple[int, ...]) -> Change:
+    return lambda c: c.update(grid_sizes=sizes)
+
+
+# All arguments by name, each with its choices. They are applied in this order; later ones refine earlier ones.
 ARGUMENTS: dict[str, Choices] = {
     "grids": {
-        name: (lambda c, sizes=sizes: c.update(grid_sizes=sizes), f"token maps of {', '.join(map(str, sizes))} a side")
+        name: (_grids(sizes), f"token maps of sides {', '.join(map(str, sizes))}")
         for name, sizes in GRID_SIZES.items()},
     "pyramid": {
         "focus": (lambda c: c.tokenizer.model.update(pyramid="focus"), "focused views"),
         "var": (lambda c: c.tokenizer.model.update(pyramid="var", residual=True), "Table 2: VAR's pyramid"),
     },
     "scales": {
-        "independent": (lambda c: c.tokenizer.model.update(residual=False), "every token map stands for its own view"),
-        "residual": (lambda c: c.tokenizer.model.update(residual=True), "residual quantization: sampling is VAR's to "
-                                                                        "the "
-                                                                        "letter"),
+        "independent": (lambda c: c.tokenizer.model.update(residual=False), "every token map encodes its own view"),
+        "residual": (lambda c: c.tokenizer.model.update(residual=True),
+                     "residual quantization: sampling is exactly VAR's"),
     },
     "psf": {
         "disk": (lambda c: c.focus.update(psf="disk"), "the paper's blur"),
-        "gaussian": (lambda c: c.focus.update(psf="gaussian"), "Table 2: a Gaussian of the disk's second moment"),
+        "gaussian": (lambda c: c.focus.update(psf="gaussian"), "Table 2: a Gaussian with the disk's second moment"),
         "none": (lambda c: c.focus.update(psf="none"), "Table 2: no blur, so that the alias stream holds only noise"),
     },
     "teacher": {
-        "on": (lambda c: c.generator.teacher.update(enabled=True), "a teacher, distilled into the student"),
+        "on": (lambda c: c.generator.teacher.update(enabled=True), "a teacher that is distilled into the student"),
         "off": (lambda c: c.generator.teacher.update(enabled=False), "Table 2: the student alone"),
     },
     "alias": {
-        "own": (lambda c: c.tokenizer.alias.update(shared=False), "an alias tokenizer of its own"),
+        "own": (lambda c: c.tokenizer.alias.update(shared=False), "a separate alias tokenizer"),
         "shared": (lambda c: c.tokenizer.alias.update(shared=True), "Table 2: one encoder and one codebook for both"),
     },
 }
-# Bare words, and what they stand for.
+# Short names, and the arguments that they stand for.
 WORDS: dict[str, tuple[str, ...]] = {
     "k4": ("grids=k4",), "residual": ("scales=residual",), "var": ("pyramid=var", "teacher=off"),
     "norefocus": ("psf=none",), "gaussian": ("psf=gaussian",), "noteacher": ("teacher=off",),
@@ -63,13 +66,18 @@ WORDS: dict[str, tuple[str, ...]] = {
 
 
 def apply(c: ConfigDict, argument: str | None, **own: Choices) -> ConfigDict:
-    """Applies the comma-separated arguments of a config, and returns it.
+    """Applies comma-separated arguments to a config in place, and returns the config.
 
     Args:
-      own: further arguments that this config alone has.
+      c: The config to change.
+      argument: The arguments, for example "k4,teacher=off". "help" prints all of them and exits.
+      **own: Further arguments that only this config has.
+
+    Returns:
+      `c`.
 
     Raises:
-      ValueError: an argument that the config does not know, or two that contradict each other.
+      ValueError: An argument is unknown to the config, or two of them contradict each other.
     """
     known = {**ARGUMENTS, **own}
     if argument == "help":
@@ -83,8 +91,7 @@ def apply(c: ConfigDict, argument: str | None, **own: Choices) -> ConfigDict:
                 _refuse(given, known)
             if chosen.setdefault(name, value) != value:
                 raise ValueError(f"config arguments {argument!r} give {name} as {chosen[name]} and as {value}; give "
-                                 "one "
-                                 "of them")
+                                 "one of them")
     for name, choices in known.items():
         if name in chosen:
             choices[chosen[name]][0](c)
@@ -99,7 +106,7 @@ def _refuse(given: str, known: Mapping[str, Choices]) -> None:
 
 
 def describe(known: Mapping[str, Choices]) -> str:
-    """The arguments of a config, one a line, with the bare words that stand for them."""
+    """Lists the arguments of a config, one per line, with their short names."""
     short = {pairs[0]: word for word, pairs in WORDS.items() if len(pairs) == 1}
     rows = [(f"{name}={value}", short.get(f"{name}={value}", ""), says)
             for name, choices in known.items() for value, (_, says) in choices.items()]
@@ -108,51 +115,52 @@ def describe(known: Mapping[str, Choices]) -> str:
 
 
 def shipped() -> dict[str, Path]:
-    """The config files that come with the package, by name: next to it in a clone, inside it in a wheel."""
+    """Finds the config files that come with the package, by name: next to it in a clone, inside it in a wheel."""
     package = Path(refocus_jax.__file__).parent
     folder = next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
 
 def locate(config: str) -> str:
-    """`--config` with the name of a shipped config turned into the path of its file; a path stays as it is."""
+    """Turns the name of a shipped config in a `--config` value into the path of its file; a path stays as it is."""
     name, colon, argument = config.partition(":")
     path = shipped().get(name)
     return config if path is None or Path(name).is_file() else f"{path}{colon}{argument}"
 
 
 def load(config: str) -> ConfigDict:
-    """The config that `--config` of the command line would give: "tiny:smoke", "my/config.py". For notebooks.
+    """Loads a config for a notebook, as `--config` of the command line does: "tiny:smoke" or "my/config.py".
 
     Raises:
-      ValueError: there is no such config, or it does not know the argument.
+      ValueError: There is no such config, or it does not know the argument.
     """
     path, _, argument = locate(config).partition(":")
     if not Path(path).is_file():
         raise ValueError(f"there is no config {config!r}{nearest(config, shipped())}; give one of "
                          f"{', '.join(shipped())}, or the path of a file")
     spec = importlib.util.spec_from_file_location(f"refocus_jax_config_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None, f"{path} is not a Python file"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(argument or None)
 
 
 def resolution(c: ConfigDict, image_size: int, grid_sizes: tuple[int, ...]) -> None:
-    """Another image size and its grids; the blur grows in proportion."""
+    """Sets another image size and its grids; the largest blur radius grows in proportion."""
     c.update(image_size=image_size, grid_sizes=grid_sizes)
     c.focus.rho_max = 12.0 * image_size / 256
 
 
 def depth(c: ConfigDict, layers: int) -> None:
-    """VAR's family of sizes: width 64 per layer, one head per layer, stochastic depth in proportion."""
+    """Sets a size of VAR's family: width 64 per layer, one head per layer, stochastic depth in proportion."""
     c.generator.model.update(depth=layers, width=64 * layers, num_heads=layers, drop_path_rate=0.1 * layers / 24)
 
 
 def recipes(epochs: int, batch_size: int) -> Choices:
-    """The argument `recipe`: the paper's stage 2, or VAR's batch, learning rate and epochs on ImageNet."""
+    """Makes the argument `recipe`: the paper's stage 2, or VAR's batch size, learning rate and epochs on ImageNet."""
     def var(c: ConfigDict) -> None:
         c.generator.optimizer.learning_rate *= batch_size / 256
         c.generator.train.update(batch_size=batch_size, steps=epochs * IMAGENET_TRAIN_IMAGES // batch_size)
 
-    return {"paper": (_nothing, "400,000 steps of 256"), "var": (var, f"VAR's {epochs} epochs in batches of "
-                                                                      f"{batch_size}")}
+    return {"paper": (_nothing, "400,000 steps with a batch size of 256"),
+            "var": (var, f"VAR's {epochs} epochs with a batch size of {batch_size}")}

@@ -1,4 +1,4 @@
-"""From a config to models, tasks and settings; nothing is read or written."""
+"""Builds models, tasks and settings from a config, without reading or writing files (except `open_reference`)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -35,10 +35,10 @@ from refocus_jax.training.tokenizer_task import TokenizerLosses, TokenizerTask
 
 
 def tokenizer(c: ConfigDict) -> DualTokenizer:
-    """Optics and networks of stage 1. The alias stream exists for the teacher alone.
+    """Builds the optics and networks of stage 1; there is an alias tokenizer only if there is a teacher.
 
     Raises:
-      ValueError: settings that contradict each other.
+      ValueError: Settings contradict each other.
     """
     t, a = c.tokenizer.model, c.tokenizer.alias
     if t.pyramid == "var" and not t.residual:
@@ -65,7 +65,7 @@ def tokenizer(c: ConfigDict) -> DualTokenizer:
 
 
 def _fitting(c: ConfigDict, stride: int) -> str:
-    """What would go with `image_size`: grids in the proportions of those that are given, or sizes that have grids."""
+    """Suggests grids that fit `image_size` in the proportions of `grid_sizes`, or image sizes that have grids."""
     last, rest = divmod(c.image_size, stride)
     if rest or last < 2:
         below = max(2, last)
@@ -76,7 +76,7 @@ def _fitting(c: ConfigDict, stride: int) -> str:
 
 
 def student(c: ConfigDict, num_classes: int, platform: str | None = None) -> Transformer:
-    """The VAR transformer of a config, for devices of a platform; default: those that are here."""
+    """Builds the VAR transformer of a config for devices of a platform; default: the platform of this machine."""
     g = c.generator.model
     attention = choose_implementation(g.attention, platform or jax.default_backend(), g.width // g.num_heads,
                                       jnp.dtype(g.dtype))
@@ -90,12 +90,12 @@ def _make_optimizer(section: ConfigDict, steps: int) -> optax.GradientTransforma
 
 
 def loop_settings(section: ConfigDict) -> LoopSettings:
-    """What the training loop takes of `tokenizer.train` or `generator.train`."""
+    """Picks the settings of the training loop from `tokenizer.train` or `generator.train`."""
     return LoopSettings(**{field.name: section[field.name] for field in dataclasses.fields(LoopSettings)})
 
 
 def tokenizer_task(c: ConfigDict) -> TokenizerTask:
-    """Stage 1."""
+    """Builds the training task of stage 1."""
     t, chosen = c.tokenizer, perceptual_network(c)
     return TokenizerTask(
         tokenizer=tokenizer(c), losses=TokenizerLosses(**t.loss), revival=Revival(**t.revival),
@@ -103,16 +103,16 @@ def tokenizer_task(c: ConfigDict) -> TokenizerTask:
         discriminator=PatchDiscriminator(**t.discriminator, dtype=jnp.dtype(t.model.dtype)),
         adversarial=AdversarialSettings(**t.adversarial),
         discriminator_optimizer=_make_optimizer(t.discriminator_optimizer, t.train.steps),
-        perceptual=chosen and chosen.network, microbatches=t.train.microbatches)
+        perceptual=chosen.network if chosen else None, microbatches=t.train.microbatches)
 
 
 def perceptual_network(c: ConfigDict) -> perceptual.Perceptual | None:
-    """What stage 1's perceptual loss looks through; None without one."""
+    """Chooses the network of stage 1's perceptual loss; None if there is no such loss."""
     return perceptual.choose(c.tokenizer.perceptual_network, c.image_size, jnp.dtype(c.tokenizer.model.dtype))
 
 
 def generator_task(c: ConfigDict, num_classes: int, platform: str | None = None) -> GeneratorTask:
-    """Stage 2, for devices of a platform; default: those that are here."""
+    """Builds the training task of stage 2 for devices of a platform; default: the platform of this machine."""
     g = c.generator
     return GeneratorTask(
         tokenizer=tokenizer(c), student=student(c, num_classes, platform), teacher=TeacherSettings(**g.teacher),
@@ -121,46 +121,56 @@ def generator_task(c: ConfigDict, num_classes: int, platform: str | None = None)
 
 
 def sampling_settings(c: ConfigDict) -> SamplingSettings:
-    """How samples are drawn."""
+    """Returns how samples are drawn."""
     return SamplingSettings(**c.sampling)
 
 
 def draw_settings(c: ConfigDict) -> DrawSettings:
-    """Which samples `--mode=sample` draws."""
+    """Returns which samples `--mode=sample` draws."""
     return DrawSettings(**c.sample)
 
 
 def source_settings(c: ConfigDict) -> SourceSettings:
-    """How the images of `data.source` are read."""
+    """Returns how the images of `data.source` are read."""
     return SourceSettings(c.data.num_classes, c.data.class_depth, c.data.max_unreadable, c.data.sixteen_bit_max)
 
 
 def crop_rule(c: ConfigDict) -> CropRule:
-    """How images become crops."""
+    """Returns how images become crops."""
     return CropRule(c.image_size, c.data.resize_ratio, c.data.flip, c.data.crops_per_image)
 
 
 def reference_settings(c: ConfigDict) -> ReferenceSettings:
-    """Where `--mode=evaluate` and stage 2 find images to compare with."""
+    """Returns where `--mode=evaluate` and stage 2 find the images that samples are compared with."""
     return ReferenceSettings(c.evaluate.reference, c.evaluate.reference_count, c.data.source, crop_rule(c),
                              source_settings(c))
 
 
 def open_reference(c: ConfigDict) -> tuple[features.Extractor, OpenedReference]:
-    """What looks at images, on the devices of this process, and what samples are compared with, not yet measured.
+    """Loads the feature network and opens the reference that samples are compared with.
+
+    Returns:
+      The feature network, on the devices of this process, and the reference, which is not measured yet.
 
     Raises:
-      ValueError, FileNotFoundError: one of them is not there, or they do not fit.
+      ValueError: One of them is invalid, or they do not fit each other.
+      FileNotFoundError: A file of one of them is missing.
     """
     extractor = features.load(c.evaluate.features, mesh_lib.make_mesh(jax.local_devices()))
     return extractor, reference_settings(c).open(measurements.dimensions(extractor))
 
 
-_DEFAULT_CLASSES = 1000  # ImageNet's, where no data is opened
+_DEFAULT_CLASSES = 1000  # ImageNet's, for programs that are compiled without opening the data
 
 
 def programs(c: ConfigDict, platform: str, changes: Mapping[str, Any]) -> Programs:
-    """What `--mode=plan` compiles of a config with some settings changed, for devices of a platform."""
+    """Builds what `--mode=plan` compiles.
+
+    Args:
+      c: The config; it is not changed.
+      platform: The platform of the devices: "tpu", "gpu" or "cpu".
+      changes: New values of settings, by name.
+    """
     c = c.copy_and_resolve_references()
     c.update_from_flattened_dict(dict(changes))
     return Programs(

@@ -1,7 +1,7 @@
-"""What a config may say: every setting in its range, and which settings must fit each other.
+"""Checks of a config: every setting is in its range, and settings fit each other.
 
-It is asked before anything is loaded, compiled or written. Choices among names, and what only a module knows, are left
-to the dataclasses that have them (`Pyramid`, `TeacherSettings`, `DrawSettings`).
+They run before anything is loaded, compiled or written. The dataclasses that use a setting (`Pyramid`,
+`TeacherSettings`, `DrawSettings`) check choices among names and whatever only their module knows.
 """
 
 import functools
@@ -18,7 +18,7 @@ from refocus_jax.config.ranges import PATH, PATHS
 
 
 def check_ranges(c: Any) -> None:
-    """Raises a ValueError that names the first setting that is missing or out of its range, and the range."""
+    """Raises a ValueError that names the first setting that is missing or out of range, and its range."""
     values = flatten_dict(c.to_dict(), sep=".")
     for name, setting in SETTINGS.items():
         if name not in values:
@@ -29,8 +29,8 @@ def check_ranges(c: Any) -> None:
         warmup, flat = (values[f"{section}.{name}"] for name in ("warmup", "flat"))
         if warmup + flat > 1 + 1e-9:
             raise ValueError(f"{section}.warmup is {warmup} and {section}.flat is {flat}, in sum more than 1; give at "
-                             f"most 1 (flat is a share of what warmup leaves; for a learning rate that stays after it, "
-                             f"set {section}.final=1)")
+                             f"most 1 (flat is a fraction of the steps after warm-up; for a learning rate that stays "
+                             f"at the peak, set {section}.final=1)")
 
 
 def expand_paths(c: Any) -> None:
@@ -44,35 +44,38 @@ def expand_paths(c: Any) -> None:
 
 
 def expand_path(path: str) -> str:
-    """A path, or PREFIX:PATH, with `~` and `~user` as the directories that they stand for."""
-    prefix, path = re.fullmatch(r"((?:\w+:(?=~))?)(.*)", path, re.DOTALL).groups()
+    """Expands `~` and `~user` in a path or in PREFIX:PATH."""
+    match = re.fullmatch(r"((?:\w+:(?=~))?)(.*)", path, re.DOTALL)
+    assert match is not None  # the pattern fits every text
+    prefix, path = match.groups()
     return prefix + os.path.expanduser(path)
 
 
 def check_workdir(workdir: str | None) -> str:
-    """The path of a workdir with `~` expanded.
+    """Returns the path of a workdir with `~` expanded.
 
     Raises:
-      ValueError: there can be no directory of this path.
+      ValueError: The path cannot be a directory.
     """
-    if not (workdir or "").strip():
-        raise ValueError("--workdir is empty; give a directory for this run, as --workdir=runs/tiny")
+    if workdir is None or not workdir.strip():
+        raise ValueError("--workdir is empty; give a directory for this run, such as --workdir=runs/tiny")
     if "://" in workdir:
-        raise ValueError(f"--workdir is {workdir}, which is not a directory; give one, of a file system that all "
-                         "machines see (buckets can be mounted, as by gcsfuse)")
+        raise ValueError(f"--workdir is {workdir}, which is not a directory; give one, on a file system that all "
+                         "machines see (a bucket can be mounted, for example with gcsfuse)")
     expanded = os.path.expanduser(workdir)
     for path in (Path(expanded), *Path(expanded).parents):
         if os.path.exists(path) and not os.path.isdir(path):
             which = "which is a file" if path == Path(expanded) else f"below {path}, which is a file"
-            raise ValueError(f"--workdir is {workdir}, {which}; give a directory, one that is there or a new one")
+            raise ValueError(f"--workdir is {workdir}, {which}; give an existing or a new directory")
     return expanded
 
 
 def check(c: Any, num_devices: int) -> None:
-    """Raises a ValueError that names the first setting out of its range or in conflict with another, and the remedy.
+    """Raises a ValueError that names the first setting that is out of range or conflicts with another, and the remedy.
 
     Args:
-      c: a ConfigDict. num_devices: that share a batch.
+      c: A ConfigDict.
+      num_devices: The number of devices that share a batch.
     """
     check_ranges(c)
     for stage in STAGES:
@@ -80,8 +83,7 @@ def check(c: Any, num_devices: int) -> None:
         if size % (num_devices * parts):
             shared = f"{num_devices} devices" + (f" and {stage}.train.microbatches {parts}" if parts > 1 else "")
             raise ValueError(f"{stage}.train.batch_size is {size}, which {shared} cannot share evenly; give a "
-                             "multiple of "
-                             f"{num_devices * parts}")
+                             f"multiple of {num_devices * parts}")
     model, alias, discriminator = c.tokenizer.model, c.tokenizer.alias, c.tokenizer.discriminator
     student = c.generator.model
     channels = [model.channels * m for m in model.channel_multipliers]
@@ -101,8 +103,7 @@ def check(c: Any, num_devices: int) -> None:
     if 0 < c.data.token_examples < c.generator.train.batch_size:
         raise ValueError(f"data.token_examples is {c.data.token_examples}, less than a batch of "
                          f"{c.generator.train.batch_size} (generator.train.batch_size); give at least that, or 0 to "
-                         "make tokens "
-                         "on the fly")
+                         "make tokens on the fly")
     if c.data.validation_examples < max(c.tokenizer.train.batch_size, c.generator.train.batch_size):
         raise ValueError(f"data.validation_examples is {c.data.validation_examples}, less than a batch "
                          f"({c.tokenizer.train.batch_size} and {c.generator.train.batch_size}); give at least as many")

@@ -1,4 +1,4 @@
-"""What a setting may be: kinds of values, each with the words that tell a user what to give."""
+"""Ranges of settings: each has a test for a value, and words that tell a user what to give."""
 
 import difflib
 import math
@@ -11,31 +11,36 @@ from refocus_jax.models import autoencoder, transformer
 
 
 class Range(NamedTuple):
-    """Values that fit, and how an error describes them after "give"."""
+    """A range of values.
+
+    Attributes:
+      fits: Whether a value is in the range.
+      says: How an error message describes the range after "give".
+    """
 
     fits: Callable[[Any], bool]
     says: str
 
 
 def number(fits: Callable[[Any], bool], says: str) -> Range:
-    """Finite numbers: neither NaN nor a truth value fits."""
+    """Makes a range of finite numbers; NaN and booleans do not fit."""
     return Range(lambda v: isinstance(v, numbers.Real) and not isinstance(v, bool) and math.isfinite(v) and fits(v),
                  says)
 
 
 def integer(fits: Callable[[Any], bool], says: str) -> Range:
-    """Whole numbers, without truth values."""
+    """Makes a range of integers; booleans do not fit."""
     return Range(lambda v: isinstance(v, numbers.Integral) and not isinstance(v, bool) and fits(v),
                  f"{says} (an integer)")
 
 
 def tuple_of(element: Range, says: str, min_length: int = 0) -> Range:
-    """Tuples or lists whose elements all fit."""
+    """Makes a range of tuples and lists of a minimum length whose elements all fit."""
     return Range(lambda v: isinstance(v, list | tuple) and len(v) >= min_length and all(map(element.fits, v)), says)
 
 
 def one_of(names: Iterable[str]) -> Range:
-    """A choice among names."""
+    """Makes a range of a few names."""
     return Range(lambda v: isinstance(v, str) and v in names, f"one of {', '.join(names)}")
 
 
@@ -51,30 +56,30 @@ SEED = integer(lambda v: 0 <= v < 2**32, "0 to 2^32 - 1")
 MESH_AXIS = integer(lambda v: v == -1 or v >= 1, "1 or more, or -1 (the rest) for one axis")
 SWITCH = Range(lambda v: isinstance(v, bool), "True or False")
 DTYPE = one_of(("float32", "bfloat16"))
-# Choices that a dataclass or a module knows, which refuses what it does not know.
+# A choice among names that the dataclass or module using the setting checks.
 NAME = Range(lambda v: isinstance(v, str), "a name")
-# A file or folder, "" or a name; maybe after a prefix, as in npz:PATH. `~` is expanded in all of them.
+# A file or folder, "" or a name, perhaps after a prefix as in npz:PATH. `~` is expanded in all of these settings.
 PATH = Range(lambda v: isinstance(v, str), "a path as text")
 PATHS = tuple_of(PATH, "a tuple of paths, ('runs/a', 'runs/b')")
 SIDE = integer(lambda v: v >= 1, "1 or more: the side in pixels, as all images are square")
-GRIDS = tuple_of(POSITIVE, "sides of the token maps, increasing integers of 1 or more, as (1, 2, 4, 8)", 2)
-MULTIPLIERS = tuple_of(POSITIVE, "a tuple of integers of 1 or more, as (1, 1, 2, 2)", 1)
+GRIDS = tuple_of(POSITIVE, "sides of the token maps, increasing integers of 1 or more, such as (1, 2, 4, 8)", 2)
+MULTIPLIERS = tuple_of(POSITIVE, "a tuple of integers of 1 or more, such as (1, 1, 2, 2)", 1)
 CLASS_COUNT = Range(lambda v: v is None or POSITIVE.fits(v), "None, or 1 or more")
 CLASSES = Range(lambda v: isinstance(v, list | tuple) and all(COUNT.fits(e) or NAME.fits(e) for e in v),
-                "a tuple of numbers or names of classes, as (0, 'cat')")
+                "a tuple of class numbers or names, such as (0, 'cat')")
 RESIZE_RATIO = number(lambda v: v == 0 or v >= 1, "0 (native resolution), or 1 or more")
-SIXTEEN_BIT_MAX = integer(lambda v: v == 0 or 255 <= v < 2**16, "0 (recognised), or 255 to 65535")
+SIXTEEN_BIT_MAX = integer(lambda v: v == 0 or 255 <= v < 2**16, "0 (derived from the images), or 255 to 65535")
 GUIDANCE = number(lambda v: v >= 0, "a finite number, 0 (unguided) or more")
 SHARE = number(lambda v: 0 < v <= 1, "more than 0, and at most 1")
 TOKENIZER_REMAT = one_of(autoencoder.REMAT)
 GENERATOR_REMAT = one_of(transformer.REMAT)
-PROGRAMS = tuple_of(NAME, "a tuple of programs, as ('tokenizer', 'generator')", 1)
+PROGRAMS = tuple_of(NAME, "a tuple of programs, such as ('tokenizer', 'generator')", 1)
 PARTS = Range(
     lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(part in ("tokenizer", "generator") for part in v),
     "('tokenizer', 'generator') or one of them")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The name that is most like a misspelled one, as words; nothing where there are no names."""
+    """Suggests the most similar of `names` for a misspelled one, in words; "" if there are no names."""
     found = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
     return f" (the nearest is {found[0]})" if found else ""

@@ -1,4 +1,4 @@
-"""A config bound to its data, its devices and its directory."""
+"""A run: a config with its data, its devices and its directory."""
 
 import dataclasses
 import json
@@ -23,7 +23,15 @@ from refocus_jax.runtime.files import read_json, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A config with the images, devices and directory that it names."""
+    """A config with the images, devices and directory that it names.
+
+    Attributes:
+      config: All settings.
+      workdir: The directory of the run.
+      train: The training images.
+      validation: The held-out images.
+      mesh: The mesh of devices.
+    """
 
     config: ConfigDict
     workdir: str
@@ -33,33 +41,42 @@ class Run:
 
     @property
     def key(self) -> jax.Array:
+        """The random key of the run, from `seed`."""
         return jax.random.key(self.config.seed)
 
     @property
     def num_classes(self) -> int:
+        """The number of classes of the training images."""
         return len(self.train.class_names)
 
     @property
     def crops(self) -> CropRule:
+        """How images become crops."""
         return build.crop_rule(self.config)
 
     def directory(self, stage: str) -> str:
+        """Returns the directory of a stage."""
         return os.path.join(self.workdir, stage)
 
     def batches(self, stage: str) -> Batches:
-        """Training images of a stage."""
+        """Returns the endless batches of training images of a stage."""
         c = self.config
         return pipeline.training_batches(self.train, self.crops, batch_size=c[stage].train.batch_size,
                                          seed=seed_of(c.seed, f"{stage} images"), num_workers=c.data.num_workers)
 
     def validation_batches(self, stage: str) -> Batches:
-        """Held-out images, in batches of the size that a stage trains on."""
+        """Returns the held-out images in batches of the size that a stage trains on."""
         c = self.config
         return pipeline.validation_batches(self.validation, self.crops, batch_size=c[stage].train.batch_size,
                                            limit=c.data.validation_examples)
 
     def made_with(self, stage: str, tokenizers: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """What the checkpoints of a stage remember; `tokenizers` are digests of those that stage 2 is trained on."""
+        """Describes what a stage is made with, for its checkpoints.
+
+        Args:
+          stage: "tokenizer" or "generator".
+          tokenizers: Digests of the tokenizers that stage 2 is trained on.
+        """
         c, tokens = self.config, None
         if stage == "generator" and c.data.tokens:
             tokens = token_cache.describe(c.data.tokens)
@@ -68,7 +85,7 @@ class Run:
         return stages.made_with(c, stage, self.train, tokenizers=tokenizers, tokens=tokens)
 
     def check_stages(self) -> None:
-        """Raises a ValueError if settings differ that must be those of the stages that have been trained."""
+        """Raises a ValueError if a setting differs from a trained stage's that must be the same."""
         c = self.config
         for stage in STAGES:
             if before := stages.trained(self.workdir, stage):
@@ -80,7 +97,7 @@ class Run:
         """Writes config.json into the workdir.
 
         Raises:
-          ValueError: the one that lies there is damaged, which is a sign that nothing is to be written over.
+          ValueError: The config.json that is there is damaged. It is not overwritten.
         """
         path = Path(self.workdir, "config.json")
         read_json(path)
@@ -88,10 +105,10 @@ class Run:
 
 
 def open_run(c: ConfigDict, workdir: str) -> Run:
-    """Checks the settings and opens the images; nothing is written.
+    """Checks the settings and opens the images, without writing anything.
 
     Raises:
-      ValueError: the config or the data contradict themselves, or the stages that have been trained.
+      ValueError: Settings or data contradict each other, or the stages that have been trained.
     """
     workdir = check.check_workdir(workdir)
     mesh = mesh_lib.make_mesh(**c.mesh)

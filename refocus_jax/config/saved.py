@@ -1,6 +1,7 @@
-"""The config that a workdir remembers: its config.json, laid over the defaults."""
+"""The config saved in a workdir: its config.json, applied to the defaults."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from refocus_jax.config import base, check
 from refocus_jax.runtime.files import read_json
 
 
-def read(workdir: str | Path) -> tuple[ConfigDict, tuple[str, ...]]:
-    """The config that a workdir was made with, and the names of its classes.
+def read(workdir: str | os.PathLike) -> tuple[ConfigDict, tuple[str, ...]]:
+    """Reads the config that a workdir was made with, and the names of its classes.
 
-    Settings that are younger than the workdir have their defaults.
+    Settings that did not exist yet when the workdir was made have their defaults.
 
     Raises:
-      FileNotFoundError: there is no run in it. ValueError: its config.json is damaged, or says what no setting may be.
+      FileNotFoundError: There is no run in the workdir.
+      ValueError: Its config.json is damaged, or a setting is out of range.
     """
     path = Path(workdir)
     values = read_json(path / "config.json", ("class_names",))
@@ -29,16 +31,20 @@ def read(workdir: str | Path) -> tuple[ConfigDict, tuple[str, ...]]:
     try:
         return lay_over(values, path / "config.json"), class_names
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path / 'config.json'} is damaged ({error}); correct it, or remove it and give the "
-                         "training's "
-                         "command again, which writes it") from error
+        raise ValueError(f"{path / 'config.json'} is damaged ({error}); correct it, or remove it and run the "
+                         "training's command again, which writes it") from error
 
 
 def lay_over(values: dict[str, Any], path: Path) -> ConfigDict:
-    """The defaults with these values; those of settings that do not exist are said, and left out.
+    """Returns the defaults with some values replaced; values of unknown settings are left out with a warning.
+
+    Args:
+      values: The values, in nested dictionaries.
+      path: The file that they come from, for the warning.
 
     Raises:
-      ValueError, TypeError: a value that its setting may not have.
+      ValueError: A value is out of the range of its setting.
+      TypeError: A value is of a wrong type.
     """
     c = base.get_config()
     flat = {name: tuple(value) if isinstance(value, list) else value
@@ -47,7 +53,7 @@ def lay_over(values: dict[str, Any], path: Path) -> ConfigDict:
     if sections := [name for name in unknown if any(other.startswith(f"{name}.") for other in base.SETTINGS)]:
         raise ValueError(f"{sections[0]} is {flat[sections[0]]!r} instead of settings")
     if unknown:
-        logging.warning("%s has settings that this version does not have, and which are left out: %s", path,
+        logging.warning("%s has settings that this version does not have; they are left out: %s", path,
                         ", ".join(unknown))
     c.update_from_flattened_dict({name: value for name, value in flat.items() if name in base.SETTINGS})
     check.check_ranges(c)

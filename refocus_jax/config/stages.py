@@ -1,6 +1,6 @@
-"""What the stages of a workdir were made with, as their checkpoints remember it; and what may change when they go on.
+"""What the stages of a workdir were made with, and which settings may change when a stage resumes.
 
-The checkpoints are the authority. config.json is for people, and for what is done with a workdir afterwards.
+The checkpoints record it and are the authority. config.json is for people and for the modes that use a workdir later.
 """
 
 import dataclasses
@@ -19,24 +19,24 @@ from refocus_jax.data.sources import Source
 from refocus_jax.data.token_cache import Description
 from refocus_jax.runtime.checkpoint import Checkpoints
 
-# The settings that shape what a stage saves.
+# Settings that determine the parameters that a stage saves; they must stay the same.
 _SHAPING = {
     "tokenizer": ("image_size", "grid_sizes", "focus", "tokenizer.model", "tokenizer.alias",
                   "generator.teacher.enabled", "class_names"),
     "generator": ("image_size", "grid_sizes", "focus", "tokenizer.model", "tokenizer.alias", "generator.model",
                   "generator.teacher", "generator.train.ema_decay", "class_names"),
 }
-# They change how something is computed, and not what.
+# Settings of the above sections that change how something is computed but not the result; they may change.
 HOW_NOT_WHAT = ("focus.implementation", "tokenizer.model.remat", "generator.model.remat", "generator.model.attention")
-# Those that decide which examples come next. The images themselves go by their fingerprint.
+# Settings that determine which examples come next. The images themselves are compared by their fingerprint.
 _ORDERING = ("seed", "data.resize_ratio", "data.flip")
-# Those that may change, and matter enough to be said. All others (steps, learning rates, ...) just may.
+# Settings that may change, with a warning. All others (steps, learning rates, ...) may change without one.
 _SAID = {
     "tokenizer": ("data.source", "tokenizer.train.batch_size"),
     "generator": ("data.source", "generator.train.batch_size", "tokenizer.pretrained", "generator.init_from"),
 }
 
-# How to give back what is no setting of its own.
+# How an error message asks for recorded values that are not settings.
 _NOT_SETTINGS = {
     "class_names": "the images of data.source as they were", "images": "the images of data.source as they were",
     "tokens": "data.tokens and data.token_examples as they were",
@@ -45,21 +45,24 @@ _NOT_SETTINGS = {
 
 def made_with(c: ConfigDict, stage: str, source: Source, *, tokenizers: Mapping[str, str] | None = None,
               tokens: Description | None = None) -> dict[str, dict[str, Any]]:
-    """What a checkpoint of a stage remembers, as JSON.
+    """Describes what a stage is made with, as JSON for its checkpoints.
 
     Args:
-      source: the training images. tokenizers: digests of those that stage 2 is trained on. tokens: of the cache that
-      it reads, None if it makes them as it goes.
+      c: The config.
+      stage: "tokenizer" or "generator".
+      source: The training images.
+      tokenizers: Digests of the tokenizers that stage 2 is trained on.
+      tokens: The token cache that stage 2 reads; None if it makes tokens on the fly.
 
     Returns:
-      "shape", "order" and "said", each by the names of settings, and "tokenizers". Of these, "shape" and "tokenizers"
-      must stay, "order" while the stage goes on, and "said" need not.
+      "shape", "order" and "said", each a dictionary by the names of settings, and "tokenizers". "shape" and
+      "tokenizers" must stay the same, "order" must stay while the stage has not finished, and "said" may change.
     """
     shape = _values(c, _SHAPING[stage], class_names=list(source.class_names))
     order, said = _values(c, _ORDERING), _values(c, _SAID[stage])
     order["images"] = f"{len(source)} of fingerprint {source.fingerprint}"
     if tokens is not None:
-        own_seed = "" if tokens.seed == c.seed else f" of seed {tokens.seed}"  # of a cache that was made elsewhere
+        own_seed = "" if tokens.seed == c.seed else f" of seed {tokens.seed}"  # for a cache that was made elsewhere
         order["tokens"] = f"{tokens.examples} cached{own_seed}, {tokens.batch_size} at a time"
     elif stage == "generator":
         order["tokens"] = "made as it goes"
@@ -68,10 +71,16 @@ def made_with(c: ConfigDict, stage: str, source: Source, *, tokenizers: Mapping[
 
 def token_description(c: ConfigDict, source: Source, tokenizers: Mapping[str, str],
                       examples: int | None = None) -> Description:
-    """What a cache of this config holds: `examples` crops, or `encode.passes` of all images of `source`.
+    """Describes the token cache of a config.
+
+    Args:
+      c: The config.
+      source: The training images.
+      tokenizers: Digests of the tokenizers that make the tokens.
+      examples: The number of crops in the cache; default `encode.passes` times the number of images.
 
     Raises:
-      ValueError: a vocabulary that no cache can hold.
+      ValueError: A vocabulary is too large for a cache.
     """
     examples = c.encode.passes * len(source) if examples is None else examples
     vocab_sizes, shaping = {"structure": c.tokenizer.model.vocab_size}, ["image_size", "focus", "tokenizer.model"]
@@ -88,7 +97,7 @@ def token_description(c: ConfigDict, source: Source, tokenizers: Mapping[str, st
 
 
 def _values(c: ConfigDict, names: Iterable[str], **others: Any) -> dict[str, Any]:
-    """Settings of these names or sections, as JSON has them, without those of `HOW_NOT_WHAT`."""
+    """Returns the settings of these names or sections, as in JSON, without those in `HOW_NOT_WHAT`."""
     values = flatten_dict(json.loads(c.to_json()) | others, sep=".")
     return {name: value for name, value in values.items() if name not in HOW_NOT_WHAT
             and any(f"{name}.".startswith(f"{chosen}.") for chosen in names)}
@@ -96,27 +105,36 @@ def _values(c: ConfigDict, names: Iterable[str], **others: Any) -> dict[str, Any
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The latest checkpoint of a stage: its step, and what it says that it was made with (None if nothing)."""
+    """The latest checkpoint of a stage.
+
+    Attributes:
+      step: Its step.
+      made_with: What it was made with, see `made_with`; None if it has no such record.
+    """
 
     step: int
     made_with: dict[str, dict[str, Any]] | None
 
 
 def trained(workdir: str | os.PathLike, stage: str) -> Trained | None:
-    """What a workdir holds of a stage; None before its first checkpoint."""
+    """Reads the latest checkpoint's record of a stage in a workdir; None if there is no checkpoint yet."""
     with Checkpoints(os.path.join(workdir, stage, "checkpoints")) as checkpoints:
         step = checkpoints.latest_step()
         return None if step is None else Trained(step, checkpoints.record(step).get("made_with"))
 
 
 def check(workdir: str, stage: str, before: Trained, now: Mapping[str, Mapping[str, Any]], goes_on: bool) -> None:
-    """Says what has changed since a stage was trained, if it may.
+    """Warns about settings that have changed since a stage was trained, if they may change.
 
     Args:
-      now: of `made_with`. goes_on: whether the stage will read more examples.
+      workdir: The directory of the run.
+      stage: "tokenizer" or "generator".
+      before: The stage's latest checkpoint.
+      now: What the stage is made with now, see `made_with`.
+      goes_on: Whether the stage will train further.
 
     Raises:
-      ValueError: it may not.
+      ValueError: A setting has changed that must stay the same.
     """
     if before.made_with is None:
         return
@@ -132,12 +150,12 @@ def check(workdir: str, stage: str, before: Trained, now: Mapping[str, Mapping[s
     then = _younger_than_the_run(here) | then
     if changed := _changed(then, here):
         logging.warning("The %s in %s was trained with other settings, which may change: %s. %s", stage, workdir,
-                        _in_words(changed, then, here), "It goes on with the examples that come next." if goes_on else
-                        "It is finished, and stays as it is.")
+                        _in_words(changed, then, here), "It continues with the next examples." if goes_on else
+                        "It is finished and stays as it is.")
 
 
 def _younger_than_the_run(names: Iterable[str]) -> dict[str, Any]:
-    """The defaults of settings, which are what a run that is older than a setting was made with."""
+    """Returns the defaults of settings; a run that is older than a setting was made with its default."""
     return {name: json.loads(json.dumps(SETTINGS[name].default)) for name in names if name in SETTINGS}
 
 
@@ -153,12 +171,17 @@ def _in_words(names: list[str], before: Mapping[str, Any], now: Mapping[str, Any
 
 
 def check_tokenizers_stay(workdir: str, tokenizer: Trained | None, steps: int) -> None:
-    """Raises a ValueError if stage 1 would train until `steps`, though a generator was trained on what it has made."""
+    """Raises a ValueError if stage 1 would train further although a generator was trained on its tokenizers.
+
+    Args:
+      workdir: The directory of the run, which has a generator.
+      tokenizer: The latest checkpoint of stage 1; None if there is none.
+      steps: The step until which stage 1 would train.
+    """
     if tokenizer is None:
         raise ValueError(f"--workdir {workdir} has a generator, but the tokenizers that it was trained on are not in "
                          f"{os.path.join(workdir, 'tokenizer')}; put them back, give the tokenizer.pretrained that "
-                         "it was "
-                         "trained with, or take another --workdir")
+                         "it was trained with, or give another --workdir")
     if tokenizer.step < steps:
         raise ValueError(f"tokenizer.train.steps is {steps}, and the generator in {workdir} was trained on the "
                          f"tokenizers of step {tokenizer.step}, which would change; give "
@@ -166,9 +189,14 @@ def check_tokenizers_stay(workdir: str, tokenizer: Trained | None, steps: int) -
 
 
 def other_tokenizers(workdir: str | os.PathLike, tokenizers: Mapping[str, str]) -> list[str]:
-    """Which parts of the tokenizers that a workdir's generator was trained on differ from these, by their digests.
+    """Names the parts of tokenizers that differ from those that a workdir's generator was trained on.
 
-    Empty also if there is no generator, or none that remembers them.
+    Args:
+      workdir: The directory of the run.
+      tokenizers: Digests of the tokenizers to compare.
+
+    Returns:
+      The names. Empty also if there is no generator, or none that recorded its tokenizers.
     """
     generator = trained(workdir, "generator")
     known = generator and generator.made_with and generator.made_with["tokenizers"]
@@ -179,11 +207,13 @@ def check_tokenizers(workdir: str | os.PathLike, tokenizers: Mapping[str, str], 
     """Raises a ValueError if the generator of a workdir was trained on other tokenizers than these.
 
     Args:
-      tokenizers: digests of those that it is to be used with. pretrained: where they are, empty for the workdir.
+      workdir: The directory of the run.
+      tokenizers: Digests of the tokenizers that the generator is about to be used with.
+      pretrained: Where these tokenizers come from; empty for the workdir itself.
     """
     if differing := other_tokenizers(workdir, tokenizers):
         place = f"tokenizer.pretrained={pretrained}" if pretrained else os.path.join(workdir, "tokenizer")
         raise ValueError(f"the generator in {workdir} was not trained on the tokenizers in {place}: "
-                         f"{', '.join(differing)} differ. They may have trained on since. Give the "
-                         "tokenizer.pretrained "
-                         "that holds them as they were, or train a generator on these in another --workdir")
+                         f"{', '.join(differing)} differ. They may have been trained further since. Give the "
+                         "tokenizer.pretrained that holds them as they were, or train a generator on these in "
+                         "another --workdir")

@@ -1,6 +1,6 @@
-"""`--mode=aliasing`: what aliases in a run's views, tokenizer and generated images, and what its teacher makes of it.
+"""`--mode=aliasing`: measures aliasing in a run's views, tokenizer and generated images, and the gates of its teacher.
 
-The views need a config and its data alone. Each further part is measured where there is something to measure.
+The views need only a config and its data. Each further part is measured if the workdir has what it needs.
 """
 
 import dataclasses
@@ -29,39 +29,41 @@ from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training import loop
 
-# The paper's pyramids, which are of 256 px.
+# The paper's pyramids, which are for images of 256 px.
 PRESETS = {name: Pyramid(GRID_SIZES[name], stride=16, rho_max=12.0) for name in ("var10", "k4")}
-_TRIED = 16  # records that are looked at for one that is large enough
-_CELL = 128  # pixels, side of a view in the picture of the zone plate
+_TRIED = 16  # images that are tried for each one that must be large enough
+_CELL = 128  # smallest side of a view in the pictures, in pixels
 
 
 def run(c: ConfigDict, workdir: str) -> None:
-    """Measures all that config, workdir and data have, prints the tables and writes WORKDIR/aliasing.
+    """Measures everything that config, workdir and data permit, prints the tables and writes WORKDIR/aliasing.
 
     Raises:
-      ValueError: settings out of range, or several processes. FileNotFoundError: `aliasing.samples` has no images.
+      ValueError: A setting is out of range, or there are several processes.
+      FileNotFoundError: `aliasing.samples` has no images.
     """
     if jax.process_count() > 1:
         raise ValueError(f"--mode=aliasing runs in one process, and this is one of {jax.process_count()}; start it on "
-                         "one machine alone")
+                         "one machine only")
     check.check_ranges(c)
     trained, class_names = pretrained.load_config(workdir) if has_started(workdir) else (c, ())
     optics = build.tokenizer(trained).optics
     found, data = Findings(), Data(c)
-    # Opened before anything is measured, as they may be refused.
+    # Opened before anything is measured, because they may be invalid.
     generated = _generated(c, workdir)
     held_out = None if generated is None else data.held_out(len(generated.images[0]))
     crops = _views(found, data, optics)
     if trained.tokenizer.model.pyramid == "var":
-        found.skipped.append("the scales of VAR's pyramid, which are area averages of the one encoding of the image, "
-                             "and no views")
+        found.skipped.append("the scales of VAR's pyramid, which are area averages of one encoding of the image, not "
+                             "views")
     tokenizer = _load_tokenizer(found, c, workdir)
     if tokenizer is not None:
         _tokenizer(found, tokenizer)
     if generated is None:
-        found.skipped.append("generated images: --mode=sample and --mode=evaluate have left no PNG or npz files, and "
-                             "aliasing.samples is not given")
+        found.skipped.append("generated images: --mode=sample and --mode=evaluate have written no PNG or npz files, "
+                             "and aliasing.samples is not given")
     else:
+        assert held_out is not None
         powers = {"data": spectra.measure(held_out.images, held_out.says),
                   "generated": spectra.measure(generated.images, generated.says)}
         found.add([spectra.table(powers, "data")], [spectra.chart(powers)])
@@ -76,21 +78,31 @@ def run(c: ConfigDict, workdir: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Images of a config's source."""
+    """The images of a config's source.
+
+    Attributes:
+      config: The config.
+    """
 
     config: ConfigDict
 
     def source(self, split: str) -> sources.Source:
+        """Opens a split of the source, "train" or "validation"."""
         return sources.load(self.config.data.source, split, build.source_settings(self.config))
 
     def rule(self, side: int, **changes: Any) -> CropRule:
+        """Returns the config's crop rule with another image size and other changes."""
         return dataclasses.replace(build.crop_rule(self.config), image_size=side, **changes)
 
     def crops(self, side: int, enlarge: bool) -> list[np.ndarray]:
-        """Up to `aliasing.images` crops (side, side, 3) in [-1, 1] of training images.
+        """Returns crops of training images; optics are not trained, so they need not be held out.
 
-        Optics are not trained, so any image will do, and the training images of `photos` are the larger ones. Without
-        `enlarge`, of images alone that need not be enlarged for that: none, if the source is of small images.
+        Args:
+          side: The side of the crops, in pixels.
+          enlarge: Whether smaller images may be enlarged. Otherwise only large enough images are used.
+
+        Returns:
+          Up to `aliasing.images` crops (side, side, 3) in [-1, 1]; none if all images are too small.
         """
         source, count = self.source("train"), self.config.aliasing.images
         if not enlarge:
@@ -98,17 +110,17 @@ class Data:
         if not len(source):
             return []
         crops = pipeline.spread_crops(source, self.rule(side, crops_per_image=-(-count // len(source))))
-        return [to_unit_range(example["image"]) for example in crops[:count]]
+        return [np.asarray(to_unit_range(example["image"])) for example in crops[:count]]
 
     def held_out(self, side: int) -> ImageSet:
-        """Crops as of training's evaluations, of any size."""
+        """Returns held-out crops as the evaluations during training use them, but of any size."""
         d = self.config.data
         return image_sets.of_source(self.source("validation"), f"held-out images of {d.source}", self.rule(side),
                                     d.validation_examples)
 
 
 def _at_least(source: sources.Source, side: float, count: int) -> sources.ArraySource:
-    """Up to `count` images of a source whose sides are at least so long."""
+    """Finds up to `count` images of a source whose short side is at least `side`."""
     order = np.random.default_rng(0).permutation(len(source))[:_TRIED * count]
     large = []
     for record in (source[int(index)] for index in order):
@@ -120,15 +132,16 @@ def _at_least(source: sources.Source, side: float, count: int) -> sources.ArrayS
 
 
 def _views(found: Findings, data: Data, optics: Pyramid) -> list[np.ndarray]:
-    """The run's own grids and the presets, on photographs and the zone plate; returns the crops of the run's size."""
+    """Measures the run's grids and the presets on photographs and the zone plate; returns crops of the run's size."""
     crops = {optics.image_size: data.crops(optics.image_size, enlarge=True)}
     for title, pyramid in {"this run's grids": optics, **PRESETS}.items():
-        size, grids, own = pyramid.image_size, pyramid.grid_sizes, views.name_of(pyramid)
+        size, grids = pyramid.image_size, pyramid.grid_sizes
+        own: str | None = views.name_of(pyramid)
         variants = views.combinations(grids, pyramid.stride, pyramid.rho_max)
         if title in PRESETS:
             own = None
             if optics in variants.values():
-                continue  # the run's own grids, seen already
+                continue  # the same as the run's grids, which are measured already
         if size not in crops:
             crops[size] = data.crops(size, enlarge=False)
         found.tables.append(views.radii_table(f"{title} at {size} px", grids, pyramid.rho_max))
@@ -140,7 +153,7 @@ def _views(found: Findings, data: Data, optics: Pyramid) -> list[np.ndarray]:
             powers, heading = views.measure(variants, images), f"{title} at {size} px, {what}"
             found.add(views.tables(heading, powers, grids, own), views.charts(heading, powers, grids, own))
         shown = {name: variants[name] for name in SHOWN if name in variants}
-        note = "A perfect view shows rings around the centre alone. All other rings are aliases."
+        note = "A perfect view shows only the rings around the centre. All other rings are aliases."
         found.pictures.append((f"zone plate through {title}", note, _zone_plate_picture(plate, shown)))
     return crops[optics.image_size]
 
@@ -157,7 +170,7 @@ def _zone_plate_picture(plate: np.ndarray, pyramids: dict[str, Pyramid]) -> np.n
 
 
 def _load_tokenizer(found: Findings, c: ConfigDict, workdir: str) -> pretrained.Tokenizer | None:
-    """The tokenizer of the workdir or of `tokenizer.pretrained`; None if there is neither."""
+    """Loads the tokenizer of the workdir or of `tokenizer.pretrained`; None if there is neither."""
     try:
         return choose_tokenizer(c, workdir)
     except FileNotFoundError as error:
@@ -168,7 +181,7 @@ def _load_tokenizer(found: Findings, c: ConfigDict, workdir: str) -> pretrained.
 
 
 def _tokenizer(found: Findings, tokenizer: pretrained.Tokenizer) -> None:
-    """Gratings, zone plate, edges and text through encoding and decoding."""
+    """Measures what encoding and decoding do to gratings, a zone plate, edges and text."""
     size = tokenizer.model.optics.image_size
 
     def reconstruct(images: np.ndarray) -> np.ndarray:
@@ -183,19 +196,24 @@ def _tokenizer(found: Findings, tokenizer: pretrained.Tokenizer) -> None:
     if not texts:
         found.skipped.append(f"text: images of {size} px are too small")
     decoded_plate, *decoded_edges = resolution.reconstruct_grey(reconstruct, [plate, *edges.values()])
-    decoded_pages = {height: resolution.reconstruct_grey(reconstruct, text.pages) for height, text in texts.items()}
-    mtfs = {name: tuple(resolution.edge_mtf(image.T if name == "horizontal" else image) for image in pair)
-            for name, *pair in zip(edges, edges.values(), decoded_edges, strict=True)}
+    decoded_pages = {height: resolution.reconstruct_grey(reconstruct, list(text.pages))
+                     for height, text in texts.items()}
+
+    def mtf(name: str, edge: np.ndarray) -> resolution.Mtf | None:
+        return resolution.edge_mtf(edge.T if name == "horizontal" else edge)
+
+    mtfs = {name: (mtf(name, edge), mtf(name, decoded))
+            for name, edge, decoded in zip(edges, edges.values(), decoded_edges, strict=True)}
     errors = {height: (len(text.characters), resolution.character_error(text, text.pages),
                        resolution.character_error(text, decoded_pages[height])) for height, text in texts.items()}
     found.add(*resolution.tables_and_charts(resolution.gratings(reconstruct, size),
                                             resolution.zone_plate_moire(plate, decoded_plate), mtfs, errors))
     shown = [[plate, *edges.values()], [decoded_plate, *decoded_edges]]
-    found.pictures.append(("tokenizer: zone plate and slanted edges", "As they are, and decoded.",
+    found.pictures.append(("tokenizer: zone plate and slanted edges", "Original and decoded.",
                            _grey_picture(shown, ["zone plate", *edges])))
     if texts:
         shown = [[text.pages[0] for text in texts.values()], [pages[0] for pages in decoded_pages.values()]]
-        found.pictures.append(("tokenizer: text", "As it is, and decoded.",
+        found.pictures.append(("tokenizer: text", "Original and decoded.",
                                _grey_picture(shown, [f"{height} px" for height in texts])))
 
 
@@ -207,7 +225,7 @@ def _grey_picture(rows: list[list[np.ndarray]], columns: list[str]) -> np.ndarra
 
 
 def _generated(c: ConfigDict, workdir: str) -> ImageSet | None:
-    """Generated images: `aliasing.samples`, or what --mode=sample or --mode=evaluate has left in the workdir."""
+    """Opens the generated images: `aliasing.samples`, or what --mode=sample or --mode=evaluate wrote in the workdir."""
     places = [c.aliasing.samples] if c.aliasing.samples else [
         path for name in ("samples/png", "samples/samples.npz", "evaluation/*/samples.npz")
         for path in sorted(map(str, Path(workdir).glob(name)), key=os.path.getmtime, reverse=True)]
@@ -216,11 +234,11 @@ def _generated(c: ConfigDict, workdir: str) -> ImageSet | None:
 
 def _teacher(found: Findings, data: Data, trained: ConfigDict, class_names: tuple[str, ...], workdir: str,
              tokenizer: pretrained.Tokenizer | None, gains: list[wiener.ScaleGains]) -> None:
-    """The gates of a trained teacher on held-out images."""
+    """Measures the gates of a trained teacher on held-out images."""
     checkpoints = os.path.join(workdir, "generator", "checkpoints")
     gated = trained.generator.teacher.enabled and trained.generator.teacher.gate == "learned"
     if not gated or tokenizer is None or not os.path.isdir(checkpoints):
-        found.skipped.append("gates: no teacher that has them has been trained in this workdir")
+        found.skipped.append("gates: no teacher with gates has been trained in this workdir")
         return
     task, mesh = build.generator_task(trained, len(class_names)), mesh_lib.make_mesh()
     stages.check_tokenizers(workdir, tokenizer.digests, trained.tokenizer.pretrained)
@@ -238,4 +256,4 @@ def _teacher(found: Findings, data: Data, trained: ConfigDict, class_names: tupl
                                           limit=data.config.aliasing.images)
     alpha = np.concatenate([jax.device_get(gates(params, tokenizer.params, batch)) for batch in batches], axis=1)
     offsets = np.array(task.student.offsets[-1 - task.teacher.num_alias_scales:]) - task.first_alias_token
-    found.add(*wiener.gate_tables_and_charts(wiener.gates(alpha, offsets), gains, task.student.grid_sizes))
+    found.add(*wiener.gate_tables_and_charts(wiener.gates(alpha, offsets.tolist()), gains, task.student.grid_sizes))

@@ -1,4 +1,4 @@
-"""`--mode=edit`: the hidden part of an image, painted by a trained generator."""
+"""`--mode=edit`: paints the masked part of an image with a trained generator."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from refocus_jax.sampling.edit import fill
 
 
 def run(c: ConfigDict, workdir: str) -> None:
-    """Paints the masked part of `edit.image`, `edit.count` times, into WORKDIR/edits."""
+    """Paints the masked part of `edit.image` `edit.count` times and writes the results into WORKDIR/edits."""
     settings = build.sampling_settings(c)
     if jax.process_count() > 1:
         raise ValueError(f"--mode=edit runs in one process, and this is one of {jax.process_count()}; start it on one "
-                         "machine alone")
+                         "machine only")
     if settings.smooth:
-        raise ValueError("sampling.smooth is True, which editing cannot do; set it False")
+        raise ValueError("sampling.smooth is True, which editing does not support; set it to False")
     generator, _ = choose_generator(c, workdir)
     size = generator.tokenizer.model.optics.image_size
     label = samples.class_numbers("edit.label", [c.edit.label], generator.class_names)

@@ -1,4 +1,4 @@
-"""`--mode=encode`: training images to tokens on disk, which stage 2 then trains from."""
+"""`--mode=encode`: encodes the training images as tokens on disk, which stage 2 can then train on."""
 
 import os
 
@@ -13,7 +13,7 @@ from refocus_jax.training import encode
 
 
 def run(c: ConfigDict, workdir: str) -> None:
-    """`encode.passes` over the training images, as tokens in `encode.output` or WORKDIR/tokens."""
+    """Encodes `encode.passes` passes over the training images into `encode.output` or WORKDIR/tokens."""
     prepared = prepare(c, workdir)
     run, tokenizers = prepared.run, prepared.tokenizers
     output = c.encode.output or os.path.join(workdir, "tokens")

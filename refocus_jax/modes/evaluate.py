@@ -1,8 +1,9 @@
-"""`--mode=evaluate`: from checkpoints, or from images that are there, to numbers in WORKDIR/evaluation.json.
+"""`--mode=evaluate`: measures checkpoints or existing images and writes the numbers to WORKDIR/evaluation.json.
 
-What takes long is kept in WORKDIR/evaluation, under names that change with all that it depends on: samples, features of
-them and of the reference, reconstructions. What is used again is said. A call that was interrupted goes on with the
-samples, and a second call computes only what has changed. All processes and all their devices share the work.
+Results that take long to compute (samples, their features and those of the reference, reconstructions) are kept in
+WORKDIR/evaluation under names that change with everything that they depend on. A second call reuses them, says so, and
+computes only what has changed; an interrupted call continues with the missing samples. All processes and all their
+devices share the work.
 """
 
 import dataclasses
@@ -35,13 +36,13 @@ from refocus_jax.runtime import processes, weight_files
 from refocus_jax.runtime.files import write_json
 from refocus_jax.sampling.decode import SamplingSettings
 
-_Generator = tuple[Generator, dict[str, Any]]  # and where it comes from
+_Generator = tuple[Generator, dict[str, Any]]  # a generator and a record of where it comes from
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
 _LOOKED_AT = {
-    "inception": "Features of FID's Inception, which sees images at 299 x 299 by TensorFlow 1's bilinear resize.",
-    "efficientnet_lite0": "Features of EfficientNet-Lite0, which sees images at 224 x 224 by bicubic resize. Their "
-                          "Fréchet distance is an FD-EffLite0: no FID, and not to be compared with any.",
+    "inception": "Features of FID's Inception; images are resized to 299 x 299 by TensorFlow 1's bilinear method.",
+    "efficientnet_lite0": "Features of EfficientNet-Lite0; images are resized to 224 x 224 by bicubic interpolation. "
+                          "Their Fréchet distance is FD-EffLite0: it is not an FID and cannot be compared with FIDs.",
 }
 
 
@@ -49,11 +50,12 @@ def run(c: ConfigDict, workdir: str) -> None:
     """Measures tokenizer and generator of a workdir (`evaluate.parts`), or the images of `evaluate.samples`.
 
     Raises:
-      ValueError, FileNotFoundError: a setting out of range, a path that is not there, nothing to evaluate.
+      ValueError: A setting is out of range, or settings do not fit each other.
+      FileNotFoundError: A path does not exist, or there is nothing to evaluate.
     """
     check.check_ranges(c)
     directory = Path(workdir) / "evaluation"
-    # What is wrong with settings and paths is said before work begins.
+    # Everything that can be wrong with settings and paths is checked before work begins.
     sampling = build.sampling_settings(c)
     given = image_sets.of_path("evaluate.samples", c.evaluate.samples) if c.evaluate.samples else None
     extractor, reference = build.open_reference(c)
@@ -90,7 +92,7 @@ def run(c: ConfigDict, workdir: str) -> None:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """An evaluation.json in words: a table for each part, then the notes."""
+    """Prints the content of an evaluation.json as text: a table for each part, then the notes."""
     tables = []
     for name in ("tokenizer", "generator"):
         step = result["steps"].get(name)
@@ -100,7 +102,7 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def _settings(c: ConfigDict) -> dict[str, Any]:
-    """All that the numbers depend on except images and weights."""
+    """Returns everything that the numbers depend on except images and weights."""
     return {"evaluate": c.evaluate.to_dict(), "sampling": c.sampling.to_dict(),
             "tokenizer.pretrained": c.tokenizer.pretrained, "generator.init_from": c.generator.init_from,
             "image_size": c.image_size, "inception_score_splits": comparison.SPLITS,
@@ -109,23 +111,27 @@ def _settings(c: ConfigDict) -> dict[str, Any]:
 
 
 def _warnings(samples: ImageSet, reference: ImageSet | None) -> list[str]:
-    """What moves the distance of these images without being a matter of what they show."""
+    """Lists properties of the images that change distances but have nothing to do with what the images show."""
     said = [f"Samples: {warning}" for warning in processes.from_first(samples.warnings)]
     if reference is not None:
         said += [f"Reference: {warning}" for warning in processes.from_first(reference.warnings)]
         (height, width), (other_height, other_width) = (images.images[0].shape[:2] for images in (samples, reference))
         if (height, width) != (other_height, other_width):
             said.append(f"Samples are of {width} x {height} pixels, and the reference of {other_width} x "
-                        f"{other_height}: the network resizes both, and distances measure how sharp that leaves them.")
+                        f"{other_height}: the network resizes both, so distances also measure the difference in "
+                        "sharpness.")
     return said
 
 
 def _load(c: ConfigDict, workdir: str) -> tuple[Tokenizer | None, _Generator | None, list[str]]:
-    """Loads the requested parts. Returns the tokenizer, the generator with its provenance, and notes about missing
-    parts.
+    """Loads the requested parts.
+
+    Returns:
+      The tokenizer, the generator with a record of where it comes from, and notes about missing parts.
 
     Raises:
-      FileNotFoundError: there is none. ValueError: they make images of another size than the config's.
+      FileNotFoundError: There is none of them.
+      ValueError: They are for images of another size than the config's.
     """
     tokenizer, generator, missing = None, None, []
     trained = stages.trained(workdir, "generator") is not None
@@ -145,7 +151,11 @@ def _load(c: ConfigDict, workdir: str) -> tuple[Tokenizer | None, _Generator | N
 
 def _draw(c: ConfigDict, sampling: SamplingSettings, generator: Generator, origin: dict[str, Any],
           directory: Path) -> tuple[ImageSet, dict[str, Any]]:
-    """The samples of a generator with these very weights and settings, drawn now unless they lie there; and which."""
+    """Draws the samples of a generator, or reuses those drawn before with the same weights and settings.
+
+    Returns:
+      The samples, and a record of what they depend on.
+    """
     e = c.evaluate
     draw = DrawSettings(count=e.count, seed=e.seed, batch_size=e.batch_size * jax.device_count(), format="npz")
     identity = draw_identity(generator, sampling, draw)
@@ -165,7 +175,7 @@ def _draw(c: ConfigDict, sampling: SamplingSettings, generator: Generator, origi
 
 
 def _is_sound(samples: Path, memory: Path) -> bool:
-    """Whether samples are there as they were drawn."""
+    """Returns whether samples exist and have not changed since they were drawn."""
     try:
         expected = json.loads(samples.with_name("samples.npz.json").read_bytes())["blake2b"]
         if digests.of_files([samples], memory) == [expected]:
@@ -180,7 +190,7 @@ def _is_sound(samples: Path, memory: Path) -> bool:
 
 def _evaluate_tokenizer(c: ConfigDict, tokenizer: Tokenizer, held_out: ImageSet, extractor: Extractor,
                         directory: Path) -> dict[str, float]:
-    """What reconstructions of held-out images lose, and which codes they use."""
+    """Measures the quality of reconstructions of held-out images, and the use of codes."""
     model, mesh = tokenizer.model, extractor.mesh
     made_with = {"tokenizer": tokenizer.identity, "features": extractor.identity}
     measure = Reconstruct(model, mesh_lib.put_whole(tokenizer.params, mesh_lib.replicated(mesh)), extractor)

@@ -1,4 +1,4 @@
-"""`--mode=export`: a generator as files for PyTorch's VAR code, or as one file that draws without our models."""
+"""`--mode=export`: writes a generator as files for PyTorch's VAR code, or as one file that draws by itself."""
 
 import os
 
@@ -11,15 +11,14 @@ from refocus_jax.pretrained.choice import choose_generator
 
 
 def run(c: ConfigDict, workdir: str) -> None:
-    """Writes `export.output`: VAR's files (`export.format` var), or a sampler (sampler).
+    """Writes `export.output`: VAR's files if `export.format` is var, a sampler if it is sampler.
 
     Raises:
-      ValueError: VAR's code would decode the tokenizer's tokens otherwise, or several processes.
+      ValueError: VAR's code would decode the tokenizer's tokens differently, or there are several processes.
     """
     if jax.process_count() > 1:
         raise ValueError(f"--mode=export runs in one process, and this is one of {jax.process_count()}; start it on "
-                         "one "
-                         "machine alone")
+                         "one machine only")
     e, settings = c.export, build.sampling_settings(c)
     output = e.output or os.path.join(workdir, {"var": "student.safetensors", "sampler": "sampler.zip"}[e.format])
     generator, _ = choose_generator(c, workdir)
@@ -27,4 +26,5 @@ def run(c: ConfigDict, workdir: str) -> None:
         print(pytorch.export(generator, output, e.allow_differences))
     else:
         sampler_file.export(generator, output, e.batch_size, settings)
-        print(f"{output}: a sampler of {e.batch_size} images at a time for {', '.join(sampler_file.PLATFORMS)}")
+        print(f"{output}: a sampler that draws {e.batch_size} images at a time, for "
+              f"{', '.join(sampler_file.PLATFORMS)}")

@@ -1,4 +1,4 @@
-"""`--mode=plan`: what a config needs of a machine that is not here."""
+"""`--mode=plan`: estimates memory and time of a config on a machine that need not be present."""
 
 import functools
 import os
@@ -18,19 +18,20 @@ def run(c: ConfigDict, workdir: str) -> None:
     """Compiles `plan.programs` for the machine of `plan.topology`, prints what they need, and writes plan.json.
 
     Raises:
-      ValueError: settings or a topology that make no sense. ImportError: a compiler is missing.
+      ValueError: A setting is out of range, or the topology is unknown.
+      ImportError: A compiler is missing.
     """
     if not c.plan.topology:
-        raise ValueError("plan.topology is empty; give the machine to plan for, as tpu:v5e:4x4 or gpu:a100:1x8")
+        raise ValueError("plan.topology is empty; give the machine to plan for, such as tpu:v5e:4x4 or gpu:a100:1x8")
     if unknown := set(c.plan.programs) - set(PROGRAMS):
         raise ValueError(f"plan.programs has {', '.join(sorted(unknown))}; choose from {', '.join(PROGRAMS)}")
-    # No device is needed, and jax's plug-ins for those that are planned for must not look for any.
+    # No device is needed, and JAX's plug-ins for the planned devices must not look for any.
     jax.config.update("jax_platforms", "cpu")
     target = load(c.plan.topology)
     mesh = mesh_lib.make_mesh(target.devices, **c.mesh)
     check.check(c, mesh.size)
     planner = Planner(functools.partial(build.programs, c, target.platform), target, mesh)
-    # What is compiled for devices that are not here cannot be read back from the cache of what was compiled.
+    # Programs for devices that are not present cannot be read back from the compilation cache.
     settings = {"jax_optimization_level": c.plan.optimization, "jax_enable_compilation_cache": False}
     before = {name: getattr(jax.config, name) for name in settings}
     try:

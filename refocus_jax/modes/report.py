@@ -1,4 +1,4 @@
-"""`--mode=report`: a workdir, or several side by side, as one page."""
+"""`--mode=report`: shows one workdir, or compares several, on one HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,9 @@ def run(c: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/report.html: this run, with those of `report.compare` next to it.
 
     Raises:
-      FileNotFoundError: one of them is not a workdir. ValueError: a file in it is damaged, or a run is named twice.
-      OSError: the page cannot be written.
+      FileNotFoundError: One of them is not a workdir.
+      ValueError: A file in a workdir is damaged, or a run is named twice.
+      OSError: The page cannot be written.
     """
     if jax.process_index():
         return
@@ -34,17 +35,17 @@ def run(c: ConfigDict, workdir: str) -> None:
 
 
 def _named(found: Sequence[RecordedRun]) -> dict[str, RecordedRun]:
-    """Runs by the last parts of their paths, or by the whole paths where these are not different."""
+    """Names runs by the last parts of their paths, or by the whole paths if the last parts are not distinct."""
     for names in ([run.path.resolve().name for run in found], [str(run.path) for run in found]):
         if len(set(names)) == len(names):
             return dict(zip(names, found, strict=True))
-    raise ValueError(f"report.compare names a workdir twice: {', '.join(names)}; give each once, and not --workdir")
+    raise ValueError(f"report.compare names a workdir twice: {', '.join(names)}; give each once, without --workdir's")
 
 
 def _verdict(reference: str, run: RecordedRun) -> Verdict | str:
     content = read_json(health.locate(reference), health.REFERENCE_FIELDS)
     if content is None:
-        return f"Not compared: report.reference is {reference}, which is not there."
+        return f"Not compared: report.reference is {reference}, which does not exist."
     try:
         return health.compare(health.from_json(content), run)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`--mode=sample`: images of a trained generator."""
+"""`--mode=sample`: draws images with a trained generator."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from refocus_jax.pretrained.drawing import draw_into
 
 
 def run(c: ConfigDict, workdir: str) -> None:
-    """Draws `sample.count` images as `sampling` says, into `sample.output` or WORKDIR/samples."""
+    """Draws `sample.count` images with the settings of `sampling` into `sample.output` or WORKDIR/samples."""
     settings, draw = build.sampling_settings(c), build.draw_settings(c)
     output = Path(draw.output or os.path.join(workdir, "samples")).expanduser()
     if output.exists() and not output.is_dir():

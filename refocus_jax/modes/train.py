@@ -1,4 +1,4 @@
-"""`--mode=train`, `tokenizer` and `generator`: both stages of training, or one of them."""
+"""`--mode=train`, `--mode=tokenizer` and `--mode=generator`: trains both stages, or one of them."""
 
 import functools
 import logging
@@ -27,32 +27,32 @@ from refocus_jax.training import encode, loop
 from refocus_jax.training.evaluators import GeneratorEvaluator, SampleDistance, TokenizerEvaluator
 from refocus_jax.training.generator_task import GeneratorTask
 
-# Enough for a unigram model of every scale, in memory.
+# Training examples whose tokens are held in memory; enough for a unigram model of every scale.
 _UNIGRAM_EXAMPLES = 2**15
 
 
 def run(c: ConfigDict, workdir: str) -> None:
-    """Both stages, each resumed where it stopped; then what they have learned, in words and numbers."""
+    """Trains both stages, each resumed where it stopped, then prints the results of their last evaluations."""
     prepared = prepare(c, workdir)
     if not c.tokenizer.pretrained:
         train_tokenizer(prepared)
     train_generator(prepared)
     if jax.process_index() == 0:
-        print(summary(workdir))  # the one thing a run says on standard output
+        print(summary(workdir))  # the only output of a run on standard output
 
 
 def run_tokenizer(c: ConfigDict, workdir: str) -> None:
-    """Stage 1 alone."""
+    """Trains only stage 1."""
     train_tokenizer(prepare(c, workdir))
 
 
 def run_generator(c: ConfigDict, workdir: str) -> None:
-    """Stage 2 alone."""
+    """Trains only stage 2."""
     train_generator(prepare(c, workdir))
 
 
 def train_tokenizer(prepared: Prepared) -> None:
-    """Stage 1, into workdir/tokenizer."""
+    """Trains stage 1 in WORKDIR/tokenizer."""
     run = prepared.run
     c, task = run.config, build.tokenizer_task(run.config)
     evaluator = TokenizerEvaluator(task.tokenizer, run.validation_batches("tokenizer"), run.mesh)
@@ -63,7 +63,7 @@ def train_tokenizer(prepared: Prepared) -> None:
 
 
 def train_generator(prepared: Prepared) -> None:
-    """Stage 2, into workdir/generator."""
+    """Trains stage 2 in WORKDIR/generator."""
     run, frozen = prepared.run, prepared.tokenizers
     c, task = run.config, build.generator_task(run.config, run.num_classes)
     if frozen is None:
@@ -88,7 +88,7 @@ def train_generator(prepared: Prepared) -> None:
 
 
 def _share_of_peak(run: Run, stage: str) -> float | None:
-    """What a step per second would be of the FLOPs that the devices can do; None if we do not know these devices."""
+    """Returns the fraction of the devices' peak FLOPs that one step per second uses; None for unknown devices."""
     device = run.mesh.devices.flat[0]
     peak = targets.peak_flops(device.device_kind)
     if peak is None:
@@ -99,21 +99,21 @@ def _share_of_peak(run: Run, stage: str) -> float | None:
 
 def _token_cache(run: Run, tokenizer: DualTokenizer, frozen: Any,
                  tokenizers: Mapping[str, str]) -> token_cache.TokenCache | None:
-    """The training tokens of stage 2; None if every batch is tokenized."""
+    """Returns the training tokens of stage 2; None if every batch is tokenized on the fly."""
     c = run.config
     if c.data.tokens:
         encode.check(c.data.tokens, stages.token_description(c, run.train, tokenizers))
         return token_cache.TokenCache(c.data.tokens)
     if not c.data.token_examples:
         return None
-    # In a folder of their own for all that they are made from.
+    # The name of the folder changes with everything that the tokens are made from.
     description = stages.token_description(c, run.train, tokenizers, c.data.token_examples)
     return encode.write(Path(run.workdir, f"tokens_{description.digest}"), description, run.train, run.crops, tokenizer,
                         frozen, num_workers=c.data.num_workers)
 
 
 def _sample_distance(run: Run) -> SampleDistance | None:
-    """What `evaluate.during_training` asks for, with the reference measured; None if it is 0."""
+    """Makes the comparison that `evaluate.during_training` asks for, with the reference measured; None if it is 0."""
     e = run.config.evaluate
     if not e.during_training:
         return None
@@ -123,7 +123,7 @@ def _sample_distance(run: Run) -> SampleDistance | None:
 
 
 def _warm_start(prepared: Prepared, task: GeneratorTask, tokenizers: Mapping[str, str]) -> Callable[[Any], Any] | None:
-    """What turns the first state of stage 2 into one that starts from `generator.init_from`; None without it."""
+    """Returns a function that puts the parameters of `generator.init_from` into the first state; None without it."""
     run, c = prepared.run, prepared.run.config
     source, new = c.generator.init_from, c.generator.init_classes == "new"
     if not source:
@@ -131,8 +131,8 @@ def _warm_start(prepared: Prepared, task: GeneratorTask, tokenizers: Mapping[str
 
     def start(state):
         if differing := os.path.isdir(source) and stages.other_tokenizers(source, tokenizers):
-            logging.warning("generator.init_from is %s, whose student was trained on other tokenizers (%s differ) and "
-                            "knows their tokens, not those of this run.", source, ", ".join(differing))
+            logging.warning("generator.init_from is %s, whose student was trained on other tokenizers (%s differ); it "
+                            "has learned their tokens, not those of this run.", source, ", ".join(differing))
         student = prepared.student
         if student is None:
             student = parameters.student(c, run.num_classes, source, run.mesh, any_classes=new).params
@@ -140,8 +140,7 @@ def _warm_start(prepared: Prepared, task: GeneratorTask, tokenizers: Mapping[str
             student = parameters.on_mesh(student, run.mesh)
         if new:
             logging.warning("generator.init_from is %s: the embedding of its %d classes is replaced by a new one of "
-                            "%d. "
-                            "The null class and all the rest are its own.", source,
+                            "%d. The null class and all other parameters are kept.", source,
                             len(student["class_embedding"]) - 1, run.num_classes)
         return task.warm_start(state, student, new)
 
@@ -149,7 +148,7 @@ def _warm_start(prepared: Prepared, task: GeneratorTask, tokenizers: Mapping[str
 
 
 def summary(workdir: str) -> str:
-    """What the last evaluations of a workdir's stages say, as tables."""
+    """Formats the last evaluations of a workdir's stages as tables."""
     tables = []
     for stage in STAGES:
         if numbers := read_json(Path(workdir, stage, "evaluation.json")):

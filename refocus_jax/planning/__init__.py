@@ -1,1 +1,1 @@
-"""What a job needs of machines that are not here: compiled ahead of time for them, counted and laid out in a table."""
+"""Estimates of what a run needs on machines that are not present: programs compiled ahead of time, and FLOPs."""

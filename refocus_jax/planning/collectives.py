@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""Counts what a compiled program sends between devices, from the program's text."""
 
 import collections
 import re
@@ -20,22 +20,25 @@ _CONSTANT = re.compile(r"s32\[\][^=]* constant\((\d+)\)")
 
 
 def count(text: str) -> dict[str, dict[str, float]]:
-    """Collectives of one run of a program on one device: by kind, `number` and `bytes` of their results.
-
-    Those in loops count as often as the loop runs.
+    """Counts the collectives of one run of a program on one device; those in loops count as often as the loop runs.
 
     Args:
-      text: of a compiled program, `compiled.as_text()`.
+      text: The text of a compiled program, `compiled.as_text()`.
+
+    Returns:
+      By kind, the `number` of collectives and the `bytes` of their results.
     """
     computations, entry = _computations(text)
-    found = collections.defaultdict(lambda: {"number": 0, "bytes": 0})
+    found: dict[str, dict[str, float]] = collections.defaultdict(lambda: {"number": 0, "bytes": 0})
     _walk(computations, entry, 1, found)
     return dict(found)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of every computation by name, and the name of the one that is run."""
-    computations, entry, current = {}, "", []
+    """Splits a program's text; returns the lines of every computation by name, and the name of the entry point."""
+    computations: dict[str, list[str]] = {}
+    current: list[str] = []
+    entry = ""
     for line in text.splitlines():
         if start := _COMPUTATION.match(line):
             current = computations[start[2]] = []
@@ -53,7 +56,7 @@ def _walk(computations, name: str, times: int, found) -> None:
         result, operation = instruction.groups()
         kind = operation.removesuffix("-start")
         if kind in KINDS:
-            # A TPU's reduce-scatter is an all-reduce, of which each device keeps a part, in a computation of this name.
+            # On TPUs, a reduce-scatter is a computation of this name with an all-reduce of which devices keep parts.
             kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
             found[kind]["number"] += times
             found[kind]["bytes"] += times * _bytes(result, started=operation.endswith("-start"))
@@ -66,16 +69,17 @@ def _walk(computations, name: str, times: int, found) -> None:
 
 
 def _bytes(result: str, started: bool) -> int:
-    """Of the result of a collective; where it is only started, the type lists operands first, then results."""
+    """Returns the size of a collective's result; the type of a start instruction lists operands, then results."""
     sizes = [_BITS.get(kind, 32) * int(np.prod([int(n) for n in shape.split(",") if n])) // 8
              for kind, shape in _ARRAY.findall(result)]
     return sum(sizes[len(sizes) // 2:] if started and len(sizes) > 1 else sizes)
 
 
 def _trip_count(computations, line: str) -> int:
-    """How often a loop runs: said by the GPU's compiler; on TPUs the only number that its condition compares with."""
+    """Returns how often a loop runs: GPU compilers say it; on TPUs, its condition compares with only this number."""
     if known := _TRIPS.search(line):
         return int(known[1])
     condition = _CONDITION.search(line)
+    assert condition is not None  # every loop has one
     limits = [int(n) for text in computations.get(condition[1], ()) for n in _CONSTANT.findall(text)]
     return max(limits, default=1)

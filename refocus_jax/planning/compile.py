@@ -1,4 +1,4 @@
-"""One jitted program, compiled for devices that are not here: memory, collectives, time."""
+"""Compiles a jitted program for devices that are not present, and measures its memory and collectives."""
 
 import dataclasses
 import math
@@ -14,13 +14,15 @@ from refocus_jax.planning.targets import GIB, Target
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a jitted function needs of one chip.
+    """What a compiled program needs on one chip.
 
     Attributes:
-      peak_bytes_per_chip: most that is in use at once; None if the compiler refused the program before it knew.
-      short_bytes_per_chip: by how much it does not fit, at least; 0 if it fits. state_bytes_per_chip: of what is there
-      before and after. collectives: by kind, number and bytes of one run; None if it was refused. seconds: of tracing
-      and compiling.
+      peak_bytes_per_chip: The peak memory; None if the compiler refused the program before it computed it.
+      capacity_bytes_per_chip: The memory that the program may use.
+      short_bytes_per_chip: The memory that is missing at least; 0 if the program fits.
+      state_bytes_per_chip: The memory of arguments that stay on the devices from step to step.
+      collectives: By kind, the number and bytes of collectives in one run; None if the program was refused.
+      seconds: The time of tracing and compiling.
     """
 
     peak_bytes_per_chip: int | None
@@ -32,22 +34,23 @@ class Program:
 
     @property
     def fits(self) -> bool:
+        """Whether the program fits in the memory."""
         return self.short_bytes_per_chip == 0
 
 
 def bytes_per_chip(tree: Any) -> int:
-    """Of a tree of shapes with shardings."""
+    """Computes the memory that a tree of shapes with shardings takes on one chip."""
     return sum(a.dtype.itemsize * math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree))
 
 
-# The compiler of TPUs names what a program needs and has where it refuses one.
+# When the TPU compiler refuses a program, it says how much memory the program needs and may use.
 _REFUSAL = re.compile(r"\(?([\d.]+)([KMGT])\)? exceeds available HBM \(([\d.]+)([KMGT])\)"
                       r"|Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
 _UNIT = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 def refusal(message: str) -> tuple[int, int] | None:
-    """Bytes needed and bytes there, from the error with which a compiler refuses a program; None if it is another."""
+    """Reads needed and available bytes from the error of a compiler that refuses a program; None for other errors."""
     found = _REFUSAL.search(message)
     if not found:
         return None
@@ -56,10 +59,13 @@ def refusal(message: str) -> tuple[int, int] | None:
 
 
 def compile_program(target: Target, jitted: Any, arguments: tuple, state: Any) -> Program:
-    """Compiles `jitted` for shapes with shardings over the target's devices.
+    """Compiles a jitted function for a target's devices.
 
     Args:
-      state: those of the arguments that stay on the devices from step to step.
+      target: The machine.
+      jitted: The jitted function.
+      arguments: Its arguments, as shapes with shardings over the target's devices.
+      state: Those of the arguments that stay on the devices from step to step.
     """
     began, capacity, kept = time.perf_counter(), target.chip.capacity_bytes, bytes_per_chip(state)
     lowered = jitted.lower(*arguments)

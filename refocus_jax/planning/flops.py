@@ -1,6 +1,6 @@
-"""Floating-point operations of a program, counted by what it multiplies: products and convolutions, nothing else.
+"""Counts floating-point operations of a program: only those of matrix products and convolutions.
 
-A multiplication with its addition counts as two. Loops count as often as they run, which XLA's own count does not know.
+A multiplication and its addition count as two. Loops count as often as they run, unlike in XLA's own count.
 """
 
 import math
@@ -13,12 +13,17 @@ from jax.interpreters import partial_eval
 
 
 def count(function: Callable, *arguments: Any) -> float:
-    """FLOPs of function(*arguments), of all devices together.
+    """Counts the FLOPs of function(*arguments) on all devices together.
 
-    What a backward pass computes again (remat) counts again: choose a model without for what training needs.
+    Operations that a backward pass recomputes (remat) count again. Give a model without remat to count only what
+    training needs.
 
     Args:
-      arguments: pytrees of arrays or shapes.
+      function: The function.
+      *arguments: Its arguments, pytrees of arrays or shapes.
+
+    Raises:
+      ValueError: The program has a Pallas kernel, whose operations cannot be counted.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -40,13 +45,13 @@ def _count_equation(equation) -> float:
     if name == "cond":
         return max(_count(branch.jaxpr) for branch in parameters["branches"])
     if name == "pallas_call":
-        raise ValueError("a kernel of its own cannot be counted; count the model with attention 'prefix'")
+        raise ValueError("a Pallas kernel cannot be counted; count the model with attention 'prefix'")
     inner = [value for parameter in parameters.values() for value in _as_jaxprs(parameter)]
     return sum(map(_count, inner))
 
 
 def _as_jaxprs(parameter: Any):
-    """The programs in a parameter of a call: jit, a checkpoint, a custom derivative, a while loop (counted once)."""
+    """Lists the programs in a parameter of a jit, checkpoint, custom derivative or while loop (counted once)."""
     if hasattr(parameter, "jaxpr"):
         parameter = parameter.jaxpr
     return [parameter] if hasattr(parameter, "eqns") else []
@@ -59,7 +64,7 @@ def _product(equation) -> float:
 
 
 def _convolution(equation) -> float:
-    """Only products with real numbers: none with padding, nor with the zeros between those of a dilated input."""
+    """Counts only products with input values, not those with padding or the zeros inside a dilated input."""
     parameters, numbers = equation.params, equation.params["dimension_numbers"]
     image, kernel, out = (v.aval.shape for v in (*equation.invars, *equation.outvars))
     pairs = math.prod(_pairs(image[a], kernel[b], out[c], *rest) for a, b, c, *rest in zip(
@@ -71,6 +76,6 @@ def _convolution(equation) -> float:
 
 def _pairs(size: int, taps: int, outputs: int, stride: int, padding: Sequence[int], dilation: int,
            tap_dilation: int) -> int:
-    """Along one axis, how many pairs of an output and a tap meet a number of the input."""
+    """Counts the pairs of an output and a kernel tap that meet an input value, along one axis."""
     place = np.arange(outputs)[:, None] * stride + np.arange(taps)[None] * tap_dilation - padding[0]
     return int(np.sum((place >= 0) & (place <= (size - 1) * dilation) & (place % dilation == 0)))

@@ -1,4 +1,4 @@
-"""What the programs of training and sampling need of a machine that is not here."""
+"""Estimates what the programs of training and sampling need on a machine that is not present."""
 
 import dataclasses
 import functools
@@ -27,8 +27,12 @@ class Programs:
     """What is to be compiled.
 
     Attributes:
-      loop: settings of each stage's loop, by its name. batch_sizes: by program; of "sample" on one chip, else on all.
-      cached_tokens: whether stage 2 reads tokens instead of images.
+      tokenizer: The training task of stage 1.
+      generator: The training task of stage 2.
+      sampling: How samples are drawn.
+      loop: The settings of the training loop of each stage, by its name.
+      batch_sizes: The batch size of each program; per chip for "sample", otherwise over all chips.
+      cached_tokens: Whether stage 2 reads tokens instead of images.
     """
 
     tokenizer: TokenizerTask
@@ -41,11 +45,12 @@ class Programs:
 
 @dataclasses.dataclass(frozen=True)
 class Planner:
-    """Programs on a machine.
+    """Estimates the needs of programs on a machine.
 
     Attributes:
-      make: `Programs` of the config with some settings changed, by their dotted names. target: None if nothing is to be
-      compiled for it.
+      make: Makes the `Programs` of the config with some settings changed, given by their dotted names.
+      target: The machine; None if nothing is compiled, but only FLOPs are counted.
+      mesh: The mesh of devices.
     """
 
     make: Callable[[Mapping[str, Any]], Programs]
@@ -54,16 +59,17 @@ class Planner:
 
     @functools.cached_property
     def programs(self) -> Programs:
+        """The programs of the unchanged config."""
         return self.make({})
 
     def sizes(self) -> dict[str, Any]:
-        """Parameters, and what the teacher adds to a student that trains alone."""
+        """Counts the parameters of all networks, and what the teacher adds to a student that trains alone."""
         task = self.programs.generator
         params = jax.eval_shape(task.init, jax.random.key(0)).params
         tokenizers = jax.eval_shape(task.tokenizer.init, jax.random.key(0))
-        found = {"parameters": {name: _size(tree) for name, tree in {**params, **tokenizers}.items()}}
+        found: dict[str, Any] = {"parameters": {name: _size(tree) for name, tree in {**params, **tokenizers}.items()}}
         if task.teacher.enabled:
-            # Of transformers on tokens: making the tokens is no part of the comparison.
+            # Transformers on tokens are compared: making the tokens is not part of the comparison.
             with_teacher, alone = (
                 self._plain({"generator.teacher.enabled": enabled, "data.token_examples": 1})._flops("generator")
                 for enabled in (True, False))
@@ -72,12 +78,14 @@ class Planner:
         return found
 
     def describe(self, name: str, utilization: float, search_batch: bool) -> dict[str, Any]:
-        """One program: its needs, what it costs, and what would help if it does not fit.
+        """Compiles one program and describes what it needs and what would help if it does not fit.
 
         Args:
-          utilization: share of the chips' peak that days are reckoned with. search_batch: whether to look for the
-          largest batch.
+          name: One of `PROGRAMS`.
+          utilization: The fraction of the chips' peak that the estimated days assume.
+          search_batch: Whether to search for the largest batch that fits.
         """
+        assert self.target is not None
         batch = self._batch_size(name)
         program = self._compile(name, batch)
         steps = None if name == "sample" else self.programs.loop[name].steps
@@ -95,11 +103,12 @@ class Planner:
             "remedies": [] if program.fits else self._remedies(name, program)}
 
     def _batch_size(self, name: str) -> int:
-        """Of all chips together."""
+        """Returns the batch size of a program over all chips."""
         size = self.programs.batch_sizes[name]
         return size * self.mesh.size if name == "sample" else size
 
     def _compile(self, name: str, batch: int) -> Program:
+        assert self.target is not None
         program: Callable = getattr(self, f"_{name}")
         return compile_program(self.target, *program(batch))
 
@@ -116,7 +125,7 @@ class Planner:
         return mesh_lib.abstract(jax.eval_shape(lambda: jax.random.key(0)), mesh_lib.replicated(self.mesh))
 
     def _frozen(self):
-        """The tokenizers, as stage 2 has them."""
+        """Returns the shapes of the tokenizers' parameters as stage 2 has them."""
         params = jax.eval_shape(self.programs.tokenizer.init, jax.random.key(0)).params
         return mesh_lib.abstract(params, mesh_lib.replicated(self.mesh))
 
@@ -133,7 +142,7 @@ class Planner:
         return self._step(self.programs.generator, self._frozen(), self._generator_batch(batch))
 
     def _generator_batch(self, batch: int):
-        """Tokens where the config reads them from a cache, else images."""
+        """Returns the shapes of a batch: tokens if the config reads them from a cache, otherwise images."""
         if not self.programs.cached_tokens:
             return {"image": self._images(batch), "label": self._labels(batch)}
         task = self.programs.generator
@@ -145,7 +154,7 @@ class Planner:
             for name, length in lengths.items()}
 
     def _sample(self, batch: int):
-        """Images of `sample.batch_size` classes per chip, from labels to pixels."""
+        """Makes the program that draws images from labels, `sample.batch_size` per chip."""
         task, settings = self.programs.generator, self.programs.sampling
         tokenizer = task.tokenizer
 
@@ -162,23 +171,23 @@ class Planner:
         return jitted, (params, frozen, self._labels(batch), seed), (params, frozen)
 
     def flops(self, name: str) -> float:
-        """Of one step as training needs it, by all devices together."""
+        """Counts the FLOPs of one step on all devices together, without recomputation."""
         return self._plain({})._flops(name)
 
     def _flops(self, name: str) -> float:
-        """Of one step, by its jitted function and the shapes that it takes."""
+        """Counts the FLOPs of one step from its jitted function and the shapes of its arguments."""
         jitted, arguments, _ = getattr(self, f"_{name}")(self._batch_size(name))
         return flops.count(jitted, *arguments)
 
     def _plain(self, changes: Mapping[str, Any]) -> "Planner":
-        """What training needs and no more: nothing is computed again, and attention is dense products."""
+        """Returns a planner of programs that recompute nothing and compute attention by dense products."""
         plain = {"tokenizer.model.remat": "none", "generator.model.remat": "none",
                  "generator.model.attention": "prefix", "tokenizer.train.microbatches": 1,
                  "generator.train.microbatches": 1, **changes}
         return dataclasses.replace(self, make=lambda more: self.make({**plain, **more}))
 
     def _largest_batch(self, name: str, batch: int, program: Program) -> int:
-        """Per chip, to within an eighth of it; 0 if not even one fits."""
+        """Searches for the largest batch per chip that fits, to within an eighth of it; 0 if not even one does."""
         fits, chips = {}, self.mesh.size
         per_chip = max(1, batch // chips)
         if per_chip * chips == batch:
@@ -200,7 +209,7 @@ class Planner:
         return low
 
     def _remedies(self, name: str, program: Program) -> list[str]:
-        """Settings that lower the memory, those that cost least first."""
+        """Suggests settings that lower the memory, those that cost least first."""
         found, chips = [], self.mesh.size
         fsdp = self.mesh.shape[mesh_lib.FSDP_AXIS]
         if name == "sample":
@@ -211,9 +220,9 @@ class Planner:
                 found.append(f"{name}.train.microbatches={2 * task.microbatches}: the same batch in twice as many "
                              "parts")
             if _remat(task) != "blocks":
-                found.append(f"{name}.model.remat=blocks: blocks are computed again in the backward pass")
+                found.append(f"{name}.model.remat=blocks: blocks are recomputed in the backward pass")
         if name == "generator" and not self.programs.cached_tokens:
-            found.append("data.tokens=PATH: train from encoded tokens (--mode=encode), without tokenizers in the step")
+            found.append("data.tokens=PATH: train on encoded tokens (--mode=encode), without tokenizers in the step")
         if fsdp < chips and program.state_bytes_per_chip > program.capacity_bytes_per_chip / 8:
             found.append(f"mesh.fsdp={min(2 * fsdp, chips)}: parameters and optimizer state of "
                          f"{program.state_bytes_per_chip / 2**30:.1f} GiB per chip, divided among more chips")

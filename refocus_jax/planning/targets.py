@@ -1,4 +1,4 @@
-"""Machines to plan for: TPU slices and GPU nodes as jax's compilers know them, without any of them."""
+"""Machines to plan for: TPU slices and GPU nodes that JAX can compile for without having them."""
 
 import dataclasses
 import importlib.util
@@ -15,19 +15,19 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Facts of one chip.
+    """Facts about a chip.
 
     Attributes:
-      capacity_bytes: what a program may use. For TPUs, what their compiler says when it refuses a program; for GPUs
-      JAX_GPU_FRACTION of the memory. peak_flops: dense bfloat16 products per second, times two, from the maker's data
-      sheet.
+      capacity_bytes: The memory that a program may use. For TPUs, it is the number that their compiler reports when it
+        refuses a program; for GPUs, JAX_GPU_FRACTION of the memory.
+      peak_flops: Dense bfloat16 FLOPs per second (a multiply-add is two), from the maker's data sheet.
     """
 
     capacity_bytes: int
     peak_flops: float
 
 
-# jax reserves this share of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# JAX reserves this fraction of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 JAX_GPU_FRACTION = 0.75
 
 TPUS = {
@@ -40,7 +40,7 @@ TPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What XLA's GPU compiler asks about a device; the names are those of its `GpuTargetConfigProto`."""
+    """What XLA's GPU compiler needs to know about a device, with the names of its `GpuTargetConfigProto`."""
 
     name: str
     compute_capability: int
@@ -53,7 +53,7 @@ class Gpu:
     peak_flops: float
 
     def target_config(self) -> str:
-        """As text proto. What all of these devices share are limits of CUDA."""
+        """Returns the device as a text proto; the constants in it are limits of CUDA that all these devices share."""
         return f"""gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
@@ -81,11 +81,11 @@ device_description_str: "{self.name}"
 """
 
 
-_CUDNN_VERSION = 91000  # the 9.10 of `target_config`, as cuDNN counts
+_CUDNN_VERSION = 91000  # version 9.10, as in `target_config`, in cuDNN's notation
 
 
 def cudnn_taken_for_granted():
-    """A context for tracing programs for GPUs: jax asks this machine for its cuDNN then, and may find none."""
+    """Makes a context for tracing GPU programs, in which JAX does not check this machine's cuDNN."""
     return mock.patch("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: _CUDNN_VERSION)
 
 
@@ -95,57 +95,70 @@ GPUS = {
 }
 
 
-# How jax calls devices; H200s compute as H100s do.
-_KINDS = {r"TPU v4$": TPUS["v4"], r"TPU v5( lite|e)": TPUS["v5e"], r"TPU v5p?$": TPUS["v5p"],
+# JAX's names of devices, as patterns. H200s compute like H100s.
+_KINDS: dict[str, Chip | Gpu] = {r"TPU v4$": TPUS["v4"], r"TPU v5( lite|e)": TPUS["v5e"], r"TPU v5p?$": TPUS["v5p"],
           r"TPU v6( lite|e)": TPUS["v6e"], r"NVIDIA A100": GPUS["a100"], r"NVIDIA H[12]00(?! NVL| PCIe)": GPUS["h100"]}
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOPs per second of a device that jax names so; None if we do not know it."""
+    """Returns the dense bfloat16 FLOPs per second of a device by JAX's name for it; None for unknown devices."""
     return next((chip.peak_flops for kind, chip in _KINDS.items() if re.match(kind, device_kind)), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine by name, with its devices, which can be compiled for but hold nothing."""
+    """A machine to compile programs for.
+
+    Attributes:
+      name: Its name, as in `plan.topology`.
+      platform: "tpu" or "gpu".
+      chip: Facts about each of its chips.
+      devices: Its devices, for which programs can be compiled; they cannot hold data.
+    """
 
     name: str
-    platform: str  # tpu or gpu
+    platform: str
     chip: Chip
     devices: Sequence[jax.Device]
 
     @property
     def compiler_options(self) -> dict[str, bool]:
-        # Triton's products are chosen by timing them on a device.
+        """Options for XLA: no Triton products on GPUs, because they are chosen by timing them on a device."""
         return {"xla_gpu_enable_triton_gemm": False} if self.platform == "gpu" else {}
 
 
 def load(topology: str) -> Target:
-    """The machine of a name: `tpu:v5e:4x4` (generation, shape of the slice), `gpu:a100:1x8` (kind, hosts x GPUs each).
+    """Finds a machine by its name.
+
+    Args:
+      topology: The name: `tpu:v5e:4x4` (generation, shape of the slice) or `gpu:a100:1x8` (kind, hosts x GPUs per
+        host).
 
     Raises:
-      ValueError: an unknown machine. ImportError: its compiler is not installed.
+      ValueError: The machine is unknown.
+      ImportError: Its compiler is not installed.
     """
     platform, _, rest = topology.partition(":")
     kind, _, shape = rest.partition(":")
-    known = {"tpu": TPUS, "gpu": GPUS}.get(platform, {})
+    known = {"tpu": [*TPUS], "gpu": [*GPUS]}.get(platform, [])
     sides = shape.split("x")
     if kind not in known or not all(side.isdecimal() and int(side) for side in sides) or (
             platform == "gpu" and len(sides) != 2):
-        raise ValueError(f"plan.topology is {topology!r}; give tpu:KIND:SHAPE as tpu:v5e:4x4, KIND one of "
-                         f"{', '.join(TPUS)}, or gpu:KIND:HOSTSxGPUS as gpu:a100:1x8, KIND one of {', '.join(GPUS)}")
+        raise ValueError(f"plan.topology is {topology!r}; give tpu:KIND:SHAPE such as tpu:v5e:4x4, with KIND one of "
+                         f"{', '.join(TPUS)}, or gpu:KIND:HOSTSxGPUS such as gpu:a100:1x8, with KIND one of "
+                         f"{', '.join(GPUS)}")
     if platform == "tpu":
         _need("libtpu", "plan-tpu")
-        # Read when libtpu is loaded: it shall not look for a machine, nor mind another plan that is being made.
+        # libtpu reads these when it is loaded: it must not look for a machine, and may run next to another plan.
         os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-4", TPU_WORKER_HOSTNAMES="localhost",
                           TPU_WORKER_ID="0", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-        # Both cores of a v4 chip as one device, as jax runs it.
+        # JAX uses both cores of a v4 chip as one device.
         megacore = {"chip_config_name": "megacore"} if kind == "v4" else {}
         try:
             description = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **megacore)
         except jax.errors.JaxRuntimeError as error:
             raise ValueError(f"plan.topology is {topology!r}, which is not a slice of {kind} ({error}); give one that "
-                             f"can be had, as {kind}:{'4x4x4' if kind in ('v4', 'v5p') else '4x4'}") from error
+                             f"exists, such as {kind}:{'4x4x4' if kind in ('v4', 'v5p') else '4x4'}") from error
         return Target(topology, "tpu", TPUS[kind], description.devices)
     _need("jax_cuda13_plugin", "plan-gpu")
     gpu, (hosts, gpus) = GPUS[kind], sides

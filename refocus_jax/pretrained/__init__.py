@@ -6,7 +6,7 @@
     generator = pretrained.load_generator("runs/tiny")
     images = generator.images(generator.sample([0, 1, 2], seed=0, settings=pretrained.SamplingSettings(cfg=2.0)))
 
-or, with the official VAR's files, `load_generator("var_d16.pth")`, with `vae_ch160v4096z32.pth` next to it.
+With the official VAR's files: `load_generator("var_d16.pth")`, with `vae_ch160v4096z32.pth` in the same folder.
 """
 
 from refocus_jax.pretrained.loading import load_config, load_generator, load_tokenizer

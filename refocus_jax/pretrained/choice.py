@@ -1,4 +1,4 @@
-"""Which trained networks a config and a workdir mean: the workdir's own, or those of files that the config names."""
+"""Choice of the trained networks to use: those of a workdir, or those of files that the config names."""
 
 import os
 
@@ -10,15 +10,18 @@ from refocus_jax.runtime import weight_files
 
 
 def has_started(workdir: str | os.PathLike) -> bool:
-    """Whether a run has started in a workdir."""
+    """Returns whether a run has started in a workdir."""
     return os.path.exists(os.path.join(workdir, "config.json"))
 
 
 def choose_generator(c: ConfigDict, workdir: str) -> tuple[Generator, dict]:
-    """The workdir's generator, or the official one of `generator.init_from` if no run has started; and which it is.
+    """Loads the workdir's generator, or the official one of `generator.init_from` if no run has started.
+
+    Returns:
+      The generator, and a record of where it comes from.
 
     Raises:
-      FileNotFoundError: neither is there.
+      FileNotFoundError: Neither exists.
     """
     if has_started(workdir) or not weight_files.is_weight_file(c.generator.init_from):
         generator = load_generator(workdir)
@@ -29,10 +32,10 @@ def choose_generator(c: ConfigDict, workdir: str) -> tuple[Generator, dict]:
 
 
 def choose_tokenizer(c: ConfigDict, workdir: str) -> Tokenizer:
-    """The workdir's tokenizer, or that of `tokenizer.pretrained` if no run has started there.
+    """Loads the workdir's tokenizer, or that of `tokenizer.pretrained` if no run has started there.
 
     Raises:
-      FileNotFoundError: neither is there.
+      FileNotFoundError: Neither exists.
     """
     source = c.tokenizer.pretrained
     if has_started(workdir) or not source:

@@ -1,4 +1,4 @@
-"""Samples of a generator on their way to disk."""
+"""Draws samples of a generator and writes them to disk."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from refocus_jax.sampling.decode import SamplingSettings
 
 
 def draw_identity(generator: Generator, settings: SamplingSettings, draw: DrawSettings) -> dict:
-    """All that samples depend on, as JSON."""
+    """Returns everything that samples depend on, as JSON."""
     draws = {name: value for name, value in dataclasses.asdict(draw).items() if name not in ("output", "batch_size")}
     return json.loads(json.dumps({"made_with": generator.identity, "sampling": dataclasses.asdict(settings),
                                   "draw": draws}))
@@ -23,7 +23,15 @@ def draw_identity(generator: Generator, settings: SamplingSettings, draw: DrawSe
 
 def draw_into(output: Path, generator: Generator, settings: SamplingSettings, draw: DrawSettings,
               origin: dict) -> None:
-    """Draws images into a directory, or what of them is missing; `origin` says which generator draws them."""
+    """Draws the images that are missing in a directory.
+
+    Args:
+      output: The directory.
+      generator: The generator that draws.
+      settings: How images are drawn.
+      draw: Which images are drawn.
+      origin: A record of where the generator comes from, stored with the images.
+    """
     def draw_batch(labels_b: np.ndarray, start: int) -> np.ndarray:
         drawn = generator.sample(labels_b, draw.seed, settings, start=start)
         return pictures.to_uint8(np.asarray(generator.images(drawn)))

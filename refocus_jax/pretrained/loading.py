@@ -1,4 +1,4 @@
-"""Tokenizers and generators from workdirs and official VAR files."""
+"""Loads tokenizers and generators from workdirs and official VAR files."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -24,25 +24,26 @@ Source = str | os.PathLike | Mapping[str, Any]
 
 
 def load_config(workdir: str | os.PathLike) -> tuple[ConfigDict, tuple[str, ...]]:
-    """The config that a workdir was made with, for any devices, and the names of its classes.
+    """Loads the config that a workdir was made with, for any devices, and the names of its classes.
 
     Raises:
-      FileNotFoundError: no config.json there. ValueError: it is damaged.
+      FileNotFoundError: There is no config.json in it.
+      ValueError: The config.json is damaged.
     """
     c, class_names = saved.read(workdir)
-    c.generator.model.attention = "prefix"  # runs everywhere; the devices need not be those of the training
+    c.generator.model.attention = "prefix"  # runs on all devices; they may differ from those of the training
     return c, class_names
 
 
 def _official_arrays(source: Source, fits: weight_files.Fits) -> Mapping[str, Any] | None:
-    """The arrays of an official source; None for a workdir."""
+    """Reads the arrays of an official source; None for a workdir."""
     if isinstance(source, Mapping):
         return source
-    return weight_files.read(source, fits) if weight_files.is_weight_file(source) else None
+    return weight_files.read(os.fspath(source), fits) if weight_files.is_weight_file(source) else None
 
 
-def _expanded(source: Source) -> Source:
-    return source if isinstance(source, Mapping) else os.path.expanduser(source)
+def _expanded(source: Source) -> str | Mapping[str, Any]:
+    return source if isinstance(source, Mapping) else os.path.expanduser(os.fspath(source))
 
 
 def _replicated(params: Any) -> Any:
@@ -57,33 +58,36 @@ def _refuse(source: Source, **arguments: Any) -> None:
 
 def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
                    norm_groups: int | None = None) -> Tokenizer:
-    """The tokenizers of a workdir, from its latest checkpoint, or VAR's from an official source.
+    """Loads the tokenizers of a workdir's latest checkpoint, or VAR's tokenizer from an official source.
 
     Args:
-      source: a workdir, a file (`vae_ch160v4096z32.pth`, `.safetensors` with the same names, shards, or an entry of a
-      training state: `FILE#trainer.vae_local`), or the arrays.
-      grid_sizes, norm_groups: what no array of an official source reveals; default VAR's ten scales and 32 groups.
+      source: A workdir, a file (`vae_ch160v4096z32.pth`, `.safetensors` with the same names, shards, or an entry of a
+        training state: `FILE#trainer.vae_local`), or the arrays by name.
+      grid_sizes: The sides of the token maps, only for an official source, whose arrays do not contain them; default
+        VAR's ten scales.
+      norm_groups: The groups of the group normalizations, only for an official source; default 32.
 
     Raises:
-      FileNotFoundError: no such file, or a workdir without config or checkpoint of stage 1.
-      ValueError: a damaged file; arrays that are missing, unknown or of a wrong shape, all of them listed.
+      FileNotFoundError: There is no such file, or the workdir has no config or no checkpoint of stage 1.
+      ValueError: A file is damaged, or arrays are missing, unknown or of a wrong shape; all of them are listed.
     """
     source = _expanded(source)
     arrays = _official_arrays(source, official_var.is_tokenizer)
     if arrays is None:
+        assert isinstance(source, str)  # only a path can be a workdir
         _refuse(source, grid_sizes=grid_sizes, norm_groups=norm_groups)
         config, _ = load_config(source)
         found = parameters.tokenizer(config, config.tokenizer.pretrained or source, mesh_lib.make_mesh())
         return Tokenizer(build.tokenizer(config), found.params, found.step)
     structure, params = official_var.import_tokenizer(arrays, grid_sizes,
                                                         norm_groups or official_var.OFFICIAL_NORM_GROUPS)
-    # VAR has no focus: all its scales come from the one encoding of the image itself.
-    optics = Pyramid(structure.quantizer.grid_sizes, structure.autoencoder.stride, rho_max=1.0, psf="none")
+    # VAR has no focus views: all its scales come from one encoding of the image itself.
+    optics = Pyramid(tuple(structure.quantizer.grid_sizes), structure.autoencoder.stride, rho_max=1.0, psf="none")
     return Tokenizer(DualTokenizer(optics, structure, None, False), _replicated({"structure": params}))
 
 
 def _official_tokenizer(source: Source, tokenizer: Tokenizer | Source | None, grid_sizes) -> Tokenizer:
-    """The tokenizer that an official generator needs: what was given, or the official file next to the generator's."""
+    """Loads an official generator's tokenizer: the given one, or the official file next to the generator's."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     if tokenizer is None:
@@ -92,29 +96,33 @@ def _official_tokenizer(source: Source, tokenizer: Tokenizer | Source | None, gr
         tokenizer = next((path for path in near if path.exists()), None)
     if tokenizer is None:
         raise FileNotFoundError(f"an official generator needs its tokenizer: put {OFFICIAL_TOKENIZER}.pth next to it, "
-                                "or give tokenizer=, a file, arrays or what load_tokenizer returns")
+                                "or give tokenizer= a file, arrays or the result of load_tokenizer")
     official = isinstance(tokenizer, Mapping) or weight_files.is_weight_file(tokenizer)
     return load_tokenizer(tokenizer, grid_sizes=grid_sizes if official else None)
 
 
 def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = None,
                    grid_sizes: Sequence[int] | None = None, num_heads: int | None = None) -> Generator:
-    """The student of a workdir, from its latest checkpoint, or a VAR from an official source.
+    """Loads the student of a workdir's latest checkpoint with its tokenizer, or a VAR from an official source.
 
     Args:
-      source: a workdir, a file (`var_d16.pth` ... `var_d36.pth`, `.safetensors` with the same names, shards, or a
-      training state, of which the entry that fits is taken, or named: `FILE#trainer.var_wo_ddp`), or the arrays.
-      tokenizer: of an official generator; default the official file in the same folder.
-      grid_sizes, num_heads: what the arrays of an official source may not reveal; default VAR's.
+      source: A workdir, a file (`var_d16.pth` ... `var_d36.pth`, `.safetensors` with the same names, shards, or a
+        training state, whose fitting entry is taken unless one is named: `FILE#trainer.var_wo_ddp`), or the arrays by
+        name.
+      tokenizer: The tokenizer, only for an official generator; default the official file in the same folder.
+      grid_sizes: The sides of the token maps, only for an official source, whose arrays may not contain them; default
+        VAR's.
+      num_heads: The number of attention heads, only for an official source; default VAR's.
 
     Raises:
-      FileNotFoundError: no such file, or a workdir without config or checkpoint of stage 2.
-      ValueError: as for `load_tokenizer`; or generator and tokenizer do not fit each other, or have not been trained
-      together.
+      FileNotFoundError: There is no such file, or the workdir has no config or no checkpoint of stage 2.
+      ValueError: As for `load_tokenizer`; or generator and tokenizer do not fit each other, or were not trained
+        together.
     """
     source = _expanded(source)
     arrays = _official_arrays(source, official_var.is_transformer)
     if arrays is None:
+        assert isinstance(source, str)  # only a path can be a workdir
         _refuse(source, tokenizer=tokenizer, grid_sizes=grid_sizes, num_heads=num_heads)
         config, class_names = load_config(source)
         found = parameters.student(config, len(class_names), source, mesh_lib.make_mesh())

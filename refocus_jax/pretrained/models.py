@@ -1,4 +1,4 @@
-"""Trained tokenizers and generators as objects with plain-array methods."""
+"""Trained tokenizers and generators as objects whose methods take and return plain arrays."""
 
 import dataclasses
 import functools
@@ -24,10 +24,10 @@ def _map_lists(value: Sequence[Any]) -> list[jax.Array]:
 
 
 def _settings(module: Any) -> dict[str, Any]:
-    """What a module computes, as JSON: its fields and those of the modules in it."""
+    """Returns all that the results of a module depend on, as JSON: its fields and those of its submodules."""
     def said(value):
         if dataclasses.is_dataclass(value):
-            # The last two change how, and not what is computed.
+            # The last two change how something is computed, but not the result.
             return {field.name: said(getattr(value, field.name)) for field in dataclasses.fields(value)
                     if field.name not in ("parent", "name", "remat", "attention")}
         return jnp.dtype(value).name if isinstance(value, type | np.dtype) else value
@@ -40,8 +40,9 @@ class Tokenizer:
     """A structure tokenizer with its optics.
 
     Attributes:
-      model, params: also of the alias stream, if there is one. step: of the checkpoint that it comes from, None if it
-      comes from no workdir.
+      model: The networks, with the alias tokenizer if there is one.
+      params: Their parameters.
+      step: The step of its checkpoint; None if it does not come from a workdir.
     """
 
     model: DualTokenizer
@@ -50,12 +51,12 @@ class Tokenizer:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What tells it from all others, as JSON: settings, and digests of its parameters; they are taken once."""
+        """What distinguishes this tokenizer from others, as JSON: settings and digests of its parameters."""
         return {"settings": _settings(self.model), "params": self.digests}
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """Of each part of the parameters, see `runtime.digests`."""
+        """Digests of each part of the parameters, see `runtime.digests`."""
         return digests(self.params)
 
     @functools.cached_property
@@ -72,17 +73,19 @@ class Tokenizer:
         return jax.jit(run)
 
     def encode(self, image_bhwc) -> list[jax.Array]:
-        """Images (b, h, w, 3) in [-1, 1] to K token maps (b, p_k, p_k) int32, coarse to fine."""
+        """Encodes images (b, h, w, 3) in [-1, 1] as K token maps (b, p_k, p_k) int32, coarse to fine."""
         return self._encode(self.params, jnp.asarray(image_bhwc, jnp.float32))
 
     def decode(self, tokens: Sequence[Any], upto: int | None = None) -> jax.Array:
-        """Images in [-1, 1] of K token maps.
+        """Decodes K token maps to images in [-1, 1].
 
-        With `upto` = n < K only the first n maps speak: the result is the focused view of scale n, at its own side
-        (the whole image for a `var` pyramid).
+        Args:
+          tokens: The token maps, coarse to fine.
+          upto: Uses only the first n of the maps. For n < K the result is then the focused view of scale n, in its own
+            size (for a `var` pyramid: in the size of the image). Default all.
 
         Raises:
-          ValueError: a wrong number of maps, or `upto` outside 1 ... K.
+          ValueError: The number of maps is wrong, or `upto` is not in 1 ... K.
         """
         num_scales = len(self.model.grid_sizes)
         upto = num_scales if upto is None else upto
@@ -94,7 +97,15 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A student with the tokenizer it was trained on; `step` as of `Tokenizer`."""
+    """A student with the tokenizer that it was trained on.
+
+    Attributes:
+      network: The transformer.
+      params: Its parameters.
+      tokenizer: The tokenizer that decodes its tokens.
+      class_names: The names of its classes.
+      step: The step of its checkpoint; None if it does not come from a workdir.
+    """
 
     network: Transformer
     params: Any
@@ -104,7 +115,7 @@ class Generator:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """As `Tokenizer.identity`; that of its tokenizer is a part of it."""
+        """What distinguishes this generator from others, as `Tokenizer.identity`; includes that of its tokenizer."""
         return {"settings": _settings(self.network), "params": digests({"student": self.params}),
                 "tokenizer": self.tokenizer.identity}
 
@@ -132,7 +143,7 @@ class Generator:
 
     @functools.cached_property
     def _layers(self):
-        """Only a CPU gains by a second copy of the blocks."""
+        """A second copy of the blocks, unstacked; only on CPUs, where it makes sampling faster."""
         return decode.unstack(self.params) if jax.default_backend() == "cpu" else None
 
     def _labels(self, labels) -> jax.Array:
@@ -161,33 +172,49 @@ class Generator:
         return jax.jit(self.tokenizer.model.decode, out_shardings=mesh_lib.replicated(mesh_lib.make_mesh()))
 
     def logits(self, tokens: Sequence[Any], labels) -> jax.Array:
-        """Teacher-forced logits of K token maps (b, p_k, p_k): (b, L, V) float32."""
+        """Computes the teacher-forced logits of K token maps (b, p_k, p_k): (b, L, V) float32."""
         return self._logits(self.params, self._quantizer_params, _map_lists(tokens), self._labels(labels))
 
     def sample(self, labels, seed: int = 0, settings: SamplingSettings = SamplingSettings(), *,
                start: int = 0) -> decode.Sample:
-        """Draws one sample per label: an object with `.tokens` (K maps) and `.f_hat` (K cumulative latents).
+        """Draws one sample per label; `images` decodes them.
 
-        Each depends on the seed, its number and its label alone: labels in batches, with `start` the number of the
-        first of each, give what all of them give at once. `images` decodes it. A batch that the devices can share is
-        shared among them. Of several processes each must ask for the same samples, and holds those of its own devices.
+        A sample depends only on the seed, its number and its label. So labels in several batches, with `start` the
+        number of the first sample of each batch, give the same samples as all of them in one call. A batch is divided
+        among the devices if its size permits. If there are several processes, all must ask for the same samples, and
+        each holds those of its own devices.
+
+        Args:
+          labels: One class number per sample; the number of classes itself means no class.
+          seed: The seed of all samples.
+          settings: How they are drawn.
+          start: The number of the first sample.
+
+        Returns:
+          The samples, with `.tokens` (K maps) and `.f_hat` (K cumulative latents).
         """
         return self._sample(self.params, self._layers, self._quantizer_params, self._shared(self._labels(labels)),
                             np.uint32(seed), np.uint32(start), settings)
 
     def edit(self, image_bhwc, mask_bhw, labels, seed: int = 0,
              settings: SamplingSettings = SamplingSettings()) -> jax.Array:
-        """Images with their masked pixels painted as the given classes, (b, h, w, 3) in [-1, 1].
+        """Paints the masked pixels of images as the given classes.
 
-        Pixels under the mask are unknown: whatever they are, NaN too, the result is the same to the last bit. Outside
-        the mask it is exactly the tokenizer's own reconstruction of the image whose hole `edit.fill` has filled.
+        The result does not depend on the pixels under the mask, which may be NaN. Outside the mask it is exactly the
+        tokenizer's reconstruction of the image after `edit.fill` has filled the masked part.
 
         Args:
-          image_bhwc: in [-1, 1]. mask_bhw: of the same size, any shape; non-zero is painted. labels: one per image.
-          seed, settings: as for `sample`.
+          image_bhwc: Images (b, h, w, 3) in [-1, 1].
+          mask_bhw: Masks (b, h, w) of any shape; non-zero pixels are painted.
+          labels: One class number per image.
+          seed: The seed, as for `sample`.
+          settings: How tokens are drawn, as for `sample`.
+
+        Returns:
+          The painted images (b, h, w, 3) in [-1, 1].
 
         Raises:
-          ValueError: shapes or labels that do not fit, or known pixels outside [-1, 1].
+          ValueError: Shapes or labels do not fit, or known pixels are outside [-1, 1].
         """
         labels = self._labels(labels)
         image, mask = np.asarray(image_bhwc, np.float32), np.asarray(mask_bhw) != 0
@@ -205,10 +232,10 @@ class Generator:
         return jnp.where(mask[..., None], self.images(drawn), own)
 
     def images(self, drawn: decode.Sample) -> jax.Array:
-        """What was drawn, smoothed or not, as images (b, h, w, 3) in [-1, 1]; every process gets all of them."""
+        """Decodes samples to images (b, h, w, 3) in [-1, 1]; every process gets all of them."""
         return self._images(self.tokenizer.params, drawn.f_hat[-1])
 
-    def _shared(self, array: np.ndarray) -> jax.Array:
+    def _shared(self, array: jax.Array) -> jax.Array:
         mesh = mesh_lib.make_mesh()
         sharding = mesh_lib.batch_sharding if len(array) % mesh.size == 0 else mesh_lib.replicated
         return mesh_lib.put_whole(array, sharding(mesh))

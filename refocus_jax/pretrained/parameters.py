@@ -1,4 +1,4 @@
-"""Where the parameters of a config's networks come from: workdirs, official VAR files, installed ones."""
+"""Loads the parameters of a config's networks from workdirs, official VAR files or installed files."""
 
 import os
 from typing import Any, NamedTuple
@@ -16,26 +16,32 @@ from refocus_jax.training import loop
 
 
 class Found(NamedTuple):
-    """Parameters, and the step of the checkpoint that they were restored from; None if they are from a file."""
+    """Loaded parameters.
+
+    Attributes:
+      params: The parameters.
+      step: The step of the checkpoint that they were restored from; None if they are from a file.
+    """
 
     params: Any
     step: int | None = None
 
 
 def _check_fit(source: str, found: Any, expected: Any, names: dict[str, str]) -> None:
-    """Raises a ValueError if modules differ in these attributes; `names` are those of the settings."""
+    """Raises a ValueError if two modules differ in some attributes; `names` maps these to the names of settings."""
     problems = [f"{name} is {getattr(found, attribute)!r}, the config's {getattr(expected, attribute)!r}"
                 for attribute, name in names.items() if getattr(found, attribute) != getattr(expected, attribute)]
     if problems:
-        raise ValueError(f"{source} does not fit the config: {'; '.join(problems)}. Change the config, or take another "
-                         "file; parameters are never initialized instead of loaded without a word")
+        raise ValueError(f"{source} does not fit the config: {'; '.join(problems)}. Change the config, or give another "
+                         "file; parameters that do not fit are never silently initialized instead")
 
 
 def tokenizer(c: ConfigDict, source: str, mesh) -> Found:
-    """The `DualTokenizer` parameters of a workdir's latest checkpoint, or of an official VQVAE's file.
+    """Loads the `DualTokenizer` parameters of a workdir's latest checkpoint, or of an official VQVAE's file.
 
     Raises:
-      FileNotFoundError: no such file or checkpoint. ValueError: it does not fit the config.
+      FileNotFoundError: There is no such file or checkpoint.
+      ValueError: It does not fit the config.
     """
     if weight_files.is_weight_file(source):
         return Found(mesh_lib.put_whole(_official_tokenizer(c, source), mesh_lib.replicated(mesh)))
@@ -45,13 +51,13 @@ def tokenizer(c: ConfigDict, source: str, mesh) -> Found:
 
 
 def check_tokenizer(c: ConfigDict, workdir: str, mesh) -> None:
-    """Raises what `tokenizer` would, but reads no array."""
+    """Raises what `tokenizer` would raise for a workdir, without reading arrays."""
     with Checkpoints(os.path.join(workdir, "tokenizer", "checkpoints")) as checkpoints:
         checkpoints.check_fit(_tokenizer_template(c, mesh), partial=True)
 
 
 def _official_tokenizer(c: ConfigDict, source: str) -> Any:
-    """On the host."""
+    """Reads the parameters of an official tokenizer, on the host."""
     if c.generator.teacher.enabled:
         raise ValueError(f"tokenizer.pretrained is {source}, which has no alias tokenizer, and "
                          "generator.teacher.enabled is True; set generator.teacher.enabled=False, or leave "
@@ -72,13 +78,18 @@ def _tokenizer_template(c: ConfigDict, mesh) -> Any:
 
 
 def student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: bool = False) -> Found:
-    """The student's parameters of a workdir's latest checkpoint (their average if it has one), or of a VAR's file.
+    """Loads the student's parameters of a workdir's latest checkpoint (their average if kept), or of a VAR's file.
 
     Args:
-      any_classes: the source may have any number of classes.
+      c: The config that they must fit.
+      num_classes: The number of classes that they must have.
+      source: The workdir or the file.
+      mesh: The mesh of devices to load them on.
+      any_classes: Whether the source may have any number of classes.
 
     Raises:
-      FileNotFoundError: no such file or checkpoint. ValueError: it does not fit the config.
+      FileNotFoundError: There is no such file or checkpoint.
+      ValueError: It does not fit the config.
     """
     if weight_files.is_weight_file(source):
         return Found(on_mesh(official_student(c, num_classes, source, any_classes), mesh))
@@ -90,14 +101,14 @@ def student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: 
 
 
 def check_student(c: ConfigDict, num_classes: int, workdir: str, mesh, *, any_classes: bool = False) -> None:
-    """Raises what `student` would, but reads no array."""
+    """Raises what `student` would raise for a workdir, without reading arrays."""
     with Checkpoints(os.path.join(workdir, "generator", "checkpoints")) as checkpoints:
         template = _student_template(c, num_classes, workdir, checkpoints, mesh, any_classes)
         checkpoints.check_fit(template, partial=True)
 
 
 def official_student(c: ConfigDict, num_classes: int, source: str, any_classes: bool) -> Any:
-    """The parameters of an official VAR's file, on the host; raises as `student`."""
+    """Reads the parameters of an official VAR's file, on the host; raises the same errors as `student`."""
     expected = build.student(c, num_classes)
     found, params = official_var.import_transformer(
         weight_files.read(source, official_var.is_transformer), c.grid_sizes, c.generator.model.num_heads)
@@ -109,7 +120,7 @@ def official_student(c: ConfigDict, num_classes: int, source: str, any_classes: 
 
 
 def on_mesh(params: Any, mesh) -> Any:
-    """Parameters from the host, on the devices of a mesh as a training keeps them."""
+    """Moves parameters from the host to the devices of a mesh, divided as a training keeps them."""
     return mesh_lib.put_whole(params, mesh_lib.parameter_shardings(mesh, params))
 
 
@@ -119,27 +130,30 @@ def _student_template(c: ConfigDict, num_classes: int, source: str, checkpoints:
     source_classes = len(described["class_names"]) if described else num_classes
     _check_classes(source, source_classes, num_classes, any_classes)
     params = loop.abstract_state(build.generator_task(c, source_classes), mesh).params["student"]
-    # The source's config, and not `c`, has decided whether there is an average.
+    # Whether there is an average depends on the source's config, not on `c`.
     return {"average": params} if "average" in checkpoints.parts() else {"params": {"student": params}}
 
 
 def _check_classes(source: str, found: int, expected: int, any_classes: bool) -> None:
     if found != expected and not any_classes:
         raise ValueError(f"{source} does not fit the config: it has {found} classes, and the data {expected}. Set "
-                         "generator.init_classes=new to start their embedding with new numbers, or give data of its "
+                         "generator.init_classes=new to initialize their embedding again, or give data with its "
                          "classes")
 
 
 def perceptual(c: ConfigDict) -> Any:
-    """What stage 1 takes as frozen: the parameters of the perceptual network; None without one.
+    """Loads the parameters of the perceptual network, which stage 1 uses frozen; None if there is no such network.
 
     Raises:
-      FileNotFoundError: no such file. ValueError: it is damaged or another network's.
+      FileNotFoundError: There is no such file.
+      ValueError: The file is damaged or belongs to another network.
     """
     if build.tokenizer_task(c).frozen_shapes is None:
         return None
+    chosen = build.perceptual_network(c)
+    assert chosen is not None  # as the task has one
     try:
-        return build.perceptual_network(c).load()
+        return chosen.load()
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"tokenizer.perceptual_network is {c.tokenizer.perceptual_network!r}: {error}; or set "
                           "tokenizer.perceptual_network=none") from error

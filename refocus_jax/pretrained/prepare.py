@@ -1,4 +1,4 @@
-"""What a training needs before it starts, all of it checked: images, and parameters that come from elsewhere."""
+"""Checks and opens what a training needs before it starts: images, and parameters that come from elsewhere."""
 
 from typing import Any, NamedTuple
 
@@ -16,8 +16,9 @@ class Prepared(NamedTuple):
     """A run that may start.
 
     Attributes:
-      tokenizers: parameters of the tokenizers, where the checks had to read them; None if stage 2 still has to.
-      student: parameters of the official file that stage 2 starts from, on the host; None if there is none.
+      run: The run.
+      tokenizers: The parameters of the tokenizers if the checks had to read them; None if stage 2 has to read them.
+      student: The parameters of the official file that stage 2 starts from, on the host; None if there is none.
     """
 
     run: Run
@@ -26,11 +27,11 @@ class Prepared(NamedTuple):
 
 
 def prepare(c: ConfigDict, workdir: str) -> Prepared:
-    """Opens the data and writes config.json. Everything that a config can get wrong fails here or before.
+    """Opens the data, runs all checks that a config can fail, and writes config.json.
 
     Raises:
-      ValueError: config, data, or what comes from elsewhere contradict each other. FileNotFoundError: something is not
-      there.
+      ValueError: The config, the data and the files that they name contradict each other.
+      FileNotFoundError: A file or folder is missing.
     """
     run = open_run(c, workdir)
     prepared = Prepared(run, _tokenizers(run), _student(run))
@@ -49,7 +50,7 @@ def prepare(c: ConfigDict, workdir: str) -> Prepared:
 
 
 def _tokenizers(run: Run) -> Any:
-    """The tokenizers of stage 2, if something has to be compared with them now; what does not fit is refused anyway."""
+    """Reads the tokenizers of stage 2 if something is compared with them now; otherwise only checks that they fit."""
     c, source = run.config, run.config.tokenizer.pretrained
     generator = stages.trained(run.workdir, "generator")
     if source:
@@ -66,7 +67,7 @@ def _tokenizers(run: Run) -> Any:
 
 
 def _student(run: Run) -> Any:
-    """The official parameters that stage 2 starts from; a workdir's are checked now and read then."""
+    """Reads the official parameters that stage 2 starts from; those of a workdir are only checked, and read later."""
     c, source = run.config, run.config.generator.init_from
     if not source:
         return None

@@ -1,8 +1,8 @@
-"""Hands a trained student and tokenizer to PyTorch's VAR code.
+"""Exports a trained student and tokenizer to PyTorch's VAR code.
 
 Writes the student and, as `student_tokenizer.safetensors` next to it, the tokenizer, under VAR's names and with VAR's
-buffers, for a strict `load_state_dict`; and says how VAR's classes have to be made for them. A tokenizer for which
-VAR's own code would compute something else is refused, with the lines that differ.
+buffers, for a strict `load_state_dict`; and says how to construct VAR's classes for them. A tokenizer for which VAR's
+code would compute different images is refused, and the error lists the lines of that code to change.
 """
 
 import os
@@ -19,28 +19,26 @@ OFFICIAL_MULTIPLIERS, OFFICIAL_BLOCKS = (1, 1, 2, 2, 4), 2  # fixed inside VAR's
 
 
 def differences(structure: StructureTokenizer) -> list[str]:
-    """What has to be changed in VAR's code before it decodes this tokenizer's tokens; empty if nothing."""
+    """Lists the changes that VAR's code needs before it decodes this tokenizer's tokens; empty if none."""
     autoencoder, quantizer = structure.autoencoder, structure.quantizer
     found = []
     if not quantizer.residual:
-        found.append("tokenizer.model.residual is False, each scale stands alone: in models/quant.py, VectorQuantizer2."
+        found.append("tokenizer.model.residual is False, so scales do not add up: in models/quant.py, VectorQuantizer2."
                      "get_next_autoregressive_input, `f_hat.add_(h)` must be `f_hat.copy_(h)`, at every scale")
     if autoencoder.norm_groups != official_var.OFFICIAL_NORM_GROUPS:
         found.append(f"tokenizer.model.norm_groups is {autoencoder.norm_groups}: in models/basic_vae.py, Normalize, "
                      f"num_groups must be that instead of {official_var.OFFICIAL_NORM_GROUPS}")
     if tuple(autoencoder.channel_multipliers) != OFFICIAL_MULTIPLIERS:
         found.append(f"tokenizer.model.channel_multipliers are {tuple(autoencoder.channel_multipliers)}: in "
-                     "models/vqvae.py, "
-                     f"VQVAE, ch_mult must be that instead of {OFFICIAL_MULTIPLIERS}")
+                     f"models/vqvae.py, VQVAE, ch_mult must be that instead of {OFFICIAL_MULTIPLIERS}")
     if autoencoder.num_residual_blocks != OFFICIAL_BLOCKS:
         found.append(f"tokenizer.model.num_residual_blocks is {autoencoder.num_residual_blocks}: in models/vqvae.py, "
-                     "VQVAE, "
-                     f"num_res_blocks must be that instead of {OFFICIAL_BLOCKS}")
+                     f"VQVAE, num_res_blocks must be that instead of {OFFICIAL_BLOCKS}")
     return found
 
 
 def constructors(network: Transformer, structure: StructureTokenizer) -> str:
-    """The PyTorch lines that make both networks."""
+    """Returns the lines of PyTorch code that construct both networks."""
     quantizer, grids = structure.quantizer, tuple(network.grid_sizes)
     phi = f"share_quant_resi={quantizer.num_phi}" if quantizer.num_phi else "quant_resi=0"
     assert PHI_RATIO == 0.5  # VQVAE's default quant_resi
@@ -52,15 +50,23 @@ def constructors(network: Transformer, structure: StructureTokenizer) -> str:
 
 
 def export(generator: Generator, out: str | os.PathLike, allow_differences: bool = False) -> str:
-    """Writes both files; returns what a PyTorch user has to know.
+    """Writes both files.
+
+    Args:
+      generator: The generator to export.
+      out: The file of the student.
+      allow_differences: Whether to export a tokenizer that VAR's code decodes only after changes.
+
+    Returns:
+      The lines of PyTorch code that construct and load both networks, after the needed changes as comments.
 
     Raises:
-      ValueError: VAR's code would decode the tokens otherwise, and `allow_differences` is not set.
+      ValueError: VAR's code would decode the tokens differently, and `allow_differences` is not set.
     """
     structure = generator.tokenizer.model.structure
     found = differences(structure)
     if found and not allow_differences:
-        raise ValueError("VAR's own code would make other images of this tokenizer's tokens:\n  " + "\n  ".join(found)
+        raise ValueError("VAR's code would decode this tokenizer's tokens to other images:\n  " + "\n  ".join(found)
                          + "\nChange these lines there and set export.allow_differences=True, or train with VAR's "
                          "values")
     tokenizer_out = str(Path(out).with_name(f"{Path(out).stem}_tokenizer.safetensors"))

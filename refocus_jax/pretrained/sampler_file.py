@@ -1,10 +1,11 @@
-"""A trained sampler as one file, independent of our models: StableHLO for CPU, TPU and CUDA, and the weights.
+"""Exports a trained sampler to one file that is independent of this package's models, and loads it again.
 
     sampler = pretrained.load_sampler("sampler.zip")
     tokens, images = sampler(labels=[0, 1, 2, 3], seed=0, start=0)     # K maps (4, p, p) int32; (4, h, w, 3) in [-1, 1]
 
-The file holds `sampler.stablehlo` (jax.export), `weights.npz` and `settings.json`: whoever has jax can call it, with
-the weights in their order as first argument. jax promises to read it for at least six months.
+The file holds `sampler.stablehlo` (of jax.export, for CPU, TPU and CUDA), `weights.npz` and `settings.json`. The
+program can be called with jax alone, with the weights in their order as the first argument. JAX guarantees that later
+versions can read it for at least six months.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +31,16 @@ PLATFORMS = ("cpu", "tpu", "cuda")
 
 def export(generator: Generator, out: str | os.PathLike, batch: int,
            settings: decode.SamplingSettings) -> None:
-    """Writes the sampler of one batch size; the file appears complete or not at all."""
+    """Writes a sampler of a fixed batch size; the file appears complete or not at all.
+
+    Args:
+      generator: The generator to export.
+      out: The file.
+      batch: The number of images that the sampler draws at a time.
+      settings: How images are drawn.
+    """
     model = generator.tokenizer.model
-    # Only what sampling reads: no encoder, no alias tokenizer.
+    # Only the parameters that sampling reads: without the encoder and the alias tokenizer.
     structure = generator.tokenizer.params["structure"]
     autoencoder = {name: structure["autoencoder"][name] for name in ("decoder", "post_quant_conv")}
     params = {"student": generator.params, "structure": {**structure, "autoencoder": autoencoder}}
@@ -49,7 +58,8 @@ def export(generator: Generator, out: str | os.PathLike, batch: int,
     program = jax_export.export(jax.jit(run), platforms=PLATFORMS)(
         abstract, jax.ShapeDtypeStruct((batch,), jnp.int32), scalar, scalar)
     weights = io.BytesIO()
-    np.savez(weights, **{f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)})
+    arrays: dict[str, Any] = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    np.savez(weights, **arrays)
     content = {"batch": batch, "num_classes": generator.network.num_classes, "class_names": generator.class_names,
                "sampling": dataclasses.asdict(settings), "platforms": PLATFORMS}
     temporary = Path(f"{out}.tmp")
@@ -64,13 +74,18 @@ def export(generator: Generator, out: str | os.PathLike, batch: int,
 
 
 def load_sampler(path: str | os.PathLike) -> Callable[[Sequence[int], int, int], tuple[list[jax.Array], jax.Array]]:
-    """The sampler of a file: (labels, seed=0, start=0) to token maps and images in [-1, 1].
+    """Loads an exported sampler.
 
-    They are those of `Generator.sample`; it takes as many labels as the file's batch, and `start` is the number of the
-    first.
+    Args:
+      path: The file.
+
+    Returns:
+      A function (labels, seed=0, start=0) -> (token maps, images in [-1, 1]). It draws the same samples as
+      `Generator.sample`. It takes as many labels as the exported batch size; `start` is the number of the first sample.
 
     Raises:
-      ValueError: the file is damaged, or not an exported sampler.
+      FileNotFoundError: There is no such file.
+      ValueError: The file is damaged, or is not an exported sampler.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -79,18 +94,18 @@ def load_sampler(path: str | os.PathLike) -> Callable[[Sequence[int], int, int],
             with np.load(io.BytesIO(archive.read("weights.npz")), allow_pickle=False) as weights:
                 leaves = [jnp.asarray(weights[name]) for name in sorted(weights.files)]
             if len(program.in_avals) != len(leaves) + 3:
-                raise ValueError("it is of another version of the program; export it again")
+                raise ValueError("it was exported by another version of the program; export it again")
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever a damaged file does to the readers
+    except Exception as error:  # a damaged file may raise any error
         raise ValueError(f"{path} is not an exported sampler, or it is damaged: {error}") from error
     call = jax.jit(program.call)
 
     def sampler(labels: Sequence[int], seed: int = 0, start: int = 0):
-        labels = np.asarray(labels)
-        if labels.shape != (content["batch"],) or labels.min() < 0 or labels.max() > content["num_classes"]:
-            raise ValueError(f"labels are {labels.tolist()}; this sampler takes {content['batch']} of 0 to "
+        labels_b = np.asarray(labels)
+        if labels_b.shape != (content["batch"],) or labels_b.min() < 0 or labels_b.max() > content["num_classes"]:
+            raise ValueError(f"labels are {labels_b.tolist()}; this sampler takes {content['batch']} of 0 to "
                              f"{content['num_classes'] - 1}")
-        return call(leaves, jnp.asarray(labels, jnp.int32), *(jnp.asarray(n, jnp.uint32) for n in (seed, start)))
+        return call(leaves, jnp.asarray(labels_b, jnp.int32), *(jnp.asarray(n, jnp.uint32) for n in (seed, start)))
 
     return sampler

@@ -1,1 +1,1 @@
-"""The one loop, and the two tasks that plug into it."""
+"""Training: one loop for both stages, the task of each stage, and what they need (optimizer, evaluators, tokens)."""

@@ -1,4 +1,4 @@
-"""Batches in parts, one after the other: less memory for the same gradient."""
+"""Gradient accumulation: a batch is processed in parts, one after the other, to save memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,16 @@ from refocus_jax.models.sharding import keep_divided
 
 
 def mean_over_parts(function: Callable, parts: int, batch: Any) -> tuple[Any, Any]:
-    """Runs `function` on equal parts of a batch and takes means.
+    """Runs `function` on equal parts of a batch and averages the results.
 
     Args:
-      function: (part of the batch, number of the part) to (what is averaged, what is kept per example).
-      batch: pytree of arrays whose axis 0 is the examples'. Part i holds the examples i, i + parts, ...: those of a
-        device stay on it.
+      function: (part of the batch, number of the part) -> (values to average, values to keep per example).
+      parts: The number of parts.
+      batch: A pytree of arrays whose axis 0 is the examples. Part i holds the examples i, i + parts, ..., so that
+        examples stay on their devices.
 
     Returns:
-      The means, and what was kept, as of the whole batch. With one part: function(batch, 0).
+      The averages, and the kept values of the whole batch in its order. With one part: function(batch, 0).
     """
     if parts == 1:
         return function(batch, 0)

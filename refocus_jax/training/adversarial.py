@@ -1,4 +1,4 @@
-"""Adversarial terms of stage 1: hinge losses and the adaptive weight of VQGAN, capped."""
+"""Adversarial terms of stage 1: hinge losses and VQGAN's adaptive weight with an upper bound."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,13 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialSettings:
-    """weight: 0 switches the discriminator off. start: step at which it begins. cap: of the adaptive weight."""
+    """Settings of the adversarial loss.
+
+    Attributes:
+      weight: The weight of the loss; 0 trains without a discriminator.
+      start: The step at which the loss begins.
+      cap: The upper bound of the adaptive weight.
+    """
 
     weight: float = 0.5
     start: int = 20_000
@@ -17,22 +23,29 @@ class AdversarialSettings:
 
 
 def discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
-    """Hinge loss, mean over patches."""
+    """Computes the discriminator's hinge loss, averaged over patches."""
     return 0.5 * (jax.nn.relu(1 - real_logits).mean() + jax.nn.relu(1 + fake_logits).mean())
 
 
 def generator_loss(fake_logits: jax.Array) -> jax.Array:
+    """Computes the generator's loss: the negative mean logit of its images."""
     return -fake_logits.mean()
 
 
 def adaptive_weight(head: Callable, head_params, features_bhwc: jax.Array, reconstruction_loss: Callable,
                     adversarial_loss: Callable, cap: float) -> jax.Array:
-    """Ratio of the two losses' gradients at the decoder's last convolution, so that neither drowns the other.
+    """Computes the ratio of two losses' gradient norms at the decoder's last convolution, to balance the losses.
 
     Args:
-      head: head(head_params, features) -> image, the last convolution alone.
-      reconstruction_loss, adversarial_loss: image -> scalar.
-      cap: upper bound of the ratio.
+      head: The last convolution, (head_params, features) -> image.
+      head_params: Its parameters.
+      features_bhwc: Its inputs.
+      reconstruction_loss: image -> scalar.
+      adversarial_loss: image -> scalar.
+      cap: The upper bound of the ratio.
+
+    Returns:
+      The norm of the reconstruction loss's gradient divided by that of the adversarial loss, without a gradient.
     """
     image, pull_back = jax.vjp(lambda p: head(p, jax.lax.stop_gradient(features_bhwc)), head_params)
 

@@ -1,4 +1,4 @@
-"""Revival of dead codes, the remedy against the collapse of multi-scale codebooks."""
+"""Revival of unused codes, which keeps multi-scale codebooks from collapsing."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,9 +9,13 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Revival:
-    """Every `every` steps, until `stop_fraction` of the run, codes unused since the last time are replaced.
+    """When codes that were not used since the last revival are replaced.
 
-    The first revival, at the end of step 0, replaces every code: that is how a codebook is initialized from data.
+    The first revival, at the end of step 0, replaces all codes and so initializes the codebook from data.
+
+    Attributes:
+      every: The number of steps between two revivals.
+      stop_fraction: The fraction of the run after which there are no more revivals.
     """
 
     every: int = 50
@@ -19,13 +23,13 @@ class Revival:
 
 
 def count(tokens: Sequence[jax.Array], vocab_size: int) -> jax.Array:
-    """How often each code occurs over all token maps: (V,) float32."""
+    """Counts how often each code occurs in all token maps: (V,) float32."""
     flat = jnp.concatenate([t.reshape(-1) for t in tokens])
     return jnp.zeros((vocab_size,), jnp.float32).at[flat].add(1.0)
 
 
 def candidates(key: jax.Array, inputs: Sequence[jax.Array], number: int) -> jax.Array:
-    """(number, c) of the batch's quantizer inputs, drawn in equal shares from every scale."""
+    """Draws (number, c) quantizer inputs of a batch, equally many from every scale."""
     share = -(-number // len(inputs))
     drawn = []
     for scale, value in enumerate(inputs):
@@ -35,14 +39,14 @@ def candidates(key: jax.Array, inputs: Sequence[jax.Array], number: int) -> jax.
 
 
 def revive(key: jax.Array, embedding_vc: jax.Array, dead_v: jax.Array, inputs: Sequence[jax.Array]) -> jax.Array:
-    """Replaces the dead codes by quantizer inputs; the n-th dead code comes from scale n mod K."""
+    """Replaces the dead codes by quantizer inputs; the n-th dead code gets one of scale n mod K."""
     rank = jnp.cumsum(dead_v) - 1
     fresh = candidates(key, inputs, embedding_vc.shape[0])[jnp.maximum(rank, 0)]
     return jnp.where(dead_v[:, None], fresh.astype(embedding_vc.dtype), embedding_vc)
 
 
 def reset_moments(opt_state, embedding_path: Sequence[str], dead_v: jax.Array):
-    """Zeroes the optimizer's moments of dead codes: every state leaf whose path ends in `embedding_path`."""
+    """Sets the optimizer's moments of dead codes to zero, in all leaves whose path ends with `embedding_path`."""
 
     def reset(path, leaf):
         names = tuple(getattr(entry, "key", None) for entry in path)

@@ -1,7 +1,8 @@
-"""From images to tokens by frozen tokenizers: `--mode=encode` and `data.token_examples` write them, stage 2 reads them.
+"""Encodes images as tokens with frozen tokenizers, for `--mode=encode`, `data.token_examples` and evaluation.
 
-Every process encodes shards of its own on its own devices, a block of `encode.batch_size` crops on one device: neither
-the number of processes nor that of devices changes a byte. What has been interrupted goes on with the missing shards.
+Every process encodes its share of the files (shards) on its own devices, a block of `encode.batch_size` crops per
+device. So the bytes do not depend on the number of processes or devices. After an interruption, only the missing
+shards are encoded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,9 +25,14 @@ from refocus_jax.runtime.progress import Progress
 
 
 def encoder(tokenizer: DualTokenizer, mesh: Any):
-    """A jitted function from the tokenizers' parameters and a batch of `image` (b, s, s, 3) uint8 and `label` (b,).
+    """Makes a jitted function that encodes a batch.
 
-    It returns a `TokenSet` that is whole on every device.
+    Args:
+      tokenizer: The tokenizers.
+      mesh: The mesh of devices that share a batch.
+
+    Returns:
+      (parameters, batch of `image` (b, s, s, 3) uint8 and `label` (b,)) -> `TokenSet`, replicated on every device.
     """
     def encode(params, batch):
         structure, alias = tokenizer.encode(params, to_unit_range(batch["image"]))
@@ -37,14 +43,14 @@ def encoder(tokenizer: DualTokenizer, mesh: Any):
 
 
 def encode_batches(tokenizer: DualTokenizer, params: Any, batches: Iterable, mesh: Any) -> TokenSet:
-    """Token maps of all images of finite batches, in memory; every process gets those of all."""
+    """Encodes all images of finitely many batches, in memory; every process gets all tokens."""
     encode = encoder(tokenizer, mesh)
     parts = mesh_lib.fetched(encode(params, mesh_lib.put_batch(mesh, batch)) for batch in batches)
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def check(directory: str, expected: Description) -> None:
-    """Raises a ValueError if the cache in a directory is not what a run with such a description may train on."""
+    """Raises a ValueError if a run that expects such tokens may not train on the cache in a directory."""
     if differing := token_cache.differences(token_cache.describe(directory), expected):
         raise ValueError(f"data.tokens is {directory}, which was made from other images, by other tokenizers or with "
                          f"other settings: {'; '.join(differing)}. Encode again (--mode=encode), or give the "
@@ -53,14 +59,23 @@ def check(directory: str, expected: Description) -> None:
 
 def write(directory: str | Path, description: Description, source: Source, rule: CropRule, tokenizer: DualTokenizer,
           params: Any, *, num_workers: int = 0, mesh: Any = None) -> TokenCache:
-    """Writes the cache of a description, or what of it is missing; all processes must call it.
+    """Writes the missing shards of a token cache; all processes must call it.
 
     Args:
-      source, rule: the training images, and how they become crops. params: of the tokenizer, whole on every device or
-      on the host. num_workers: processes that cut crops. mesh: of this process's devices, default all.
+      directory: The directory of the cache.
+      description: What the cache holds.
+      source: The training images.
+      rule: How images become crops.
+      tokenizer: The tokenizers.
+      params: Their parameters, replicated on every device or on the host.
+      num_workers: The number of processes that cut crops.
+      mesh: A mesh of this process's devices; default all of them.
+
+    Returns:
+      The complete cache.
 
     Raises:
-      ValueError: the directory holds other tokens.
+      ValueError: The directory holds other tokens.
     """
     mesh = mesh_lib.make_mesh(jax.local_devices()) if mesh is None else mesh
     token_cache.begin(directory, description)
@@ -91,7 +106,7 @@ def write(directory: str | Path, description: Description, source: Source, rule:
 
 
 def _encoded(tokenizer: DualTokenizer, params: Any, batches: Iterable, record: np.dtype, mesh) -> Iterator[np.ndarray]:
-    """Records (size,) of one block after the other; they are fetched while the devices are at the next batch."""
+    """Yields the records (size,) of one block after the other, fetched while the devices encode the next batch."""
     encode, params = encoder(tokenizer, mesh), mesh_lib.put_whole(params, mesh_lib.replicated(mesh))
 
     def tokens() -> Iterator[TokenSet]:
@@ -99,6 +114,7 @@ def _encoded(tokenizer: DualTokenizer, params: Any, batches: Iterable, record: n
             flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items()}
             yield encode(params, mesh_lib.put_batch(mesh, flat))
 
+    assert record.names is not None
     for found in mesh_lib.fetched(tokens()):
         records = np.zeros(len(found), record)
         for name in record.names:

@@ -1,7 +1,8 @@
-"""What is measured and shown of both stages on held-out images, while they train and at their end."""
+"""Evaluation of both stages on held-out images, during training and at its end: numbers and pictures."""
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -25,12 +26,12 @@ from refocus_jax.training.generator_task import GeneratorTask, token_losses
 
 
 def _jit(mesh, function):
-    """A measurement of a batch that is divided among the devices; every process gets all of its results."""
+    """Jits a measurement of a batch that is divided among the devices; every process gets all results."""
     return jax.jit(mesh_lib.on_mesh(mesh, function), out_shardings=mesh_lib.replicated(mesh))
 
 
 def _collected(results: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What was measured of each example, by name, of all batches one after the other."""
+    """Concatenates the measurements of the examples of all batches, by name."""
     found = clu_metrics.CollectingMetric.empty()
     for result in results:
         found = found.merge(clu_metrics.CollectingMetric({name: (array,) for name, array in result.items()}))
@@ -43,10 +44,13 @@ def _squared_error(a_bhwc: jax.Array, b_bhwc: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerEvaluator:
-    """Reconstruction, views, code usage and pictures of a tokenizer pair, without noise.
+    """Measures reconstructions, views and code usage of a tokenizer pair, without noise, and makes pictures.
 
     Attributes:
-      batches: of held-out uint8 `image`s, re-iterable. num_pictures: images shown.
+      tokenizer: The tokenizers.
+      batches: Batches of held-out uint8 `image`s, which can be iterated again and again.
+      mesh: The mesh of devices.
+      num_pictures: The number of images in the pictures.
     """
 
     tokenizer: DualTokenizer
@@ -55,7 +59,7 @@ class TokenizerEvaluator:
     num_pictures: int = 6
 
     def _thumbnail(self, image):
-        """The rival: the image area-averaged to p_K x p_K and enlarged again, not even quantized."""
+        """The baseline for PSNR: the image area-averaged to p_K x p_K and enlarged again, without quantization."""
         small = resize(image, self.tokenizer.grid_sizes[-1], "area")
         return jnp.clip(resize(small, image.shape[1], "bicubic"), -1, 1)
 
@@ -94,6 +98,7 @@ class TokenizerEvaluator:
         return _jit(self.mesh, measure)
 
     def __call__(self, state, frozen) -> Iterator[tuple[str, Any]]:
+        """Yields names and values of the numbers and pictures for a state."""
         del frozen
         results = list(mesh_lib.fetched(self._measure(state.params, mesh_lib.put_batch(self.mesh, batch["image"]))
                                         for batch in self.batches))
@@ -107,7 +112,7 @@ class TokenizerEvaluator:
             if f"view/{scale}" in errors:
                 yield f"validation/view_psnr/{scale}", metrics.psnr(errors[f"view/{scale}"])
             power = errors.get(f"alias_power/{scale}", np.zeros(1)).mean()
-            if power:  # without blur there is no residual to explain
+            if power:  # without blur there is no residual
                 yield f"validation/alias_explained/{scale}", 1 - errors[f"alias/{scale}"].mean() / power
         for stream, per_scale in counts.items():
             for name, value in metrics.codebook_use(stream, per_scale).items():
@@ -120,17 +125,20 @@ class TokenizerEvaluator:
         optics = self.tokenizer.optics
         image = to_unit_range(jnp.asarray(next(iter(self.batches))["image"][:self.num_pictures]))
         views = jax.device_get(optics.views(image[:3]))
-        yield "focus_pyramid", pictures.focus_pyramid(views, optics.grid_sizes, optics.radii(), optics.image_size)
+        yield "focus_pyramid", pictures.focus_pyramid(views, optics.grid_sizes, list(optics.radii()), optics.image_size)
         yield "reconstructions", pictures.reconstructions(*map(np.asarray, (image, self._thumbnail(image),
                                                                             shown["decoded"])))
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleDistance:
-    """How far samples are from a reference while their generator trains: Fréchet distances alone.
+    """Measures Fréchet distances of samples from a reference while the generator trains.
 
     Attributes:
-      extractor: on the devices of this process. count: of samples. batch_size: drawn at a time, by all devices.
+      extractor: The feature network, on the devices of this process.
+      reference: What samples are compared with.
+      count: The number of samples.
+      batch_size: The number of samples drawn at a time, over all devices.
     """
 
     extractor: Extractor
@@ -139,7 +147,15 @@ class SampleDistance:
     batch_size: int
 
     def __call__(self, draw: Callable[[np.ndarray, int], np.ndarray], num_classes: int) -> dict[str, float]:
-        """draw: (labels (b,), number of the first image) to uint8 images, which every process gets."""
+        """Draws samples and measures their distances.
+
+        Args:
+          draw: (labels (b,), number of the first image) -> uint8 images; every process gets all of them.
+          num_classes: The number of classes.
+
+        Returns:
+          The distances by name.
+        """
         labels = np.resize(np.arange(num_classes, dtype=np.int32), -(-self.count // self.batch_size) * self.batch_size)
         parts = []
         for start in range(0, self.count, self.batch_size):
@@ -151,13 +167,20 @@ class SampleDistance:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorEvaluator:
-    """Cross-entropy per scale of student and teacher, the unigram floor, samples and the focus pull.
+    """Measures student and teacher on held-out tokens, compares them with unigram models, and draws samples.
 
     Attributes:
-      validation: held-out tokens, all of them in every process. train: those of stage 2, from which the unigram floor
-      is made, or None.
-      samples_per_class: in the grid. max_classes: shown at most. seed: of the samples, the same at every evaluation.
-      distance: of samples from a reference, or None.
+      task: The training task of stage 2.
+      validation: Held-out tokens; every process has all of them.
+      train: Training tokens from which the unigram models are made; None to leave the comparison out.
+      class_names: The names of the classes.
+      mesh: The mesh of devices.
+      sampling: How samples are drawn.
+      batch_size: The number of examples per batch, over all devices.
+      seed: The seed of the samples, the same at every evaluation.
+      samples_per_class: The number of samples per class in the pictures.
+      max_classes: The largest number of classes in the pictures.
+      distance: The comparison of samples with a reference; None to leave it out.
     """
 
     task: GeneratorTask
@@ -190,7 +213,7 @@ class GeneratorEvaluator:
         return _jit(self.mesh, measure)
 
     def _drawn(self, student_params, frozen, labels, start) -> list[jax.Array]:
-        """Cumulative latents of samples after every scale."""
+        """Draws samples and returns their cumulative latents after every scale."""
         quantizer = Bound(self.task.tokenizer.structure.quantizer, frozen["structure"]["quantizer"])
         return sample(Bound(self.task.student, student_params), quantizer, labels,
                       sample_keys(self.seed, labels, start), self.sampling).f_hat
@@ -205,7 +228,7 @@ class GeneratorEvaluator:
 
     @functools.cached_property
     def _draw(self):
-        """Images of labels that are divided among the devices."""
+        """A jitted function that draws images for labels, which are divided among the devices."""
         return _jit(self.mesh, lambda params, frozen, labels, start: self.task.tokenizer.decode(
             frozen, self._drawn(params, frozen, labels, start)[-1]))
 
@@ -215,10 +238,12 @@ class GeneratorEvaluator:
             images = self._draw(params["student"], frozen, labels, np.uint32(start))
             return pictures.to_uint8(jax.device_get(images))
 
+        assert self.distance is not None
         for name, value in self.distance(draw, len(self.class_names)).items():
             yield f"validation/{name}", value
 
     def __call__(self, state, frozen) -> Iterator[tuple[str, Any]]:
+        """Yields names and values of the numbers and pictures for a state."""
         params = {**state.params, "student": state.sampled}
         yield from self._numbers(params, frozen)
         if self.distance is not None:
@@ -232,7 +257,7 @@ class GeneratorEvaluator:
         found = _collected(mesh_lib.fetched(self._measure(params, frozen, mesh_lib.put_whole(
             tokens[slice(i, i + self.batch_size)], sharding)) for i in starts))
         losses, hits = found["losses"], found["hits"]
-        spans = list(zip(offsets[:-1], offsets[1:], strict=True))
+        spans = list(itertools.pairwise(offsets))
         for k, (a, b) in enumerate(spans):
             yield f"validation/cross_entropy/scale_{k + 1}", losses[:, a:b].mean()
             yield f"validation/accuracy/scale_{k + 1}", hits[:, a:b].mean()
@@ -248,6 +273,7 @@ class GeneratorEvaluator:
             yield "validation/teacher_minus_student/high", high
 
     def _unigram(self, losses: np.ndarray, spans) -> Iterator[tuple[str, float]]:
+        assert self.train is not None
         count, vocab_size = len(losses), self.task.student.vocab_size
         offsets, sizes = self.task.student.offsets, np.array([b - a for a, b in spans])
         held_out = metrics.unigram_cross_entropy(self.validation.structure[:count], self.validation.label[:count],

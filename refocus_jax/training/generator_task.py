@@ -1,6 +1,7 @@
-"""Stage 2: the student, the teacher that stands on it, and the distillation between them, as one task of the loop."""
+"""Stage 2 as a task of the training loop: the student, the teacher built on it, and the distillation between them."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import flax.struct
@@ -15,20 +16,24 @@ from refocus_jax.models.tokenizer import DualTokenizer, flatten_tokens, to_unit_
 from refocus_jax.models.transformer import Captured, Transformer, layer_norm
 from refocus_jax.training.accumulation import mean_over_parts
 
-# Blocks of the student that the teacher sees from inside, the most that num_alias_blocks may be. Always two: XLA
-# unrolls a scan over one block and fuses it otherwise, and the student would no longer train as VAR to the last bit.
+# Number of last student blocks whose activations the teacher uses, the maximum of num_alias_blocks. It is always two:
+# XLA unrolls a scan over one block and fuses it differently, and the student would not train bit for bit as VAR.
 CAPTURED_BLOCKS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSettings:
-    """The teacher and what it gives to the student (docs/method.md).
+    """The teacher and its losses for the student (docs/method.md).
 
     Attributes:
-      enabled: without it the student trains as plain VAR. share_weights: stand on the student's own blocks, or on a
-      second network of its own. train_shared: let the teacher's loss reach shared weights (ablation).
-      num_alias_blocks: M, 1 or 2 last blocks. num_alias_scales: S last scales. gate: 'learned' (Eq. 11) or 'none'
-      (Eq. 10). logit_weight, feature_weight: lambda of the KL and of the features.
+      enabled: Whether there is a teacher; without it, the student trains as plain VAR.
+      share_weights: Whether the teacher uses the student's blocks; otherwise it has a second network.
+      train_shared: Whether the teacher's loss trains shared weights (ablation).
+      num_alias_blocks: M, the number of last blocks that read alias tokens, 1 or 2.
+      num_alias_scales: S, the number of last scales at which the teacher uses alias tokens.
+      gate: 'learned' (Eq. 11) or 'none' (Eq. 10).
+      logit_weight: lambda of the KL divergence between the logits.
+      feature_weight: lambda of the difference between the features.
     """
 
     enabled: bool = True
@@ -47,15 +52,18 @@ class TeacherSettings:
             raise ValueError(f"generator.teacher.gate is {self.gate!r}; choose 'learned' or 'none'")
         if self.train_shared and not self.share_weights:
             raise ValueError("generator.teacher.train_shared is True but generator.teacher.share_weights is False: "
-                             "nothing is shared; "
-                             "set one of them the other way")
+                             "nothing is shared; change one of them")
 
 
 @flax.struct.dataclass
 class GeneratorState:
-    """params and opt_state are {"student": ..., "teacher": ...}; the teacher's hold nothing of the student's.
+    """Everything that stage 2 carries from step to step.
 
-    `average` is the running mean of the student's parameters, or None.
+    Attributes:
+      step: The number of updates so far.
+      params: {"student": ..., "teacher": ...}; the teacher's part does not contain shared weights.
+      opt_state: The optimizer state of each.
+      average: The moving average of the student's parameters, or None.
     """
 
     step: jax.Array
@@ -65,12 +73,12 @@ class GeneratorState:
 
     @property
     def sampled(self) -> Any:
-        """The student's parameters that images are drawn with."""
+        """The student's parameters that images are drawn with: the average if there is one."""
         return self.params["student"] if self.average is None else self.average
 
 
 def token_losses(logits_blv: jax.Array, tokens_bl: jax.Array) -> jax.Array:
-    """Cross-entropy of every token, nats: (b, L)."""
+    """Computes the cross-entropy of every token in nats: (b, L)."""
     return optax.softmax_cross_entropy_with_integer_labels(logits_blv, tokens_bl)
 
 
@@ -82,9 +90,14 @@ class GeneratorTask:
     (b, L) and `alias` (b, L') from a token set. `frozen` is the parameter tree of the `DualTokenizer`.
 
     Attributes:
-      label_dropout: share of labels that become the null class.
-      microbatches: parts of a batch whose gradients are summed.
-      ema_decay: of the student's moving average, growing as (1 + step) / (10 + step) at first; 0 keeps none.
+      tokenizer: The frozen tokenizers.
+      student: The transformer to train.
+      teacher: The settings of the teacher.
+      optimizer: The optimizer; student and teacher have separate states.
+      label_dropout: The fraction of labels that become the null class.
+      microbatches: The number of parts of a batch whose gradients are accumulated.
+      ema_decay: The decay of the student's moving average, at most (1 + step) / (10 + step); 0 keeps no average.
+      name: The name of the stage.
     """
 
     tokenizer: DualTokenizer
@@ -100,43 +113,50 @@ class GeneratorTask:
         scales = len(self.student.grid_sizes)
         if self.teacher.enabled and not 1 <= self.teacher.num_alias_scales <= scales - 1:
             raise ValueError(f"generator.teacher.num_alias_scales is {self.teacher.num_alias_scales}; with {scales} "
-                             "grid_sizes "
-                             f"choose 1 to {scales - 1}")
+                             f"grid_sizes choose 1 to {scales - 1}")
         if self.teacher.enabled and self.student.depth < CAPTURED_BLOCKS:
-            raise ValueError(f"generator.model.depth is {self.student.depth}; the teacher stands on the last "
+            raise ValueError(f"generator.model.depth is {self.student.depth}; the teacher uses the last "
                              f"{CAPTURED_BLOCKS} blocks: give at least that many, or generator.teacher.enabled=False")
 
     @property
     def alias_head(self) -> AliasHead:
+        """The teacher's network for alias tokens."""
         student, teacher = self.student, self.teacher
         return AliasHead(student.grid_sizes, student.width, max(1, student.num_heads // 2), teacher.num_alias_blocks,
                          teacher.gate == "learned", student.attention, student.dtype, parent=None)
 
     @property
     def first_alias_token(self) -> int:
-        """Where the scales of the teacher begin in the sequence."""
+        """The position in the sequence at which the scales of the teacher begin."""
         return self.student.offsets[-1 - self.teacher.num_alias_scales]
 
     def init(self, key: jax.Array) -> GeneratorState:
+        """Initializes the first state."""
         length, channels = self.student.offsets[-1] - self.student.offsets[1], self.student.latent_channels
         labels, inputs = jnp.zeros((1,), jnp.int32), jnp.zeros((1, length, channels))
         params = {"student": self.student.init(fold_in(key, "student"), labels, inputs)["params"]}
         if self.teacher.enabled:
-            alias = self.tokenizer.alias.codebook
-            vectors = jnp.zeros((1, self.student.offsets[-2], alias.latent_channels))
+            alias = self.tokenizer.alias
+            assert alias is not None  # there is one if there is a teacher
+            vectors = jnp.zeros((1, self.student.offsets[-2], alias.codebook.latent_channels))
             params["teacher"] = {"alias": self.alias_head.init(fold_in(key, "alias"), vectors)["params"]}
             if not self.teacher.share_weights:
                 params["teacher"]["network"] = self.student.init(fold_in(key, "teacher"), labels, inputs)["params"]
-        # One optimizer state each: gradients of the two are clipped separately.
+        # Separate optimizer states, because the gradients of student and teacher are clipped separately.
         opt_state = {name: self.optimizer.init(tree) for name, tree in params.items()}
         average = params["student"] if self.ema_decay else None
         return GeneratorState(jnp.zeros((), jnp.int32), params, opt_state, average)
 
     def warm_start(self, state: GeneratorState, student: Any, new_classes: bool = False) -> GeneratorState:
-        """A first state whose student, and the teacher's own network if there is one, has these parameters.
+        """Puts given parameters into the student of a first state, and into the teacher's own network if it has one.
 
         Args:
-          new_classes: the embedding of classes stays that of the state, but for the null class.
+          state: The first state.
+          student: The parameters.
+          new_classes: Whether to keep the state's class embedding except for the null class.
+
+        Returns:
+          The changed state.
         """
         if new_classes:
             own = state.params["student"]["class_embedding"]
@@ -146,45 +166,64 @@ class GeneratorTask:
             # A copy: the loop donates the state, and no buffer may be donated twice.
             params["teacher"] = {**params["teacher"], "network": jax.tree.map(jnp.copy, student)}
         average = jax.tree.map(jnp.copy, student) if self.ema_decay else None
-        return state.replace(params=params, average=average)
+        return dataclasses.replace(state, params=params, average=average)
 
     def tokens(self, frozen, batch) -> tuple[jax.Array, jax.Array | None]:
-        """Structure tokens (b, L) and alias tokens (b, L') of a batch; the latter None without a teacher."""
+        """Returns structure tokens (b, L) and alias tokens (b, L') of a batch; the latter is None without a teacher."""
         if "image" not in batch:
             return batch["structure"], batch.get("alias")
         structure, alias = self.tokenizer.encode(frozen, to_unit_range(batch["image"]))
         return flatten_tokens(structure), flatten_tokens(alias) if self.teacher.enabled else None
 
     def inputs(self, frozen, structure_bl: jax.Array) -> jax.Array:
-        """What the student reads under teacher forcing: (b, L - p_1^2, c)."""
+        """Computes the student's inputs under teacher forcing: (b, L - p_1^2, c)."""
         offsets = self.student.offsets
         maps = [structure_bl[:, a:b].reshape(-1, p, p)
                 for a, b, p in zip(offsets[:-1], offsets[1:], self.student.grid_sizes, strict=True)]
-        return self.tokenizer.structure.quantizer.apply(
+        inputs: Any = self.tokenizer.structure.quantizer.apply(
             {"params": frozen["structure"]["quantizer"]}, maps, method="generator_inputs")
+        return inputs
 
     def student_logits(self, params, labels, inputs, keep=None) -> tuple[jax.Array, Captured | None]:
+        """Computes the student's logits (b, L, V), and the activations that the teacher uses (None without one)."""
         captured = CAPTURED_BLOCKS if self.teacher.enabled else 0
-        return self.student.apply({"params": params["student"]}, labels, inputs, keep, captured)
+        output: Any = self.student.apply({"params": params["student"]}, labels, inputs, keep, captured)
+        return output
 
     def teach(self, params, frozen, captured: Captured, labels, inputs, alias_bl, keep=None):
-        """The teacher's output over the alias scales, and its loss-carrying logits before them (None if shared)."""
-        settings, before = self.teacher, None
+        """Runs the teacher.
+
+        Args:
+          params: The parameters of student and teacher.
+          frozen: The parameters of the tokenizers.
+          captured: The student's activations; a teacher with its own network computes its own.
+          labels: The classes (b,).
+          inputs: The student's inputs.
+          alias_bl: The alias tokens (b, L').
+          keep: The factors of stochastic depth, or None.
+
+        Returns:
+          The teacher's output over the alias scales, and its logits before them, to which its loss also applies (None
+          if weights are shared).
+        """
+        settings, before, alias = self.teacher, None, self.tokenizer.alias
+        assert alias is not None  # there is one if there is a teacher
         if settings.share_weights:
             network = params["student"]
             if not settings.train_shared:
                 network, captured = jax.lax.stop_gradient((network, captured))
         else:
             network = params["teacher"]["network"]
-            logits, captured = self.student.apply({"params": network}, labels, inputs, keep, CAPTURED_BLOCKS)
+            own: Any = self.student.apply({"params": network}, labels, inputs, keep, CAPTURED_BLOCKS)
+            logits, captured = own
             before = logits[:, :self.first_alias_token]
-        vectors = self.tokenizer.alias.apply({"params": self.tokenizer.alias_params(frozen)}, alias_bl, method="embed")
+        vectors: Any = alias.apply({"params": self.tokenizer.alias_params(frozen)}, alias_bl, method="embed")
         head = Bound(self.alias_head, params["teacher"]["alias"])
         output = teach(Bound(self.student, network), head, captured, vectors, settings.num_alias_scales, keep)
         return output, before
 
     def loss(self, params, frozen, structure, alias, labels, keep):
-        """Student's and teacher's losses on one batch; returns their sum and scalars."""
+        """Computes the losses of student and teacher on one batch; returns their sum and scalars for the log."""
         inputs = self.inputs(frozen, structure)
         logits, captured = self.student_logits(params, labels, inputs, keep)
         losses = token_losses(logits, structure)
@@ -208,13 +247,13 @@ class GeneratorTask:
                 terms["feature"] = self.teacher.feature_weight * jnp.mean(
                     jnp.square(student_features - teacher_features))
         values = {f"loss/{name}": value for name, value in terms.items()} | {"accuracy": accuracy.mean()}
-        for k, (a, b) in enumerate(zip(self.student.offsets[:-1], self.student.offsets[1:], strict=True)):
+        for k, (a, b) in enumerate(itertools.pairwise(self.student.offsets)):
             values[f"cross_entropy/scale_{k + 1}"] = losses[:, a:b].mean()
             values[f"accuracy/scale_{k + 1}"] = accuracy[:, a:b].mean()
         return sum(terms.values()), values
 
     def update(self, state: GeneratorState, frozen, batch, key: jax.Array):
-        """One step; returns the new state and scalars."""
+        """Makes one step; returns the new state and scalars for the log."""
         key = jax.random.fold_in(key, state.step)
         dropped = jax.random.bernoulli(fold_in(key, "label drop"), self.label_dropout, batch["label"].shape)
         labels = jnp.where(dropped, self.student.num_classes, batch["label"])
@@ -229,12 +268,12 @@ class GeneratorTask:
                 state.params, frozen, structure, alias, part["label"], keep)
             return (values | {"loss/total": total}, gradient), None
 
-        (values, gradient), _ = mean_over_parts(gradient, self.microbatches, batch)
+        (values, gradients), _ = mean_over_parts(gradient, self.microbatches, batch)
         params, opt_state = {}, {}
         for name in state.params:
-            updates, opt_state[name] = self.optimizer.update(gradient[name], state.opt_state[name], state.params[name])
+            updates, opt_state[name] = self.optimizer.update(gradients[name], state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], updates)
-            values[f"gradient_norm/{name}"] = optax.tree.norm(gradient[name])
+            values[f"gradient_norm/{name}"] = optax.tree.norm(gradients[name])
         average = None
         if self.ema_decay:
             decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))

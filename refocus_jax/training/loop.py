@@ -1,4 +1,4 @@
-"""The one training loop. A task is its only plug; the loop knows no metric and no model."""
+"""The training loop of both stages. It trains a task, and knows nothing about models or metrics."""
 
 import dataclasses
 import math
@@ -21,34 +21,56 @@ from refocus_jax.runtime.writer import Writer
 
 
 class Task(Protocol):
-    """What the loop trains. Its state has `params`, and `step`, which counts updates; `update` is pure."""
+    """What the loop trains. Its state has `params`, and `step`, which counts updates."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name of the stage."""
 
-    def init(self, key: jax.Array) -> Any: ...
+    def init(self, key: jax.Array) -> Any:
+        """Makes the first state."""
 
-    def update(self, state: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, Mapping[str, jax.Array]]: ...
+    def update(self, state: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, Mapping[str, jax.Array]]:
+        """Makes one step, as a pure function; returns the new state and scalars for the log."""
+        ...
+
+
+class BatchIterator(Iterator[Any], Protocol):
+    """An iterator over batches of numpy arrays, of which each process gets its part."""
+
+    def close(self) -> Any:
+        """Ends the iterator's processes and threads."""
 
 
 class Batches(Protocol):
-    """Examples in one order, endless; a position in them is a number of examples, whatever the batch."""
+    """An endless sequence of examples in a fixed order; a position is a number of examples, for any batch size."""
 
-    batch_size: int  # of all processes together
+    @property
+    def batch_size(self) -> int:
+        """The number of examples in a batch, over all processes."""
 
-    def starting_at(self, example: int) -> Iterator[Any]: ...  # of process-local numpy batches, with a `close()`
+    def starting_at(self, example: int) -> BatchIterator:
+        """Iterates over the batches that follow the first `example` examples."""
+        ...
 
 
-# evaluator(state, frozen) yields (name, value): a number, or a picture (h, w, 3) uint8, or frames, a list of such.
+# evaluator(state, frozen) yields (name, value). A value is a number, a picture (h, w, 3) uint8, or a list of pictures,
+# the frames of an animation.
 Evaluator = Callable[[Any, Any], Iterable[tuple[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """Steps of the run, and every how many of them to log, evaluate and save (evaluate and save also at the end).
+    """How long a run trains, and how often it logs, evaluates and saves (it evaluates and saves also at the end).
 
     Attributes:
-      keep: how many of the latest checkpoints remain. skip_nonfinite: how many steps of one call may be skipped
-      because a loss or gradient is not finite; the next one stops the run.
+      steps: The total number of steps.
+      log_every: The number of steps between two lines of metrics.
+      evaluate_every: The number of steps between two evaluations.
+      save_every: The number of steps between two checkpoints.
+      keep: The number of latest checkpoints to keep.
+      skip_nonfinite: The number of steps of one call that may be skipped because a loss or gradient is NaN or infinite;
+        the next such step stops the run.
     """
 
     steps: int
@@ -67,18 +89,18 @@ class LoopSettings:
 
 
 def abstract_state(task: Task, mesh) -> Any:
-    """Shapes, dtypes and shardings of the state: what it is made in, and what a checkpoint is restored into."""
+    """Computes shapes, dtypes and shardings of the state, to initialize it and to restore checkpoints."""
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     return mesh_lib.abstract(shapes, mesh_lib.parameter_shardings(mesh, shapes))
 
 
 def init_state(task: Task, key: jax.Array, mesh) -> Any:
-    """The task's first state, born on the devices of the mesh as it will lie there."""
+    """Initializes the task's first state directly on the devices of the mesh, with its final shardings."""
     return jax.jit(task.init, out_shardings=_shardings(abstract_state(task, mesh)))(key)
 
 
 def jit_update(task: Task, settings: LoopSettings, mesh) -> Any:
-    """The step that the loop runs: (state, frozen, batch, key) to (state, (metrics, whether they are finite))."""
+    """Jits the step of the loop: (state, frozen, batch, key) -> (state, (metrics, whether they are finite))."""
     update = mesh_lib.on_mesh(mesh, _checked_update(task, skip=settings.skip_nonfinite > 0))
     return jax.jit(update, donate_argnums=0, out_shardings=(
         _shardings(abstract_state(task, mesh)), mesh_lib.replicated(mesh)))
@@ -89,7 +111,7 @@ def _shardings(abstract: Any) -> Any:
 
 
 def _evaluate(writer: Writer, step: int, results: Iterable[tuple[str, Any]]) -> None:
-    """Hands an evaluator's results to the writer by their kind; the numbers also stand in evaluation.json."""
+    """Passes an evaluator's results to the writer by their kind, and writes the numbers to evaluation.json too."""
     scalars = {}
     for name, value in results:
         if isinstance(value, list):
@@ -103,11 +125,11 @@ def _evaluate(writer: Writer, step: int, results: Iterable[tuple[str, Any]]) -> 
 
 
 class NonFinite(ArithmeticError):
-    """A loss or a gradient is not a number; nothing of that step has been saved."""
+    """A loss or a gradient is NaN or infinite; nothing of that step has been saved."""
 
 
 def _checked_update(task: Task, skip: bool):
-    """The task's update, and whether all that it reports is finite; if not, `skip` keeps the state but for its step."""
+    """Adds to the task's update whether its metrics are finite; if not, `skip` keeps all of the state but `step`."""
     def update(state, frozen, batch, key):
         new, values = task.update(state, frozen, batch, key)
         finite = jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(v, jnp.float32) for v in values.values()])))
@@ -119,12 +141,13 @@ def _checked_update(task: Task, skip: bool):
 
 
 class _Metrics:
-    """What a step reports, on its way to the writer: it is fetched while a later step runs."""
+    """Passes the metrics of steps to the writer; those of a step are fetched while the next step runs."""
 
     def __init__(self, writer: Writer, settings: LoopSettings, step: int, share_of_peak: float | None):
-        self._writer, self._settings, self._pending, self._skipped = writer, settings, None, 0
+        self._writer, self._settings, self._skipped = writer, settings, 0
+        self._pending: tuple[Any, ...] | None = None
         self._share_of_peak = share_of_peak
-        self.seconds: dict[str, float] = {}  # written with the next line
+        self.seconds: dict[str, float] = {}  # durations to write with the next line of metrics
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
@@ -134,10 +157,10 @@ class _Metrics:
         self._pending = (step, batch_size, *reported)
 
     def flush(self) -> dict[str, float]:
-        """Looks at the step that is held, if any; writes and returns its values if they are due.
+        """Checks the metrics of the step that is held, if any; writes and returns them if they are due.
 
         Raises:
-          NonFinite: they are not finite, and no more such steps may be skipped.
+          NonFinite: They are not finite, and no more such steps may be skipped.
         """
         if self._pending is None:
             return {}
@@ -167,19 +190,31 @@ class _Metrics:
 def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, key: jax.Array, mesh,
           directory: str, evaluator: Evaluator, warm_start: Callable[[Any], Any] | None = None,
           made_with: Any = None, share_of_peak: float | None = None) -> Any:
-    """Trains until `settings.steps`, going on from the latest checkpoint in `directory` if there is one.
+    """Trains until `settings.steps`, resuming from the latest checkpoint in `directory` if there is one.
 
     Writes metrics, pictures, evaluation.json and checkpoints into `directory`.
 
     Args:
-      batches: a run that goes on reads the examples that it has not seen, in whatever batches. frozen: parameters that
-      `update` reads but does not change. key: of all randomness; the first state has one of its own, and every step
-      folds its number into that of the steps. warm_start: applied to the first state of a run, not to one that is
-      resumed. made_with: for JSON, stands in the record of every checkpoint. share_of_peak: what a step per second
-      would be of the FLOPs that the devices can do, for the model FLOPs utilization "mfu"; None if it is not known.
+      task: What to train.
+      settings: How long, and how often to log, evaluate and save.
+      batches: The training examples. A resumed run continues with the next examples, even if the batch size changes.
+      frozen: Parameters that `update` reads but does not change.
+      key: The key of all random numbers. The first state and the steps get separate keys derived from it; every step
+        folds its number into the latter.
+      mesh: The mesh of devices.
+      directory: The directory to write into.
+      evaluator: Measures a state; see `Evaluator`.
+      warm_start: A function that changes the first state of a run; it is not applied to a resumed run.
+      made_with: A value for JSON that is stored in the record of every checkpoint.
+      share_of_peak: The fraction of the devices' peak FLOPs that one step per second uses, for the model FLOPs
+        utilization "mfu"; None if it is not known.
 
     Returns:
       The last state.
+
+    Raises:
+      NonFinite: A loss or gradient is NaN or infinite.
+      Preempted: The run was asked to stop, and has saved a checkpoint.
     """
     update = jit_update(task, settings, mesh)
     first_key, key, frozen = mesh_lib.put_whole(
@@ -192,7 +227,7 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
             state = warm_start(state) if warm_start else state
         else:
             state = checkpoints.restore(abstract_state(task, mesh))
-            start = checkpoints.latest_step()  # an earlier one if that was damaged
+            start = checkpoints.latest_step()  # an earlier one if the latest was damaged
         step = start or 0
         examples = 0 if start is None else checkpoints.record()["position"]["examples"]
         with (closing(batches.starting_at(examples)) as iterator,
@@ -203,8 +238,8 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
             metrics.seconds["restore"] = time.perf_counter() - began
             try:
                 while True:
-                    # The order: evaluate, save, then pull data and step. So a checkpoint's data position is the batch
-                    # that its state has not seen, and its step's metrics are on disk before it.
+                    # The order is: evaluate, save, then read data and step. So a checkpoint's data position is the
+                    # first batch that its state has not seen, and the metrics of its step are on disk before it.
                     last, due, stop = step >= settings.steps, step > (start or 0), preemption.requested(step)
                     if due and (last or step % settings.evaluate_every == 0):
                         metrics.flush()
@@ -219,10 +254,10 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
                         return state
                     if stop:
                         raise Preempted(f"{task.name} was asked to stop, and has saved step {step}; the same command "
-                                        "goes on from there")
+                                        "resumes from there")
                     batch = mesh_lib.put_batch(mesh, next(iterator))
                     examples += batches.batch_size
-                    with jax.transfer_guard("disallow"):  # nothing but the lines above and below talks to the device
+                    with jax.transfer_guard("disallow"):  # a step transfers nothing between host and devices
                         state, reported = update(state, frozen, batch, key)
                     step += 1
                     shown = metrics.flush()

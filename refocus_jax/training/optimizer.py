@@ -1,4 +1,4 @@
-"""AdamW as VAR uses it (docs/var_facts.md): decay by parameter name, schedules in fractions of the run."""
+"""AdamW as VAR uses it (docs/var_facts.md): weight decay by parameter name, schedules in fractions of the run."""
 
 import dataclasses
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# Matrices that decay. Everything else (biases, norms, positions, levels, temperatures, codes) does not: by name,
-# since stacked vectors look like matrices.
+# Names of the matrices that weight decay applies to. It does not apply to anything else (biases, norms, positions,
+# levels, temperatures, codes). Shapes cannot tell them apart, because stacked vectors look like matrices.
 DECAYED = frozenset({"kernel", "qkv", "class_embedding"})
 
 
@@ -16,9 +16,16 @@ class OptimizerSettings:
     """AdamW with VAR's schedule.
 
     Attributes:
-      learning_rate: peak. b1, b2: decay of the moments. weight_decay: at the start; weight_decay_end: at the end, along
-      a half cosine. clip: largest global gradient norm. warmup: fraction of the run, from warmup_initial times the
-      peak. flat: fraction of what is left at the peak, then linear to final times the peak.
+      learning_rate: The peak learning rate.
+      b1: The decay of the first moment.
+      b2: The decay of the second moment.
+      weight_decay: The weight decay at the start of the run.
+      weight_decay_end: The weight decay at the end of the run; it changes along a half cosine.
+      clip: The largest global gradient norm.
+      warmup: The fraction of the run in which the learning rate rises linearly to the peak.
+      warmup_initial: The learning rate at the start, as a fraction of the peak.
+      flat: The fraction of the steps after warm-up that stay at the peak.
+      final: The learning rate at the end, as a fraction of the peak, after a linear decay.
     """
 
     learning_rate: float
@@ -34,7 +41,7 @@ class OptimizerSettings:
 
 
 def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
-    """Warm-up, flat, linear: multiples of the peak over `steps` updates."""
+    """Makes the schedule over `steps` updates: linear warm-up, flat at the peak, linear decay."""
     peak, warm = settings.learning_rate, max(1, round(settings.warmup * steps))
     flat = round(settings.flat * (steps - warm))
     return optax.join_schedules(
@@ -45,12 +52,12 @@ def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
 
 
 def decay_mask(params):
-    """Which leaves decay: True for the kernels."""
+    """Marks the leaves that weight decay applies to with True."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 
 def make(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
-    """The update rule for a run of `steps`; clips by global norm first."""
+    """Makes the optimizer for a run of `steps`; it first clips gradients by their global norm."""
 
     def weight_decay(step):
         progress = jnp.clip(step / steps, 0, 1)

@@ -1,8 +1,9 @@
-"""Stage 1: both tokenizers, their losses, code revival and the discriminator, as one task of the loop."""
+"""Stage 1 as a task of the training loop: both tokenizers, their losses, code revival and the discriminator."""
 
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -24,44 +25,78 @@ ALIAS_CODES = ("alias", "codebook", "embedding")
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerLosses:
-    """Weights of the stage-1 terms (docs/method.md); 0 switches a term off."""
+    """Weights of the terms of stage 1's loss (docs/method.md); 0 leaves a term out.
+
+    Attributes:
+      l1: Absolute pixel error.
+      l2: Squared pixel error.
+      view: Error between the decoded coarser latents and their views (focus pyramids).
+      consistency: Difference between z_k and area(z_K) (residual focus pyramids).
+      commitment: beta of the VQ loss.
+      alias: All terms of the alias tokenizer.
+      perceptual: Perceptual distance, only of the whole image; views may be too small for it.
+    """
 
     l1: float = 0.2
     l2: float = 1.0
-    view: float = 1.0  # coarser latents decode to their views (focus pyramids)
-    consistency: float = 0.25  # z_k against area(z_K) (focus, residual)
-    commitment: float = 0.25  # beta of the VQ loss
+    view: float = 1.0
+    consistency: float = 0.25
+    commitment: float = 0.25
     alias: float = 1.0
-    perceptual: float = 0.3  # of the whole image alone: views may be too small for it
+    perceptual: float = 0.3
 
 
 @flax.struct.dataclass
 class TokenizerState:
-    """Everything stage 1 carries from step to step."""
+    """Everything that stage 1 carries from step to step.
+
+    Attributes:
+      step: The number of updates so far.
+      params: {"structure": ..., "alias": ..., "residual_std": (K - 1,)}, which later stages use.
+      opt_state: The optimizer state of `params`.
+      discriminator: The parameters of the discriminator, or None.
+      discriminator_opt_state: The optimizer state of the discriminator, or None.
+      usage: How often every code of each codebook was used since the last revival.
+      residual_moment: The mean square of A_k over all steps so far, (K - 1,).
+    """
 
     step: jax.Array
-    params: Any  # {"structure": ..., "alias": ..., "residual_std": (K - 1,)}, what later stages use
+    params: Any
     opt_state: Any
     discriminator: Any
     discriminator_opt_state: Any
-    usage: Any  # occurrences of every code since the last revival
-    residual_moment: Any  # mean square of A_k over all steps so far, (K - 1,)
+    usage: Any
+    residual_moment: Any
 
 
 def straight_through(quantized: jax.Array, latent: jax.Array) -> jax.Array:
-    """The quantized value, exactly, with the latent's gradient."""
+    """Returns exactly the quantized value, but with the gradient of the latent."""
     return jax.lax.stop_gradient(quantized) + (latent - jax.lax.stop_gradient(latent))
 
 
 def mse(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Computes the mean squared error."""
     return jnp.mean(jnp.square(a - b))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerTask:
-    """Trains a `DualTokenizer`. Pure functions of (state, frozen, batch, key); batches hold uint8 `image`.
+    """Trains a `DualTokenizer` on batches of uint8 `image`, by pure functions of (state, frozen, batch, key).
 
-    `frozen` are the parameters of the perceptual network, None without one.
+    `frozen` are the parameters of the perceptual network, or None if there is none.
+
+    Attributes:
+      tokenizer: The tokenizers.
+      losses: The weights of the terms.
+      revival: When unused codes are replaced.
+      optimizer: The optimizer of the tokenizers.
+      steps: The total number of steps.
+      discriminator: The network of the adversarial loss.
+      adversarial: The settings of the adversarial loss.
+      discriminator_optimizer: The optimizer of the discriminator.
+      perceptual: The network of the perceptual loss, used if `losses.perceptual` is not 0; or None.
+      microbatches: The number of parts of a batch whose gradients are accumulated.
+      name: The name of the stage.
     """
 
     tokenizer: DualTokenizer
@@ -72,8 +107,8 @@ class TokenizerTask:
     discriminator: PatchDiscriminator
     adversarial: adversarial.AdversarialSettings
     discriminator_optimizer: optax.GradientTransformation
-    perceptual: FeatureNetwork | None = None  # asked if tokenizer.loss.perceptual is not 0
-    microbatches: int = 1  # parts of a batch whose gradients are summed
+    perceptual: FeatureNetwork | None = None
+    microbatches: int = 1
     name: str = "tokenizer"
 
     @property
@@ -82,14 +117,18 @@ class TokenizerTask:
 
     @property
     def frozen_shapes(self) -> Any:
-        """What `update` needs as `frozen`, as shapes and dtypes."""
-        return state_dict.parameter_shapes(self.perceptual) if self._has_perceptual else None
+        """The shapes and dtypes of what `update` needs as `frozen`; None if it needs nothing."""
+        if not self._has_perceptual:
+            return None
+        assert isinstance(self.perceptual, nn.Module)
+        return state_dict.parameter_shapes(self.perceptual)
 
     @property
     def _has_perceptual(self) -> bool:
         return self.perceptual is not None and self.losses.perceptual > 0
 
     def init(self, key: jax.Array) -> TokenizerState:
+        """Initializes the first state."""
         params = self.tokenizer.init(fold_in(key, "tokenizer"))
         size = self.tokenizer.optics.image_size
         discriminator, moment = None, None
@@ -98,7 +137,7 @@ class TokenizerTask:
             discriminator = self.discriminator.init(fold_in(key, "discriminator"), image)["params"]
         usage = {"structure": jnp.zeros((self.tokenizer.structure.quantizer.vocab_size,))}
         opt_state = self.optimizer.init(params)
-        if self._has_alias:
+        if self.tokenizer.alias is not None:
             moment = jnp.zeros((len(self.tokenizer.grid_sizes) - 1,))
             params["residual_std"] = jnp.ones_like(moment)
             if not self.tokenizer.shared:
@@ -116,7 +155,7 @@ class TokenizerTask:
         return commitment + mse(quantized, jax.lax.stop_gradient(latent))
 
     def _structure_losses(self, params, image, views):
-        """Terms of the structure tokenizer; returns them, its quantization, the decoder's features and its image."""
+        """Computes the structure tokenizer's terms; returns them with quantization, decoder features and image."""
         structure, params = self.tokenizer.structure, params["structure"]
 
         def apply(method, *args):
@@ -145,7 +184,7 @@ class TokenizerTask:
         return terms, quantized, features, reconstruction
 
     def _alias_losses(self, params, residuals, std):
-        """Terms of the alias tokenizer; returns them with tokens and quantizer inputs per scale."""
+        """Computes the alias tokenizer's terms; returns them, and the tokens and quantizer inputs of every scale."""
         alias, params = self.tokenizer.alias, {"params": self.tokenizer.alias_params(params)}
         loss, tokens, inputs = {"alias_reconstruction": 0.0, "alias_vq": 0.0}, [], []
         weight = self.losses.alias / len(residuals)
@@ -161,17 +200,17 @@ class TokenizerTask:
         return loss, tokens, inputs
 
     def _perceptual_loss(self, frozen, image, reconstruction):
-        """The term, and its gradient at the reconstruction.
+        """Computes the perceptual term and its gradient with respect to the reconstruction.
 
-        The gradient is taken here, once, since the adversarial weight needs it too. The term carries it along, so that
-        the backward pass keeps no activations of this network.
+        The gradient is computed here once, because the adversarial weight needs it too. The term is returned in a form
+        that has this gradient, so that the backward pass keeps no activations of the perceptual network.
         """
         value, gradient = jax.value_and_grad(lambda drawn: self.losses.perceptual * perceptual.distance(
             self.perceptual, frozen, drawn, image))(jax.lax.stop_gradient(reconstruction))
         return value + jnp.sum(gradient * straight_through(jnp.zeros_like(gradient), reconstruction)), gradient
 
     def _adversarial_loss(self, params, discriminator, image, features, slope):
-        """The generator's term, with its adaptive weight; `slope` is the perceptual term's gradient, None without."""
+        """Computes the adversarial term and its adaptive weight; `slope` is the perceptual term's gradient or None."""
         head = self.tokenizer.structure.autoencoder
         head_params = params["structure"]["autoencoder"]
         image, features, slope = jax.tree.map(keep_divided, (image, features, slope))
@@ -187,13 +226,24 @@ class TokenizerTask:
             return adversarial.generator_loss(self.discriminator.apply({"params": discriminator}, image))
 
         weight = adversarial.adaptive_weight(to_image, head_params, features, reconstruct, fool, self.adversarial.cap)
-        # Computed again in the backward pass: this runs in a branch, and what a branch keeps for the gradient would be
-        # gathered on every device.
+        # Recomputed in the backward pass: this runs in a branch of a conditional, and activations that a branch keeps
+        # for the gradient would be gathered on every device.
         deceive = jax.checkpoint(lambda head_params, features: fool(to_image(head_params, features)))
         return self.adversarial.weight * weight * deceive(head_params, features), weight
 
     def loss(self, params, frozen, state: TokenizerState, image: jax.Array, key: jax.Array):
-        """Total loss of images in [-1, 1]; with it its terms, other means, and what `update` needs of each example."""
+        """Computes the total loss of images in [-1, 1].
+
+        Args:
+          params: The parameters to train.
+          frozen: The parameters of the perceptual network, or None.
+          state: The state before the step.
+          image: Images (b, h, w, 3).
+          key: The key of the noise.
+
+        Returns:
+          The loss, and a tuple of its terms, other averages, and values of each example that `update` needs.
+        """
         views = self.tokenizer.optics.views(image, key)
         terms, quantized, features, reconstruction = self._structure_losses(params, image, views)
         means, examples = {}, {"tokens": {"structure": quantized.tokens}, "inputs": {"structure": quantized.inputs},
@@ -216,7 +266,7 @@ class TokenizerTask:
         return sum(terms.values()), (terms, means, examples)
 
     def _update_discriminator(self, state: TokenizerState, image, reconstruction):
-        """One step of the discriminator once it has started."""
+        """Makes one step of the discriminator, if the adversarial loss has begun."""
 
         def loss(params, real, drawn):
             def logits(x):
@@ -237,7 +287,7 @@ class TokenizerTask:
                             lambda: (jnp.zeros(()), state.discriminator, state.discriminator_opt_state))
 
     def _revive(self, params, opt_state, usage, stream: str, path: tuple[str, ...], examples, step, key):
-        """Revives one codebook if it is time; returns what has changed and the number of dead codes."""
+        """Revives the unused codes of one codebook if it is time; returns what has changed and how many there were."""
         tokens = examples["tokens"][stream]
         inputs = examples["inputs"][stream]
         if stream == "structure" and self.tokenizer.shared and self._has_alias:
@@ -253,7 +303,7 @@ class TokenizerTask:
         return params, opt_state, jnp.where(due, 0, usage), dead.sum()
 
     def update(self, state: TokenizerState, frozen, batch, key: jax.Array):
-        """One step on a batch of uint8 `image`. Returns the new state and scalars."""
+        """Makes one step on a batch of uint8 `image`; returns the new state and scalars for the log."""
         key = jax.random.fold_in(key, state.step)
         image = to_unit_range(batch["image"])
         trained = {name: value for name, value in state.params.items() if name != "residual_std"}
@@ -282,14 +332,14 @@ class TokenizerTask:
             values["adversarial_weight"] = means["adversarial_weight"]
             values["loss/discriminator"], changes["discriminator"], changes["discriminator_opt_state"] = (
                 self._update_discriminator(state, image, examples["reconstruction"]))
-        return state.replace(**changes), values
+        return dataclasses.replace(state, **changes), values
 
 
 def _deviation(moment: jax.Array) -> jax.Array:
-    """The scale of the residuals, never 0."""
+    """Returns the standard deviation of the residuals, never 0."""
     return jnp.sqrt(moment) + 1e-8
 
 
 def _replace(tree, path: tuple[str, ...], value):
-    """The nested dict with one leaf exchanged."""
+    """Copies a nested dictionary with one leaf replaced."""
     return {**tree, path[0]: _replace(tree[path[0]], path[1:], value) if len(path) > 1 else value}

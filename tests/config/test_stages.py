@@ -122,7 +122,7 @@ def test_other_images_of_the_same_classes_are_refused(place, images):
     {"generator.optimizer.learning_rate": 1e-5}, {"data.validation_examples": 4}, {}], ids=str)
 def test_what_changes_no_order_may_change(place, changes, caplog):
     place.prepare(**GOES_ON | changes)
-    said = "generator.train.batch_size was 4 and is 8. It goes on with the examples that come next."
+    said = "generator.train.batch_size was 4 and is 8. It continues with the next examples."
     assert (said in caplog.text) == ("generator.train.batch_size" in changes)
 
 
@@ -136,7 +136,7 @@ def test_images_that_have_moved_are_the_same_images(place, caplog):
 def test_what_is_finished_stays_and_that_is_said(place, caplog):
     place.prepare(seed=1)
     for stage in STAGES:
-        assert re.search(f"The {stage} in .* seed was 0 and is 1. It is finished, and stays as it is.", caplog.text)
+        assert re.search(f"The {stage} in .* seed was 0 and is 1. It is finished and stays as it is.", caplog.text)
 
 
 def test_a_run_that_is_older_than_a_setting_goes_on(place, caplog):

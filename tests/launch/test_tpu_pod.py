@@ -56,7 +56,7 @@ def test_create_asks_for_the_slice_and_for_its_state():
 
 
 def test_install_copies_the_last_commit_to_all_machines():
-    mkdir, archive, copy, mount, unpack, environment = printed("install")
+    _, archive, copy, mount, unpack, environment = printed("install")
     assert archive == ["git", "archive", "--format=tar.gz", "--output=dist/refocus_jax.tar.gz", "HEAD"]
     assert copy == [*MACHINES, "scp", "dist/refocus_jax.tar.gz", "pod:refocus_jax.tar.gz", "--zone=us-central1-a",
                     "--worker=all"]

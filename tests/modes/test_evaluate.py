@@ -102,7 +102,7 @@ def test_a_workdir_is_evaluated_and_all_is_said(workdir, small, images, capsys):
     assert found["packages"]["jax"] == jax.__version__ and set(found["packages"]) == {
         "jax", "jaxlib", "flax", "numpy", "pillow", "refocus_jax"}
     notes = " ".join(found["notes"])
-    assert "no FID" in notes and "224 x 224 by bicubic" in notes and "No SSIM" in notes
+    assert "not an FID" in notes and "224 x 224 by bicubic" in notes and "No SSIM" in notes
     printed = capsys.readouterr().out
     assert "fd_efflite0" in printed and "psnr" in printed and notes.split(".")[0] in printed
 

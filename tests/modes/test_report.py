@@ -32,7 +32,7 @@ def test_a_page_is_written_and_the_verdict_printed(tmp_path, capsys):
     page = (tmp_path / "seed_0" / "report.html").read_text()
     assert "<title>ReFocus-VAR: seed_0, other</title>" in page and not list(tmp_path.rglob("*.tmp"))
     report.run(config(**{"report.reference": str(tmp_path / "none.json")}), seeds[0])
-    assert "none.json, which is not there" in capsys.readouterr().out
+    assert "none.json, which does not exist" in capsys.readouterr().out
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):

@@ -8,7 +8,7 @@ from refocus_jax.planning import targets
 @pytest.mark.parametrize("topology", ["v5e:4x4", "tpu:v9:4x4", "tpu:v5e", "tpu:v5e:4xx", "gpu:a100:8", "gpu:a100:0x8",
                                       "gpu:k80:1x8", ""])
 def test_unknown_machines_are_named_with_those_that_are_known(topology):
-    with pytest.raises(ValueError, match="plan.topology is .*give tpu:KIND:SHAPE as tpu:v5e:4x4.*a100, h100"):
+    with pytest.raises(ValueError, match="plan.topology is .*give tpu:KIND:SHAPE such as tpu:v5e:4x4.*a100, h100"):
         targets.load(topology)
 
 

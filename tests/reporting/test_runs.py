@@ -104,7 +104,7 @@ def test_a_config_that_says_what_cannot_be_is_named(tmp_path, wrong):
     workdirs.write(tmp_path, stages=())
     content = json.loads((tmp_path / "config.json").read_text()) | wrong
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="config.json is damaged .*; correct it, or remove it and give the training's"):
+    with pytest.raises(ValueError, match="config.json is damaged .*; correct it, or remove it and run the training's"):
         runs.read(tmp_path)
 
 
@@ -113,4 +113,4 @@ def test_settings_of_another_version_are_said_and_left_out(tmp_path, caplog):
     content = json.loads((tmp_path / "config.json").read_text()) | {"tokenizer_batch_size": 8}
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert runs.read(tmp_path).config["tokenizer"]["train"]["batch_size"] == 8
-    assert "has settings that this version does not have, and which are left out: tokenizer_batch_size" in caplog.text
+    assert "has settings that this version does not have; they are left out: tokenizer_batch_size" in caplog.text

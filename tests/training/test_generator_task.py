@@ -74,7 +74,7 @@ def test_distillation_reaches_the_student(stepper, frozen, tokens):
     """The teacher starts as the student, so its first step gives nothing, its second something."""
     _, update, state = stepper()
     _, plain_update, plain_state = stepper("noteacher")
-    once, values = steps(update, state, frozen, tokens, 1)
+    _, values = steps(update, state, frozen, tokens, 1)
     assert values["loss/logit"] < 1e-6 and values["loss/feature"] < 1e-6
     twice, values = steps(update, state, frozen, tokens, 2)
     assert values["loss/feature"] > 0

@@ -3,19 +3,19 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from ml_collections import ConfigDict
 
-from refocus_jax.config import build, saved, stages
 from refocus_jax.focus import Pyramid
 from refocus_jax.models import official_var
 from refocus_jax.models.tokenizer import DualTokenizer
-from refocus_jax.pretrained import parameters
 from refocus_jax.pretrained.models import Generator, Tokenizer
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import weight_files
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 OFFICIAL_TOKENIZER = "vae_ch160v4096z32"  # the one that all official generators were trained on
 
@@ -23,16 +23,16 @@ OFFICIAL_TOKENIZER = "vae_ch160v4096z32"  # the one that all official generators
 Source = str | os.PathLike | Mapping[str, Any]
 
 
-def load_config(workdir: str | os.PathLike) -> tuple[ConfigDict, tuple[str, ...]]:
+def load_config(workdir: str | os.PathLike) -> "tuple[ConfigDict, tuple[str, ...]]":
     """Loads the config that a workdir was made with, for any devices, and the names of its classes.
 
     Raises:
       FileNotFoundError: There is no config.json in it.
       ValueError: The config.json is damaged.
     """
-    c, class_names = saved.read(workdir)
-    c.generator.model.attention = "prefix"  # runs on all devices; they may differ from those of the training
-    return c, class_names
+    from refocus_jax.pretrained import workdirs
+
+    return workdirs.config(os.fspath(workdir))
 
 
 def _official_arrays(source: Source, fits: weight_files.Fits) -> Mapping[str, Any] | None:
@@ -76,9 +76,9 @@ def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
     if arrays is None:
         assert isinstance(source, str)  # only a path can be a workdir
         _refuse(source, grid_sizes=grid_sizes, norm_groups=norm_groups)
-        config, _ = load_config(source)
-        found = parameters.tokenizer(config, config.tokenizer.pretrained or source, mesh_lib.make_mesh())
-        return Tokenizer(build.tokenizer(config), found.params, found.step)
+        from refocus_jax.pretrained import workdirs
+
+        return workdirs.tokenizer(source)
     structure, params = official_var.import_tokenizer(arrays, grid_sizes,
                                                         norm_groups or official_var.OFFICIAL_NORM_GROUPS)
     # VAR has no focus views: all its scales come from one encoding of the image itself.
@@ -87,18 +87,29 @@ def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
 
 
 def _official_tokenizer(source: Source, tokenizer: Tokenizer | Source | None, grid_sizes) -> Tokenizer:
-    """Loads an official generator's tokenizer: the given one, or the official file next to the generator's."""
+    """Loads an official generator's tokenizer: the given one, the official file next to it, or that in its own file."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     if tokenizer is None:
         near = [] if isinstance(source, Mapping) else [
             Path(source).with_name(OFFICIAL_TOKENIZER + suffix) for suffix in weight_files.SUFFIXES]
         tokenizer = next((path for path in near if path.exists()), None)
+    if tokenizer is None and not isinstance(source, Mapping):
+        tokenizer = _tokenizer_of_training_state(source)
     if tokenizer is None:
         raise FileNotFoundError(f"an official generator needs its tokenizer: put {OFFICIAL_TOKENIZER}.pth next to it, "
                                 "or give tokenizer= a file, arrays or the result of load_tokenizer")
     official = isinstance(tokenizer, Mapping) or weight_files.is_weight_file(tokenizer)
     return load_tokenizer(tokenizer, grid_sizes=grid_sizes if official else None)
+
+
+def _tokenizer_of_training_state(source: str | os.PathLike) -> Mapping[str, Any] | None:
+    """Reads the tokenizer of a file that holds several state dicts; None if the file holds none."""
+    file, _, entry = os.fspath(source).rpartition("#")
+    try:
+        return weight_files.read(file if entry and not Path(source).exists() else source, official_var.is_tokenizer)
+    except ValueError:
+        return None
 
 
 def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = None,
@@ -124,11 +135,9 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
     if arrays is None:
         assert isinstance(source, str)  # only a path can be a workdir
         _refuse(source, tokenizer=tokenizer, grid_sizes=grid_sizes, num_heads=num_heads)
-        config, class_names = load_config(source)
-        found = parameters.student(config, len(class_names), source, mesh_lib.make_mesh())
-        tokenizer = load_tokenizer(source)
-        stages.check_tokenizers(source, tokenizer.digests, config.tokenizer.pretrained)
-        return Generator(build.student(config, len(class_names)), found.params, tokenizer, class_names, found.step)
+        from refocus_jax.pretrained import workdirs
+
+        return workdirs.generator(source)
     network, params = official_var.import_transformer(arrays, grid_sizes, num_heads)
     tokenizer = _official_tokenizer(source, tokenizer, network.grid_sizes)
     quantizer = tokenizer.model.structure.quantizer

@@ -146,21 +146,22 @@ class SampleDistance:
     count: int
     batch_size: int
 
-    def __call__(self, draw: Callable[[np.ndarray, int], np.ndarray], num_classes: int) -> dict[str, float]:
+    def __call__(self, draw: Callable[[np.ndarray, int], Any], num_classes: int) -> dict[str, float]:
         """Draws samples and measures their distances.
 
         Args:
-          draw: (labels (b,), number of the first image) -> uint8 images; every process gets all of them.
+          draw: (labels (b,), number of the first image) -> images in [-1, 1]; every process gets all of them. The
+            devices draw one batch while the features of the last are computed.
           num_classes: The number of classes.
 
         Returns:
           The distances by name.
         """
         labels = np.resize(np.arange(num_classes, dtype=np.int32), -(-self.count // self.batch_size) * self.batch_size)
-        parts = []
-        for start in range(0, self.count, self.batch_size):
-            images = draw(labels[start:start + self.batch_size], start)[:self.count - start]
-            parts.append(measurements.features_now(images, self.extractor))
+        starts = range(0, self.count, self.batch_size)
+        drawn = mesh_lib.fetched(draw(labels[start:start + self.batch_size], start) for start in starts)
+        parts = [measurements.features_now(pictures.to_uint8(images)[:self.count - start], self.extractor)
+                 for start, images in zip(starts, drawn, strict=True)]
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return comparison.frechet(columns, self.reference, self.extractor.distance)
 
@@ -233,10 +234,9 @@ class GeneratorEvaluator:
             frozen, self._drawn(params, frozen, labels, start)[-1]))
 
     def _distances(self, params, frozen) -> Iterator[tuple[str, float]]:
-        def draw(labels: np.ndarray, start: int) -> np.ndarray:
+        def draw(labels: np.ndarray, start: int) -> jax.Array:
             labels = mesh_lib.put_whole(labels, mesh_lib.batch_sharding(self.mesh))
-            images = self._draw(params["student"], frozen, labels, np.uint32(start))
-            return pictures.to_uint8(jax.device_get(images))
+            return self._draw(params["student"], frozen, labels, np.uint32(start))
 
         assert self.distance is not None
         for name, value in self.distance(draw, len(self.class_names)).items():
@@ -290,10 +290,9 @@ class GeneratorEvaluator:
     def _pictures(self, params, frozen) -> Iterator[tuple[str, Any]]:
         classes = np.arange(min(len(self.class_names), self.max_classes))
         names = [self.class_names[c] for c in classes]
-        stages = []
-        for i in range(self.samples_per_class):
-            start = np.uint32(i * len(self.class_names))
-            stages.append(jax.device_get(self._sample(params, frozen, classes.astype(np.int32), start)))
+        stages = list(mesh_lib.fetched(
+            self._sample(params, frozen, classes.astype(np.int32), np.uint32(i * len(self.class_names)))
+            for i in range(self.samples_per_class)))
         images = np.stack([stage[-1] for stage in stages], axis=1)
         yield "samples", pictures.sample_grid(images, names)
         strip, frames = pictures.focus_pull(stages[0], names, self.task.student.grid_sizes)

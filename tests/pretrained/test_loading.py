@@ -1,11 +1,19 @@
 """Official checkpoints as files and mappings; what a workdir gives is tested in modes/test_train.py."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from refocus_jax import pretrained
+from refocus_jax.models import official_var
 from refocus_jax.runtime import weight_files
 from tests.fixtures import official, small, workdirs
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +72,24 @@ def test_what_does_not_fit_together_is_named(checkpoint, folder, tmp_path):
         pretrained.load_generator(checkpoint.transformer, tokenizer=other, grid_sizes=grids)
     with pytest.raises(ValueError, match="grid_sizes given for .*config says them already"):
         pretrained.load_tokenizer(str(tmp_path), grid_sizes=grids)
+
+
+def test_a_training_state_brings_its_own_tokenizer(checkpoint, generator, tmp_path, monkeypatch):
+    path, asked = tmp_path / "ar-ckpt-last.pth", []
+    path.touch()
+    held = {official_var.is_transformer: checkpoint.transformer, official_var.is_tokenizer: checkpoint.tokenizer}
+    monkeypatch.setattr(weight_files, "read", lambda source, fits: (asked.append(str(source)), held[fits])[1])
+    for source in (str(path), f"{path}#trainer.var_wo_ddp"):
+        loaded = pretrained.load_generator(source, grid_sizes=checkpoint.settings["patch_nums"])
+        assert loaded.tokenizer.digests == generator.tokenizer.digests and asked[-2:] == [source, str(path)]
+
+
+def test_the_front_door_imports_only_what_decoding_needs():
+    """The data pipeline, checkpoints, metrics and charts are imported where they are used."""
+    found = subprocess.run([sys.executable, "-c", "import sys; from refocus_jax import pretrained; print(*sys.modules)"],
+                           check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()
+    needless = {"grain", "orbax", "matplotlib", "tensorflow_datasets", "tensorboardX", "ml_collections", "clu", "jinja2"}
+    assert not needless & {name.partition(".")[0] for name in found}
 
 
 @pytest.fixture(scope="module", params=["focus", "residual", "official"])

@@ -16,7 +16,7 @@ def test_samples_of_all_classes_are_compared_each_with_a_number_of_its_own(image
 
     def draw(labels, start):
         seen.extend(zip(labels.tolist(), range(start, start + len(labels)), strict=True))
-        return images[start:start + len(labels)]
+        return images[start:start + len(labels)] / np.float32(127.5) - 1
 
     def features(some):
         return measurements.columns(extractor(some))

@@ -1,4 +1,4 @@
-"""Loads what a workdir has trained. It needs Orbax and all that a config builds, and is imported when it is asked for."""
+"""Loads what a workdir has trained. It imports Orbax and all that a config builds: load it when it is asked for."""
 
 from ml_collections import ConfigDict
 

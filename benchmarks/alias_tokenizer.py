@@ -1,10 +1,10 @@
-"""What share of the alias residual a small tokenizer can tell, and which network gets there.
+"""Measures what fraction of the alias residual a small tokenizer can encode, and which network does it best.
 
     python -m benchmarks.alias_tokenizer --source=photos --steps=600
 
-Per scale of `tiny`: the share of held-out variance explained by 8 principal components of 8x8 patches and by a k-means
-codebook of 128, both fitted on training patches, and by `tiny`'s alias tokenizer trained alone, with linear patches and
-with VAR's convolutional autoencoder, with quantization and without. What came out is in
+For each scale of `tiny`, it prints the fraction of held-out variance explained by 8 principal components of 8x8 patches
+and by a k-means codebook of 128, both fitted on training patches, and by `tiny`'s alias tokenizer trained alone, with
+linear patches and with VAR's convolutional autoencoder, with and without quantization. The results are in
 docs/measurements/alias_tokenizer.md.
 """
 
@@ -36,7 +36,7 @@ def patches(residual: np.ndarray, side: int = 8) -> np.ndarray:
 
 
 def linear_bounds(train: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
-    """Explained shares of LATENTS principal components and of CODES means."""
+    """Returns the fractions of variance explained by LATENTS principal components and by CODES means."""
     power = np.square(held_out).sum()
     basis = np.linalg.svd(train, full_matrices=False)[2][:LATENTS]
     components = 1 - np.square(held_out - held_out @ basis.T @ basis).sum() / power
@@ -46,7 +46,7 @@ def linear_bounds(train: np.ndarray, held_out: np.ndarray) -> tuple[float, float
 
 
 def train_alone(alias: AliasTokenizer, batches, steps: int, quantize: bool):
-    """Adam on reconstruction and VQ loss, with the product's code revival."""
+    """Trains with Adam on reconstruction and VQ loss, with the package's code revival."""
     optimizer = optax.adam(optax.linear_schedule(2e-3, 1e-4, steps), b2=0.99)
 
     def loss(params, residuals):

@@ -1,9 +1,9 @@
-"""How long the first step of stage 1 takes to compile: ten views are ten shapes of one encoder and decoder.
+"""Measures how long the first step of stage 1 takes to compile: ten views are ten shapes of one encoder and decoder.
 
     python -m benchmarks.compile_time d16 k4
 
-traces and compiles the whole update (both tokenizers, all losses, discriminator, revival) of configs/d16.py, with and
-without the argument, for one image on this machine's first device.
+This traces and compiles the whole update (both tokenizers, all losses, discriminator, revival) of configs/d16.py, with
+and without the argument, for one image on this machine's first device.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from refocus_jax.config import build
 
 def measure(name: str, argument: str | None) -> None:
     c = importlib.import_module(f"configs.{name}").get_config(argument)
-    c.tokenizer.model.dtype = "float32"  # a CPU's compiler takes several times as long over bfloat16
+    c.tokenizer.model.dtype = "float32"  # on CPUs, compilation for bfloat16 takes several times as long
     task = build.tokenizer_task(c)
     state = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"image": jax.ShapeDtypeStruct((1, c.image_size, c.image_size, 3), jnp.uint8)}

@@ -1,12 +1,12 @@
-"""How many images a core decodes and crops, and how long a training step waits for them.
+"""Measures how many images a core decodes and crops, and how long a training step waits for them.
 
     python -m benchmarks.data
 
-Writes 500 x 375 JPEG files, the usual size in ImageNet, cut at random from the photographs of scikit-image, into a
-temporary folder, and reads them as `data.source=folder:...`. The first table is the training pipeline alone at 256 px,
-resized to 1.125 of that as for ImageNet: images per second, and per second of processor time (its own and that of its
-worker processes), which is what a core does that has nothing else to do. The second is stage 1 of `tiny` on the same
-files: the share of a step in which the device is idle and waits for the next batch. What it printed stands in
+Writes JPEG files of 500 x 375, the usual size in ImageNet, with random crops of scikit-image's photographs into a
+temporary folder, and reads them as `data.source=folder:...`. The first table is for the training pipeline alone at
+256 px, resized to 1.125 of that as for ImageNet: images per second, and per second of processor time (of the process
+and its workers), which is the rate of a core that does nothing else. The second table is for stage 1 of `tiny` on the
+same files: the fraction of a step in which the device is idle and waits for the next batch. The results are in
 docs/measurements/data.md.
 """
 
@@ -35,7 +35,7 @@ WIDTH, HEIGHT, QUALITY = 500, 375, 98  # about 100 kB a file, not far from the m
 
 
 def write_jpegs(folder: Path, per_class: int) -> int:
-    """FOLDER/<photograph>/<number>.jpg; returns the bytes of all files."""
+    """Writes FOLDER/<photograph>/<number>.jpg; returns the total size of all files in bytes."""
     rng, size = np.random.default_rng(0), 0
     for name in ("astronaut", "cat", "coffee", "motorcycle", "rocket", "tissue"):
         image = Image.fromarray(sources.read_photograph(name))
@@ -52,7 +52,7 @@ def write_jpegs(folder: Path, per_class: int) -> int:
 
 
 def processor_seconds() -> float:
-    """Of this process and its worker processes so far."""
+    """Returns the processor time of this process and its worker processes so far."""
     ticks = 0
     for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -61,7 +61,7 @@ def processor_seconds() -> float:
 
 
 def pipeline_rate(source: sources.Source, num_workers: int, batches: int, batch_size: int = 32) -> tuple[float, float]:
-    """Images per second, and per second of processor time, once buffers are full."""
+    """Measures images per second, and per second of processor time, once buffers are full."""
     iterator = iter(pipeline.training_batches(source, CropRule(256, 1.125, flip=True), batch_size=batch_size, seed=0,
                                               num_workers=num_workers))
     for _ in range(8):
@@ -76,9 +76,9 @@ def pipeline_rate(source: sources.Source, num_workers: int, batches: int, batch_
 
 
 def timed_steps(update, state: Any, frozen: Any, iterator: Iterator, mesh, steps: int) -> np.ndarray:
-    """(steps, 3): seconds, seconds in `next(iterator)`, and seconds of processor time of every step.
+    """Measures seconds, seconds in `next(iterator)`, and seconds of processor time of every step: (steps, 3).
 
-    Each step is waited for, so that the device has nothing to do while the next batch is awaited.
+    It waits for the end of each step, so that the device is idle while the next batch is fetched.
     """
     key, rows = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh)), []
     for _ in range(steps):
@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--steps", type=int, default=60)
     given = parser.parse_args()
-    flags.FLAGS(["benchmarks.data"])  # grain's workers ask for absl's flags
+    flags.FLAGS(["benchmarks.data"])  # grain's workers need absl's flags to be parsed
     with tempfile.TemporaryDirectory() as folder:
         size = write_jpegs(Path(folder), given.per_class)
         source = sources.load(f"folder:{folder}", "train")

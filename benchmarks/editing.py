@@ -1,11 +1,12 @@
-"""What stands in for hidden pixels in an edit, and which tokens are drawn, on the held-out photographs.
+"""Compares ways to fill the masked pixels of an edit, and rules for which tokens are drawn, on held-out photographs.
 
     python -m benchmarks.editing --workdir=runs/tiny --directory=runs/editing
 
-For several masks and ways to fill a hole: how well the known part is reconstructed, compared with the image and with
-the reconstruction of the image without a hole; how many of the last scale's kept tokens are other ones because of the
-hole; and how near the painted part comes to what was there, by the share of its view that may be hidden if a coarse
-token is kept. Also a picture of the edits as the product makes them. What came out stands in docs/how_to/editing.md.
+For several masks and ways to fill a hole, it measures how well the known part is reconstructed, compared with the image
+and with the reconstruction of the image without a hole; how many of the last scale's kept tokens change because of the
+hole; and how close the painted part comes to the original, for several values of the fraction of a coarse token's view
+that may be masked if the token is kept. It also makes a picture of edits as the package makes them. The results are in
+docs/how_to/editing.md.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def mean(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
 
 
 def smooth(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
-    """From coarse to fine, each level the mean of what is known there, enlarged smoothly where nothing is."""
+    """Fills a hole from coarse to fine with the mean of the known pixels of each level, enlarged smoothly."""
     side = len(image_hwc)
     if side == 1:
         return image_hwc
@@ -104,8 +105,8 @@ def picture(generator: pretrained.Generator, images: np.ndarray, labels: np.ndar
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="of a finished run of tiny")
-    parser.add_argument("--directory", type=Path, required=True, help="editing.png is written there")
+    parser.add_argument("--workdir", required=True, help="the workdir of a finished run of tiny")
+    parser.add_argument("--directory", type=Path, required=True, help="the directory for editing.png")
     arguments = parser.parse_args()
     generator = pretrained.load_generator(arguments.workdir)
     rule = CropRule(generator.tokenizer.model.optics.image_size, crops_per_image=2)

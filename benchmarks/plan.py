@@ -1,11 +1,11 @@
-"""Plans for many configs and machines, as the tables of docs/measurements/plan.md; none of the machines need be there.
+"""Makes plans for many configs and machines, the tables of docs/measurements/plan.md, without having the machines.
 
     pip install -e '.[plan-tpu,plan-gpu]'
     python -m benchmarks.plan --directory=runs/plan                      # everything; hours on two cores
     python -m benchmarks.plan --directory=runs/plan --what=stage2 --configs d12 d16 --targets gpu:a100:1x8
 
-One process per plan, `python -m refocus_jax.main --mode=plan`, which leaves its plan.json in the directory: what is
-there already is not made again. Rows are printed as they come.
+Each plan is made by a process, `python -m refocus_jax.main --mode=plan`, which writes its plan.json into the directory.
+Existing plans are not made again. Rows are printed as soon as they are ready.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 TARGETS = ("tpu:v5e:4x4", "tpu:v5e:8x8", "tpu:v4:4x4x4", "tpu:v5p:4x4x4", "tpu:v6e:4x4", "gpu:a100:1x8", "gpu:h100:1x8",
            "gpu:a100:8x8")
 CONFIGS = ("d12", "d16", "d20", "d24", "d30", "d36_512", "d16_1024")
-# What is planned, for which configs, with which settings. Stage 2 reads tokens from a cache.
+# What is planned: configs, programs and settings. Stage 2 reads tokens from a cache.
 TOKENS = "--config.data.token_examples=1000000"
 WHAT = {
     "stage2": (CONFIGS, ("generator",), (TOKENS,)),
@@ -29,7 +29,7 @@ WHAT = {
 
 
 def plan(workdir: Path, config: str, target: str, programs: tuple[str, ...], settings: tuple[str, ...]) -> dict | None:
-    """The plan.json of one plan, made if it is not there; None if it failed, with a log beside it."""
+    """Reads the plan.json of one plan and makes it if it does not exist; None if that failed (see the log there)."""
     if not (workdir / "plan.json").exists():
         workdir.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "refocus_jax.main", f"--config={config}",
@@ -59,7 +59,7 @@ def row(config: str, target: str, found: dict | None) -> str:
 
 
 def teacher(directory: Path, configs: list[str]) -> None:
-    """What the teacher adds to a plain VAR step; it does not hang on the machine."""
+    """Prints what the teacher adds to a plain VAR step, which does not depend on the machine."""
     print("\nteacher\n\n| config | M | FLOPs | parameters |\n| --- | --- | --- | --- |", flush=True)
     for config in configs:
         for blocks in (1, 2):

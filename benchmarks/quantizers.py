@@ -1,10 +1,10 @@
-"""Which quantizer: independent scales, residual ones, or VAR's pyramid, at equal budget.
+"""Compares quantizers with the same budget: independent scales, residual scales, and VAR's pyramid.
 
     python -m benchmarks.quantizers --source=npz:PATH --directory=runs/quantizers
 
-trains `tiny`'s tokenizer three times as long as `tiny`, on pixel losses alone, and a small generator on its tokens, for
-every quantizer and seed; prints one table and writes samples.png, the sample grids side by side. Runs that are
-there already are not repeated. What is known stands in docs/measurements/quantizers.md.
+For every quantizer and seed, this trains `tiny`'s tokenizer three times as long as `tiny` does, only on pixel losses,
+and a small generator on its tokens. It prints one table and writes samples.png, the sample grids side by side. Existing
+runs are not repeated. The results are in docs/measurements/quantizers.md.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def config(variant: str, source: str, seed: int, generator_steps: int):
     c.data.source = source
     c.data.crops_per_image = 1
     c.tokenizer.adversarial.weight = c.tokenizer.loss.perceptual = 0.0
-    # VAR's phi where scales add up, none where each stands alone.
+    # VAR's phi if scales add up, none if they are independent.
     c.tokenizer.model.num_phi = 0 if variant == "independent" else 4
     c.tokenizer.train.steps *= 3
     c.tokenizer.train.evaluate_every = c.tokenizer.train.steps

@@ -1,13 +1,13 @@
-"""Is my run healthy? Compares a workdir with curves of reference runs that differ in their seeds alone.
+"""Checks whether a run is healthy: compares it with the curves of reference runs that differ only in their seeds.
 
     python -m benchmarks.reference compare --workdir runs/tiny
     python -m benchmarks.reference make --workdirs runs/tiny_0 runs/tiny_1 runs/tiny_2 --machine "two shared cores" \\
         --out tiny.json
 
-`compare` says in plain words which curves leave the range of the reference, from which step on, and what to look at,
-and puts the last evaluation next to the reference's. It exits with 0 if no curve leaves the range, with 1 if one does,
-and with 2 if the run cannot be compared, as one of other settings. It may be asked while the run goes on. How the range
-is drawn: refocus_jax/reporting/health.py.
+`compare` says in plain words which curves leave the range of the reference, from which step on, and what to check, and
+shows the last evaluation next to the reference's. It exits with 0 if no curve leaves the range, with 1 if one does, and
+with 2 if the run cannot be compared, for example because its settings differ. It can be used while the run trains.
+refocus_jax/reporting/health.py explains how the range is computed.
 """
 
 import argparse
@@ -39,8 +39,7 @@ def make(workdirs: list[Path], machine: str, out: Path) -> None:
 def compare(workdir: Path, reference: Path) -> bool:
     content = read_json(reference, health.REFERENCE_FIELDS)
     if content is None:
-        raise FileNotFoundError(f"--reference {reference} is not there; start from the root of the repository, or give "
-                                "the path of a file that `make` wrote")
+        raise FileNotFoundError(f"--reference {reference} does not exist; give the path of a file that `make` wrote")
     expected, run = health.from_json(content), runs.read(workdir)
     verdict = health.compare(expected, run)
     print(verdict, tables.text(health.final_table(expected, run)), sep="\n\n")
@@ -52,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make")
     making.add_argument("--workdirs", type=Path, nargs="+", required=True)
-    making.add_argument("--machine", required=True, help="where they ran, in words")
+    making.add_argument("--machine", required=True, help="the machine on which they ran, in words")
     making.add_argument("--out", type=Path, default=REFERENCE)
     comparing = commands.add_parser("compare")
     comparing.add_argument("--workdir", type=Path, required=True)

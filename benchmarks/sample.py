@@ -1,12 +1,12 @@
-"""How close sampling, tokenizing and training come to this machine's own matrix products.
+"""Compares the speed of sampling, tokenizing and training with that of matrix products on this machine.
 
     python -m benchmarks.sample                       # sampling with d16's shapes at batch 1, 4 and 8
     python -m benchmarks.sample --what tokenize train # tokenizing 256 px images; one training step
 
-All in float32 on random weights, compiled ahead. Every line gives seconds, the FLOPs that the computation needs by our
-own count, and their rate as a fraction of that of a 4096^3 float32 product. Products are timed right before and after
-every run, since a shared machine is not twice the same; seconds and fractions are medians over `--repeat` runs. What
-it printed stands in docs/measurements/speed.md.
+Everything is in float32 on random weights and compiled beforehand. Every line gives seconds, the FLOPs that the
+computation needs (`planning.flops`), and their rate as a fraction of that of a 4096^3 float32 product. Products are
+timed right before and after every run, because the speed of a shared machine varies; seconds and fractions are medians
+over `--repeat` runs. The results are in docs/measurements/speed.md.
 """
 
 import argparse
@@ -42,12 +42,12 @@ def matrix_product():
 
 
 def matrix_rate() -> float:
-    """FLOP/s of a float32 product of two square matrices, the median of three."""
+    """Measures the FLOP/s of a float32 product of two square matrices, the median of three."""
     return 2 * SIDE**3 / statistics.median(seconds(matrix_product()) for _ in range(3))
 
 
 def report(what: str, function, arguments, repeat: int, counted=None) -> None:
-    """Compiles, runs and prints one line; `counted` is the same computation with nothing computed again, if it is."""
+    """Compiles, runs and prints one line; `counted` is the computation without remat, to count its FLOPs."""
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compilation = time.perf_counter() - start
@@ -63,7 +63,7 @@ def report(what: str, function, arguments, repeat: int, counted=None) -> None:
 
 
 def random_like(tree, seed: int = 0):
-    """Small random numbers of a tree's shapes; drawn by numpy, which is quicker than compiling an initializer."""
+    """Draws small random numbers in a tree's shapes with numpy, which is faster than compiling an initializer."""
     rng = np.random.default_rng(seed)
     def draw(like):
         if jnp.issubdtype(like.dtype, jnp.integer):
@@ -96,7 +96,7 @@ def abstract_random(init, *arguments):
 
 
 def tokenizing(repeat: int) -> None:
-    """Both streams of the focus pyramid, as stage 2 needs them."""
+    """Measures the tokenizing of both streams, as stage 2 needs it, for VAR's pyramid and the focus pyramid."""
     image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 256, 256, 3)), jnp.float32)
     for argument in ("var", None):
         config = float32(d16.get_config(argument))
@@ -107,7 +107,7 @@ def tokenizing(repeat: int) -> None:
 
 
 def training(repeat: int) -> None:
-    """One update on one sequence of tokens; activations that are computed again do not count."""
+    """Measures one update on one sequence of tokens; recomputed activations do not count as FLOPs."""
     for argument in ("noteacher", None):
         config = float32(d16.get_config(argument))
         task = build.generator_task(config, NUM_CLASSES)

@@ -1,12 +1,12 @@
-"""What asynchronous saving costs a run that saves every minute.
+"""Measures the time that asynchronous saving costs a run that saves every minute.
 
     python -m benchmarks.saving                       # the generator of tiny
     python -m benchmarks.saving --depth=12 --batch=1  # one of d12's size: 1.6 GB a checkpoint
 
-Trains stage 2 on random tokens in pairs of blocks of equally many steps, about `--seconds` each: one block saves a
-checkpoint at its beginning and writes it while it trains, the other does not. The time that the first takes longer, as
-a share of a minute, is what saving costs; it does not depend on the length of a block that is longer than the writing.
-On a CPU the writing takes cores from the training, which no accelerator's host would.
+Trains stage 2 on random tokens in pairs of blocks with the same number of steps, about `--seconds` each: one block
+saves a checkpoint at its beginning and writes it while it trains, the other does not. The cost of saving is the
+additional time of the first, as a fraction of a minute. It does not depend on the length of the blocks if they are
+longer than the writing. On a CPU, writing takes cores from training, unlike on the host of an accelerator.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory, Checkpoints(directory) as checkpoints:
         for pair in range(given.pairs):
             times = []
-            for saves in (pair % 2 == 0, pair % 2 == 1):  # in turns, as machines drift
+            for saves in (pair % 2 == 0, pair % 2 == 1):  # in turns, because the speed of machines drifts
                 began = time.perf_counter()
                 if saves:
                     checkpoints.save(int(state.step), state)

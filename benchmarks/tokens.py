@@ -1,11 +1,11 @@
-"""Steps of stage 2 per second, with tokens made on the fly and with tokens from a cache.
+"""Measures the steps of stage 2 per second, with tokens made on the fly and with tokens from a cache.
 
     python -m benchmarks.tokens
 
-`var10` at 256 px with the published sizes of both tokenizers (random weights, which cost what trained ones cost) and a
-narrow generator with its teacher, in float32, on crops of the photographs. The cache is written by the code of
-`--mode=encode`. Both update the same state with the same code; each step is waited for, and the two take turns, since
-a shared machine is not twice the same. What it printed stands in docs/measurements/data.md.
+It uses `var10` at 256 px with the published sizes of both tokenizers (random weights, which cost as much as trained
+ones) and a narrow generator with its teacher, in float32, on crops of the photographs. The cache is written by the code
+of `--mode=encode`. Both variants update the same state with the same code. The benchmark waits for each step, and the
+two take turns, because the speed of a shared machine varies. The results are in docs/measurements/data.md.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Focus views by both implementations of the blur: sums of separable matrices, and convolution.
+"""Compares both implementations of the blur of focus views: sums of separable matrices, and convolution.
 
     python -m benchmarks.views                                # processor seconds here
     pip install -e '.[plan-tpu]'
     python -m benchmarks.views --topology=tpu:v5e:2x2         # cycles on a TPU, by its compiler's own estimate
-    python -m benchmarks.views --topology=gpu:a100:1x1        # GFLOP on a GPU, whose compiler estimates nothing
+    python -m benchmarks.views --topology=gpu:a100:1x1        # GFLOP on a GPU, whose compiler gives no estimate
 
-The views L of var10 at 256 px and of tiny at 64 px, float32.
+It computes the views L of var10 at 256 px and of tiny at 64 px, in float32.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def focused(pyramid: Pyramid, implementation: str, image_bhwc: jax.Array) -> lis
 
 
 def seconds(function, image_bhwc: np.ndarray, turns: int = 7) -> float:
-    """Of the processor, for one call; the median."""
+    """Measures the median processor time of one call."""
     jax.block_until_ready(function(image_bhwc))
     found = []
     for _ in range(turns):
@@ -40,8 +40,11 @@ def seconds(function, image_bhwc: np.ndarray, turns: int = 7) -> float:
 
 
 def cost(function, shape: tuple[int, ...], topology: str) -> float:
-    """Of one call on one chip: millions of cycles that a TPU's compiler notes at every instruction, or GFLOP of a GPU,
-    which must compile it too."""
+    """Estimates the cost of one call on one chip; on GPUs it checks that the program compiles.
+
+    Returns:
+      Millions of cycles on a TPU, from its compiler's notes at every instruction, or GFLOP on a GPU.
+    """
     target = targets.load(topology)
     image = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.sharding.SingleDeviceSharding(target.devices[0]))
     compiled = function.lower(image).compile(target.compiler_options)

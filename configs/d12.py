@@ -2,7 +2,7 @@
 
     python -m refocus_jax.main --config=d12 --workdir=runs/d12 --config.data.source=tfds:imagenet2012
 
-Not trained by us: parameter count and shapes are tested, results are not known.
+We have not trained it: parameter count and shapes are tested, results are not known.
 """
 
 from refocus_jax.config import base

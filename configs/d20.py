@@ -2,7 +2,7 @@
 
     python -m refocus_jax.main --config=d20 --workdir=runs/d20 --config.data.source=tfds:imagenet2012
 
-Not trained by us: parameter count and shapes are tested, results are not known.
+We have not trained it: parameter count and shapes are tested, results are not known.
 """
 
 from refocus_jax.config import base
@@ -12,5 +12,5 @@ from refocus_jax.config.arguments import apply, depth, recipes
 def get_config(argument=None):
     c = base.get_config()
     depth(c, 20)
-    c.mesh.fsdp = 4  # one device alone cannot hold the state; --config.mesh.fsdp=1 where it can
+    c.mesh.fsdp = 4  # a single device cannot hold the state; set --config.mesh.fsdp=1 on devices that can
     return apply(c, argument, recipe=recipes(epochs=250, batch_size=768))

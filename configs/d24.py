@@ -2,7 +2,7 @@
 
     python -m refocus_jax.main --config=d24 --workdir=runs/d24 --config.data.source=tfds:imagenet2012
 
-Not trained by us: parameter count and shapes are tested, results are not known.
+We have not trained it: parameter count and shapes are tested, results are not known.
 """
 
 from refocus_jax.config import base
@@ -14,5 +14,5 @@ def get_config(argument=None):
     depth(c, 24)
     c.generator.model.gamma_init = 1e-4
     c.generator.optimizer.update(learning_rate=8e-5, final=0.01)
-    c.mesh.fsdp = 4  # one device alone cannot hold the state; --config.mesh.fsdp=1 where it can
+    c.mesh.fsdp = 4  # a single device cannot hold the state; set --config.mesh.fsdp=1 on devices that can
     return apply(c, argument, recipe=recipes(epochs=350, batch_size=768))

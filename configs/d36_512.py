@@ -2,7 +2,7 @@
 
     python -m refocus_jax.main --config=d36_512 --workdir=runs/d36_512
 
-Not trained by us: parameter count and shapes are tested, results are not known.
+We have not trained it: parameter count and shapes are tested, results are not known.
 """
 
 from refocus_jax.config import base
@@ -17,5 +17,5 @@ def get_config(argument=None):
     c.generator.model.shared_modulation = True
     c.generator.model.gamma_init = 5e-6
     c.generator.optimizer.update(learning_rate=8e-5, final=0.01, weight_decay_end=0.08)
-    c.mesh.fsdp = 4  # one device alone cannot hold the state; --config.mesh.fsdp=1 where it can
+    c.mesh.fsdp = 4  # a single device cannot hold the state; set --config.mesh.fsdp=1 on devices that can
     return apply(c, argument, recipe=recipes(epochs=350, batch_size=768))

@@ -1,11 +1,11 @@
 """Both stages on the photographs of the scikit-image wheel at 64 px, on a laptop's CPU.
 
     python -m refocus_jax.main --config=tiny --workdir=runs/tiny
-    python -m refocus_jax.main --config=tiny:smoke --workdir=runs/smoke    # the same path in a few minutes
+    python -m refocus_jax.main --config=tiny:smoke --workdir=runs/smoke    # the same steps in a few minutes
 
-What the first command printed, from a fresh clone, on 448 crops of the held-out quarters of the photographs. On two
-cores it took 18 minutes beside other jobs (seed 2; 24 minutes of processor time, 2.1 GiB at most); stage 1 is two
-thirds of that:
+The first command printed the following in a fresh clone, measured on 448 crops of the held-out quarters of the
+photographs. It took 18 minutes on two cores that also ran other jobs (seed 2; 24 minutes of processor time, at most
+2.1 GiB of memory), two thirds of them for stage 1:
 
     tokenizer, step 2400       all   scale 1   scale 2   scale 3   scale 4
     psnr                     24.47
@@ -31,23 +31,25 @@ thirds of that:
     teacher_minus_student/low   -0.007171
     teacher_minus_student/high  -0.003567
 
-and `--mode=evaluate` after it, of as many samples and crops:
+and `--mode=evaluate` afterwards, on 448 samples and 448 crops:
 
     tokenizer                        generator
     ssim                     0.674   fd_efflite0               122.1   precision   0.125
     reconstruction_fd_efflite0       kid_efflite0            0.04634   recall    0.01562
                              106.6     standard_error       0.002265
 
-So: 1.6 dB above the thumbnail, three quarters of the codes as if equally in use, the student 20 % below a unigram model
-of scale and class. The teacher is ahead of the student by 0.0053 nats per token of the last two scales (95 % interval
-0.0036 to 0.0072 over crops, which overlap in what they show): real and small, as alias tokens tell 6 to 9 % of the
-residual's energy (docs/measurements/alias_tokenizer.md). Seeds 0, 1 and 2 agree to 0.03 dB and 7 bits per image.
-Their curves are in refocus_jax/reporting/references/tiny.json; `python -m benchmarks.reference compare --workdir
-runs/tiny` compares yours with them.
-A later run (seed 0, with views that differ in the last bit) came 0.05 dB and 2.5 bits behind the last of the three.
+So reconstructions are 1.6 dB better than the thumbnail, three quarters of the codes are effectively in use, and the
+student's cross-entropy is 20 % below that of a unigram model of scale and class. The teacher is ahead of the student by
+0.0053 nats per token of the last two scales (95 % interval 0.0036 to 0.0072 over crops, which overlap in what they
+show). This difference is real but small, because alias tokens explain only 6 to 9 % of the residual's energy
+(docs/measurements/alias_tokenizer.md). Seeds 0, 1 and 2 agree to 0.03 dB and 7 bits per image. Their curves are in
+refocus_jax/reporting/references/tiny.json; `python -m benchmarks.reference compare --workdir runs/tiny` compares a run
+with them. A later run (seed 0, with views that differ in the last bit) was 0.05 dB and 2.5 bits worse than the worst of
+the three.
 
-Without the perceptual loss (docs/measurements/perceptual.md) stage 1 came 1.19 dB above the thumbnail with perplexity
-503 over all, and with VAR's pyramid (`tiny:var --mode=tokenizer --config.tokenizer.model.num_phi=4`) 0.61 dB with 502.
+Without the perceptual loss (docs/measurements/perceptual.md), stage 1 was 1.19 dB better than the thumbnail with an
+overall perplexity of 503, and with VAR's pyramid (`tiny:var --mode=tokenizer --config.tokenizer.model.num_phi=4`)
+0.61 dB better with 502.
 """
 
 from refocus_jax.config import base
@@ -55,7 +57,7 @@ from refocus_jax.config.arguments import apply, resolution
 
 
 def smoke(c):
-    """A few steps of everything: for CI and notebooks. It learns next to nothing."""
+    """Reduces everything to a few steps, for CI and notebooks; the models learn almost nothing."""
     c.data.update(token_examples=128, validation_examples=64)
     c.tokenizer.train.update(steps=40, log_every=10, evaluate_every=40, save_every=20)
     c.tokenizer.adversarial.start = 20

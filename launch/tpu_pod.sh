@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of any size, through gcloud and its configured project. Settings are variables:
+# Trains on a Cloud TPU slice of any size, with gcloud and its configured project. Settings are environment variables:
 #
-#   export TPU_NAME=refocus TPU_ZONE=us-central1-a        # the slice, and where
+#   export TPU_NAME=refocus TPU_ZONE=us-central1-a        # name and zone of the slice
 #   export TPU_TYPE=v5litepod-16                          # accelerator type
 #   export TPU_RUNTIME=v2-alpha-tpuv5-lite                # image of its machines; each TPU type has one
 #   export TPU_NFS=10.0.0.2:/share                        # an NFS export (Filestore), mounted at /mnt/shared
-#   export TPU_SPOT=1                                     # optional: cheaper, may be taken away
+#   export TPU_SPOT=1                                     # optional: cheaper, but may be preempted
 #
-#   launch/tpu_pod.sh create          asks for the slice and waits until it is there
-#   launch/tpu_pod.sh install         puts the last commit, a virtual environment and the mount on all its machines
+#   launch/tpu_pod.sh create          requests the slice and waits until it is active
+#   launch/tpu_pod.sh install         installs the last commit and mounts the NFS export on all its machines
 #   launch/tpu_pod.sh run --config=d24 --workdir=/mnt/shared/runs/d24 ...      flags of refocus_jax.main
 #   launch/tpu_pod.sh delete
 #
-# `launch/tpu_pod.sh --dry-run ACTION ...` prints the commands and runs none. The workdir must be on the shared file
-# system, since each machine writes its part of a checkpoint; datasets of tfds: are expected in
-# /mnt/shared/tensorflow_datasets. `run` lasts as long as the training: start it in tmux. When the slice was taken away,
-# `delete`, `create`, `install` and the same `run` go on from the last checkpoint.
+# `launch/tpu_pod.sh --dry-run ACTION ...` prints the commands without running them. The workdir must be on the shared
+# file system, because each machine writes its part of a checkpoint; datasets of tfds: are expected in
+# /mnt/shared/tensorflow_datasets. `run` lasts as long as the training: start it in tmux. After a preemption, `delete`,
+# `create`, `install` and the same `run` resume from the last checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,7 +31,7 @@ require() {  # NAME EXAMPLE
     [[ -n ${!1:-} ]] || fail "$1 is not set; give it, for example: export $1=$2"
 }
 
-quoted() {  # the words as a shell reads them, in a person's quotes
+quoted() {  # prints the words quoted for a shell, only where needed
     local word words=()
     for word in "$@"; do
         if [[ $word =~ ^[A-Za-z0-9_@%+=:,./~-]+$ ]]; then words+=("$word"); else words+=("${word@Q}"); fi
@@ -80,12 +80,12 @@ install() {
     execute mkdir -p "$(dirname "$ARCHIVE")"
     execute git archive --format=tar.gz "--output=$ARCHIVE" HEAD
     execute gcloud compute tpus tpu-vm scp "$ARCHIVE" "$TPU_NAME:refocus_jax.tar.gz" "--zone=$TPU_ZONE" --worker=all
-    # A fresh machine updates itself in the background and holds apt's lock.
+    # A new machine updates itself in the background and holds apt's lock.
     local apt="sudo apt-get -o DPkg::Lock::Timeout=600 -qq"
     on_all_workers "mountpoint -q $SHARED || { $apt update && $apt -y install nfs-common && sudo mkdir -p $SHARED && \
 sudo mount -t nfs $(quoted "$TPU_NFS") $SHARED; }"
     on_all_workers "rm -rf refocus_jax && mkdir refocus_jax && tar -xzf refocus_jax.tar.gz -C refocus_jax"
-    # uv brings a Python of its own: that of the images may be older than 3.11.
+    # uv installs its own Python, because that of the images may be older than 3.11.
     on_all_workers "cd refocus_jax && python3 -m pip install --user -q uv && ~/.local/bin/uv venv -q --python 3.12 && \
 ~/.local/bin/uv pip install -q -e '.[tpu]'"
 }

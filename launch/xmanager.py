@@ -3,12 +3,12 @@
     python -m launch.xmanager -- --config=tiny:smoke --workdir=runs/smoke
     python -m launch.xmanager --gpus=8 -- --config=d16 --workdir=/gcs/BUCKET/runs/d16
 
-What follows `--` are the flags of `refocus_jax.main`. Without --gpus the run is a process of this machine, in this
+The flags after `--` are those of `refocus_jax.main`. Without --gpus, the run is a process on this machine in this
 Python environment. With it, the last commit is put into an image (by Docker or Cloud Build), pushed, and run on one
-machine with so many A100s. XManager reads GOOGLE_CLOUD_PROJECT and GOOGLE_CLOUD_BUCKET_NAME; buckets lie in /gcs there,
-and TFDS_DATA_DIR goes along. The same command again goes on where a run stopped.
+machine with that many A100s. XManager reads GOOGLE_CLOUD_PROJECT and GOOGLE_CLOUD_BUCKET_NAME; buckets are mounted in
+/gcs there, and TFDS_DATA_DIR is passed on. The same command resumes a run that was stopped.
 
-Not by `xmanager launch launch/xmanager.py`, which imports this file by its bare name and finds the package instead.
+Do not use `xmanager launch launch/xmanager.py`, which imports this file by its bare name and finds the package instead.
 """
 
 import os
@@ -22,18 +22,18 @@ from xmanager import xm, xm_local
 
 BASE_IMAGE = "python:3.12"  # CUDA comes with jax's wheels
 
-_GPUS = flags.DEFINE_integer("gpus", None, "A100s of one machine of Vertex AI; without, the run is on this machine.",
+_GPUS = flags.DEFINE_integer("gpus", None, "A100s of a machine of Vertex AI; by default, the run is on this machine.",
                              lower_bound=1)
 
 
 def on_this_machine(arguments: list[str]) -> tuple[xm.Packageable, xm.Executor]:
-    """A process of this Python, where the launcher was started."""
+    """Makes a process of this Python on this machine."""
     executor = xm_local.Local()
     return xm.binary(executor.Spec(), path=sys.executable, args=["-m", "refocus_jax.main", *arguments]), executor
 
 
 def on_vertex(arguments: list[str], gpus: int, folder: Path) -> tuple[xm.Packageable, xm.Executor]:
-    """A container made of the last commit, whose files are laid into `folder`, on a machine with `gpus` A100s."""
+    """Makes a container of the last commit, whose files are put into `folder`, on a machine with `gpus` A100s."""
     executor = xm_local.Vertex(requirements=xm.JobRequirements(a100=gpus))
     folder.mkdir()
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=Path(__file__).resolve().parents[1], check=True,

@@ -1,10 +1,10 @@
-"""Every test runs on two simulated CPU devices, compiled fast rather than to run fast, with no silent broadcasting."""
+"""All tests run on two simulated CPU devices, with fast compilation and without silent broadcasting."""
 
 import gc
 import os
 import tempfile
 
-# Read when jax is first imported.
+# JAX reads these variables when it is first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
 # The same program is compiled once for all tests of a session, however many functions it is jitted from, in however
@@ -27,7 +27,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Compiled programs of a module go with it: kept for good, they take gigabytes."""
+    """Forgets a module's compiled programs at its end, because all together take gigabytes."""
     yield
     jax.clear_caches()
     gc.collect()
@@ -35,7 +35,7 @@ def forget_programs():
 
 @pytest.fixture(scope="session")
 def micro():
-    """The config of fixtures/micro.py; a function, since configs are mutable."""
+    """The config of fixtures/micro.py; a function, because configs are mutable."""
     return micro_config.get_config
 
 

@@ -1,4 +1,4 @@
-"""Imports point one way, and each outside package with a side effect has one room."""
+"""Imports go in one direction, and outside packages with side effects are imported only in some rooms."""
 
 import ast
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def imported_modules(file: PurePosixPath, tree: ast.AST) -> Iterator[str]:
 
 
 def violations(file: PurePosixPath, source: str) -> list[str]:
-    """What a file (path relative to the package) imports or calls against the rules."""
+    """Lists what a file (path relative to the package) imports or calls against the rules."""
     tree, layer = ast.parse(source), layer_of(file)
     if layer not in LEVELS:
         return [f"{file} belongs to no layer"]

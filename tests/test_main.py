@@ -1,4 +1,4 @@
-"""What the command line refuses before anything is loaded, what it passes on, and who may write where."""
+"""What the command line refuses before anything is loaded, what it passes to the modes, and who may write where."""
 
 import os
 import sys
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """The command line in this process, with another thing to do for its modes: returns what they are called with."""
+    """Runs the command line in this process with a replaced mode; returns what the mode is called with."""
     monkeypatch.chdir(Path(main.__file__).parents[1])
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
     def run(*arguments, does=lambda config, workdir: None):
         called = []
         monkeypatch.setattr(main, "find", lambda mode: lambda *given: (called.append(given), does(*given)))
-        # Where ml_collections looks for settings.
+        # ml_collections looks for settings here.
         monkeypatch.setattr(sys, "argv", ["main", "--config=tiny", f"--workdir={tmp_path}/run", *arguments])
         try:
             main.main(main.parse(sys.argv))
@@ -111,7 +111,7 @@ WRITING = set(main.MODES) - set(main.READING)
 
 @pytest.mark.parametrize("mode", sorted(main.MODES))
 def test_a_workdir_is_written_by_one_run_at_a_time(command, mode, tmp_path):
-    """A report and a plan are written while a training goes on."""
+    """A report and a plan can be written while a training runs."""
     with Lease(tmp_path / "run", "train"):
         if mode in WRITING:
             with pytest.raises(LeaseError, match=f"run is being written by process {os.getpid()} on "):

@@ -1,4 +1,4 @@
-"""What is built from a clone works without it: a wheel serves the Python API and the command line."""
+"""Packages built from a clone work without it: a wheel has the Python API and the command line."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def test_the_wheel_holds_the_package_its_data_and_the_configs(built):
 
 
 def test_the_wheel_serves_the_api_and_the_command_line_from_any_directory(built, tmp_path):
-    """Its files come first on the path, and the clone is not on it."""
+    """The wheel's files come first on the path, and the clone is not on it."""
     zipfile.ZipFile(next(built.glob("*.whl"))).extractall(tmp_path / "installed")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "JAX_PLATFORMS": "cpu"}
     code = ("import refocus_jax; from refocus_jax import pretrained; from refocus_jax.config import arguments; "
@@ -51,7 +51,7 @@ def test_the_wheel_serves_the_api_and_the_command_line_from_any_directory(built,
 
 
 def test_the_sdist_can_run_its_own_tests(built):
-    """It holds the tests with their fixtures, and what they read."""
+    """The sdist has the tests with their fixtures, and the files that they read."""
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = ("tests/conftest.py", "tests/fixtures/var_square.npz", "configs/tiny.py", "launch/colab_tpu.ipynb",

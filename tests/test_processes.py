@@ -1,4 +1,4 @@
-"""Two processes of four devices train and evaluate by the command line; one process of two devices goes on."""
+"""Two processes of four devices train and evaluate by the command line; one process of two devices resumes."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import extractor
 
-# The command line, with a small network that looks at images.
+# The command line, with a small feature network.
 MAIN = """
 from absl import app
 from refocus_jax import main
@@ -60,7 +60,7 @@ def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypa
     assert [line["step"] for line in lines if "validation/psnr" in line] == [2, 3]
     assert stages.trained(tmp_path / "run", "tokenizer").step == 3
 
-    # A generator too, untrained: what two draw and measure is what one does.
+    # Also an untrained generator: two processes draw and measure the same as one.
     with Checkpoints(tmp_path / "run/generator/checkpoints") as checkpoints:
         checkpoints.save(1, jax.jit(build.generator_task(c, 2).init)(jax.random.key(0)))
     settings |= {"evaluate.count": 11, "evaluate.reference_count": 13}

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A Slurm cluster of this one machine, to try launch/slurm.sbatch without a cluster. Debian or Ubuntu, as root (a
-# container will do: no systemd, no cgroups).
+# Starts a Slurm cluster on this machine alone, to try launch/slurm.sbatch. It needs Debian or Ubuntu and root, without
+# systemd or cgroups, so a container is enough.
 #
 #   launch/dev/slurm_local.sh start [DIRECTORY]     installs slurm-wlm and munge if they are missing
-#   export SLURM_CONF=DIRECTORY/slurm.conf          as `start` says at its end; then sbatch, squeue, scontrol ...
+#   export SLURM_CONF=DIRECTORY/slurm.conf          printed at the end of `start`; then use sbatch, squeue, scontrol ...
 #   launch/dev/slurm_local.sh stop [DIRECTORY]
 #
-# All state, keys and logs lie in DIRECTORY (default runs/slurm_local). There are two partitions: jobs of `urgent` push
-# out those of `normal`, which are requeued.
+# All state, keys and logs are in DIRECTORY (default runs/slurm_local). There are two partitions: jobs of `urgent`
+# preempt those of `normal`, which are requeued.
 set -euo pipefail
 
 action=${1:?start or stop}

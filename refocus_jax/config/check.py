@@ -66,7 +66,7 @@ def check_workdir(workdir: str | None) -> str:
     for path in (Path(expanded), *Path(expanded).parents):
         if os.path.exists(path) and not os.path.isdir(path):
             which = "which is a file" if path == Path(expanded) else f"below {path}, which is a file"
-            raise ValueError(f"--workdir is {workdir}, {which}; give an existing or a new directory")
+            raise ValueError(f"--workdir is {workdir}, {which}; give a directory, existing or new")
     return expanded
 
 

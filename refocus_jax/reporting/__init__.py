@@ -1,1 +1,1 @@
-"""What people look at: pictures, tables and charts, the report of a run, and its comparison with a reference."""
+"""Output for people: tables, charts and pictures, the report of a run, and its comparison with a reference."""

@@ -1,8 +1,10 @@
-"""Line charts as SVG for pages and as PNG files."""
+"""Draws line charts as SVG for HTML pages and as PNG files."""
 
 import html
 import io
+import itertools
 import re
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,25 +14,28 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from refocus_jax.evaluation.tables import Chart, Line
 
-# Told apart in light and dark, and by people who do not tell red from green (after Okabe and Ito).
+# Colours that can be distinguished on light and dark backgrounds and with red-green colour blindness (after Okabe and
+# Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
-_INK = "#010203"  # stands for the page's own text colour, which an SVG inside the page takes on
-_STYLE = {"font.size": 9, "font.family": "sans-serif", "axes.titlesize": 9}
-_POINTS = 150  # that a line is drawn with; more than that are summed up
-_LEGEND_INSIDE = 3  # names of lines; more stand below the chart
+_INK = "#010203"  # replaced by the page's own text colour
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+_STYLE: dict[Any, Any] = {"font.size": 9, "font.family": "sans-serif", "axes.titlesize": 9}
+_POINTS = 150  # the largest number of points of a drawn line; longer lines are summarised
+_LEGEND_INSIDE = 3  # the largest number of names in a legend inside the chart; a longer legend is below the chart
 
 
 def svg(chart: Chart, name: str = "chart") -> str:
-    """The chart as an `<svg>` element for a page: text is text, ink has the page's colour, the ground is transparent.
+    """Draws a chart as an `<svg>` element for a page.
 
-    It is as wide as the page lets it be, and its title is not drawn but told to those who cannot see it. The same
-    chart gives the same bytes.
+    Text remains text, lines and text of the axes have the page's text colour, and the background is transparent. The
+    element has no fixed width. The title is not drawn but is there for screen readers. The same chart gives the same
+    bytes.
 
     Args:
-      name: what its ids begin with; each chart of a page needs another.
+      chart: The chart.
+      name: The beginning of all ids in the element; it must be unique in a page.
     """
-    style = {"svg.fonttype": "none", "svg.hashsalt": name,
-             **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), _INK)}
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, **dict.fromkeys(_INKED, _INK)}
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE | style):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -46,7 +51,7 @@ def svg(chart: Chart, name: str = "chart") -> str:
 
 
 def png(chart: Chart) -> bytes:
-    """The chart as a PNG file on white."""
+    """Draws a chart as a PNG file on white."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
         _draw(chart, titled=True).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
@@ -54,12 +59,12 @@ def png(chart: Chart) -> bytes:
 
 
 def _points(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """x, y, low and high as they are drawn: a long line as the means of its stretches, between lowest and highest."""
+    """Returns x, y, low and high to draw; a long line becomes means of sections with their minima and maxima."""
     x, y = (np.asarray(values, float) for values in (line.x, line.y))
     low, high = (None if values is None else np.asarray(values, float) for values in (line.low, line.high))
     if len(x) > _POINTS:
         edges = np.linspace(0, len(x), _POINTS + 1).astype(int)
-        parts = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
         low, high = y if low is None else low, y if high is None else high
         low, high = (np.array([reduce(v[part]) for part in parts]) for reduce, v in ((np.min, low), (np.max, high)))
         x, y = (np.array([v[part].mean() for part in parts]) for v in (x, y))
@@ -67,12 +72,12 @@ def _points(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.n
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
+    """Escapes a text so that matplotlib does not read it as mathematics."""
     return text.replace("$", r"\$")
 
 
 def _mark_decades(axis: Axis, low: float, high: float) -> None:
-    """Numbers at powers of ten, and at their double and fivefold where there are few."""
+    """Labels powers of ten, and on a short axis also two and five times these."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
@@ -94,15 +99,15 @@ def _draw(chart: Chart, titled: bool) -> Figure:
         if low is not None and high is not None:
             axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     drawn = axes.get_lines()
-    if chart.log_x and any((line.get_xdata() > 0).any() for line in drawn):
+    if chart.log_x and any((np.asarray(line.get_xdata()) > 0).any() for line in drawn):
         axes.set_xscale("log")
-    if chart.log_y and any((line.get_ydata() > 0).any() for line in drawn):
+    if chart.log_y and any((np.asarray(line.get_ydata()) > 0).any() for line in drawn):
         axes.set_yscale("log")
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if axis.get_scale() == "log":
             _mark_decades(axis, *getattr(axes, f"get_{name}lim")())
     if not chart.log_x:
-        whole = all((line.get_xdata() % 1 == 0).all() for line in drawn)  # as steps and scales are
+        whole = all((np.asarray(line.get_xdata()) % 1 == 0).all() for line in drawn)  # such as steps and scales
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=whole, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.set(xlabel=_plain(chart.x_label), ylabel=_plain(chart.y_label), title=_plain(chart.title) if titled else "")
     axes.grid(alpha=0.2, linewidth=0.6)

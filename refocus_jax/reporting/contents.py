@@ -1,4 +1,4 @@
-"""What runs say, for people: a table of an evaluation as text, and the report, a page of one run or of several."""
+"""Contents of reports: the table of an evaluation as text, and the HTML page about one or several runs."""
 
 import dataclasses
 import time
@@ -15,15 +15,17 @@ from refocus_jax.reporting.page import Drawing, Group, Item, Missing, Section, S
 from refocus_jax.reporting.runs import STAGES, RecordedRun
 from refocus_jax.runtime.files import read_json
 
-# Runs by the names that a report gives them.
+# Runs by their names in a report.
 Runs = Mapping[str, RecordedRun]
 
 
 def table(title: str, evaluation: Mapping[str, float]) -> str:
-    """Numbers of one evaluation.json as text: one row per metric, one column per scale.
+    """Formats the numbers of one evaluation.json as text: one row per metric, one column per scale.
 
     Args:
-      evaluation: perhaps `step`; names like `validation/cross_entropy/scale_2`, `.../all` or without a last part.
+      title: The title of the table.
+      evaluation: Numbers by names such as `validation/cross_entropy/scale_2`, `.../all` or without a last part, and
+        perhaps `step`.
     """
     columns, rows = _by_scale(evaluation)
     width = max(map(len, rows))
@@ -36,7 +38,7 @@ def table(title: str, evaluation: Mapping[str, float]) -> str:
 
 
 def _by_scale(evaluation: Mapping[str, float]) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Columns `all`, `scale_1`, ... and rows: metric to column to number."""
+    """Arranges numbers by metric and scale; returns the columns `all`, `scale_1`, ... and the rows by metric."""
     rows: dict[str, dict[str, float]] = {}
     for name, value in evaluation.items():
         if name == "step":
@@ -51,18 +53,19 @@ def _by_scale(evaluation: Mapping[str, float]) -> tuple[list[str], dict[str, dic
 
 
 def html(runs: Runs, verdicts: Mapping[str, Verdict | str]) -> str:
-    """The report of runs that are whatever far; what is missing is named with the command that makes it.
+    """Writes the report of runs, finished or not; it names what is missing and the command that makes it.
 
     Args:
-      verdicts: of runs that were to be compared with a reference, or why they could not be.
+      runs: The runs by their names.
+      verdicts: The results of comparing runs with a reference, or why they could not be compared.
     """
     reference = next((verdict.reference for verdict in verdicts.values() if isinstance(verdict, Verdict)), None)
     grey = f" Grey: mean and range of the reference's runs ({reference.about['machine']})." if reference else ""
     return page.render(f"ReFocus-VAR: {', '.join(runs)}", [
         Section("summary", "In short", [*_about(runs), *_important(runs), *_health(verdicts)]),
         Section("pictures", "Pictures", list(_pictures(runs)), "Made at the last evaluation of each stage.", True),
-        Section("curves", "Curves", list(_curves(runs, reference)), "Over the steps of training. Long curves are the "
-                f"means of stretches, with shade from their lowest to their highest points.{grey}"),
+        Section("curves", "Curves", list(_curves(runs, reference)), "Over the steps of training. Long curves are drawn "
+                f"as the means of sections, with shading from the lowest to the highest value.{grey}"),
         Section("metrics", "Metrics", list(_metrics(runs))),
         Section("aliasing", "Aliasing and spectra", list(_aliasing(runs))),
         Section("cost", "Time and memory", list(_cost(runs))),
@@ -74,12 +77,12 @@ def _command(run: RecordedRun, mode: str) -> str:
 
 
 def _of(runs: Runs, name: str) -> str:
-    """What is added to a title where there are several runs."""
+    """Returns what is added to a title if there are several runs."""
     return f" of {name}" if len(runs) > 1 else ""
 
 
 def _about(runs: Runs) -> Iterator[Group]:
-    """What each run is, and how far its stages are."""
+    """Describes each run and the progress of its stages."""
     for i, (name, run) in enumerate(runs.items()):
         c, lines = run.config, []
         for number, stage in enumerate(STAGES, 1):
@@ -99,7 +102,7 @@ def _about(runs: Runs) -> Iterator[Group]:
         lines += [
             f"Images: {c['image_size']} × {c['image_size']} pixels of {c['data']['source']}, {len(c['class_names'])} "
             "classes.",
-            f"Tokenizer: {pyramid}, {quantizer} scales of {', '.join(map(str, c['grid_sizes']))} tokens a side, "
+            f"Tokenizer: {pyramid}, {quantizer} scales of {', '.join(map(str, c['grid_sizes']))} tokens per side, "
             f"{model['vocab_size']} codes.",
             f"Student: {c['generator']['model']['depth']} blocks of width {c['generator']['model']['width']}, "
             f"{taught}."]
@@ -111,7 +114,7 @@ def _date(seconds: float) -> str:
 
 
 _IMPORTANT = {
-    "tokenizer/psnr": "Reconstruction (PSNR)", "tokenizer/psnr_gain": "ahead of a thumbnail",
+    "tokenizer/psnr": "Reconstruction (PSNR)", "tokenizer/psnr_gain": "Gain over a thumbnail",
     "tokenizer/structure_usage/all": "Codes in use", "generator/cross_entropy/all": "Cross-entropy of the student",
     "generator/bits_per_image": "Bits per image", "generator/below_unigram_cross_entropy": "Below token frequencies",
     "generator/teacher_minus_student/mean": "Teacher minus student", "generator/fid": "FID",
@@ -119,7 +122,7 @@ _IMPORTANT = {
 
 
 def _important(runs: Runs) -> Iterator[Group]:
-    """The few numbers that matter: of evaluation.json of the workdir, else of the stages' last evaluations."""
+    """Shows the few numbers that matter, from the workdir's evaluation.json or the stages' last evaluations."""
     numbers = {}
     for name, run in runs.items():
         numbers[name] = {f"{stage}/{key.removeprefix('validation/')}": value
@@ -127,7 +130,7 @@ def _important(runs: Runs) -> Iterator[Group]:
     shown = [name for name in _IMPORTANT if any(name in found for found in numbers.values())]
     rows = [[_IMPORTANT[name], *(found.get(name) for found in numbers.values())] for name in shown]
     rows.append(["Time", *(curves.duration(curves.wall_seconds(run)) for run in runs.values())])
-    says = [*(meanings.of(name.partition("/")[2]) for name in shown), "Of training so far, without pauses."]
+    says = [*(meanings.of(name.partition("/")[2]) for name in shown), "Training time so far, without pauses."]
     yield Group("numbers", "The numbers that matter", [Tabled(Table("On held-out images", ["", *runs], rows), says)])
 
 
@@ -139,7 +142,17 @@ def _health(verdicts: Mapping[str, Verdict | str]) -> Iterator[Group]:
 
 @dataclasses.dataclass(frozen=True)
 class _Shown:
-    """A picture of a workdir. mode: makes it."""
+    """A picture of a workdir.
+
+    Attributes:
+      id: The id of its group in the page.
+      path: Its path in the workdir.
+      title: Its title.
+      alt: Its description for screen readers.
+      note: A note below the title.
+      mode: The `--mode` that makes it.
+      crisp: Whether its pixels matter.
+    """
 
     id: str
     path: str
@@ -152,22 +165,22 @@ class _Shown:
 
 _SHOWN = (
     _Shown("focus-pyramid", "tokenizer/pictures/focus_pyramid.png", "Focus pyramid",
-           "Views of three images at every scale: focused, plainly down-sampled, and twice their difference",
-           "Per image three rows, coarse to fine: L, blurred and then reduced, which is what the tokenizer sees; D, "
-           "reduced without blur, so that fine detail folds into false patterns; and twice their difference A, the "
-           "alias residual. p: tokens a side; r: radius of the blur in pixels.", "tokenizer", True),
+           "Views of three images at every scale: focused, downsampled without blur, and twice their difference",
+           "Three rows per image, coarse to fine: L, blurred and then downsampled, which is what the tokenizer sees; "
+           "D, downsampled without blur, so that fine detail aliases to false patterns; and twice their difference A, "
+           "the alias residual. p: tokens per side; r: radius of the blur in pixels.", "tokenizer", True),
     _Shown("reconstructions", "tokenizer/pictures/reconstructions.png", "Reconstructions",
            "Held-out images, their thumbnails, and the images decoded from their tokens",
-           "Held-out images; thumbnails with as many pixels as the last scale has tokens; what tokens hold.",
+           "Held-out images; thumbnails with as many pixels as the last scale has tokens; images decoded from tokens.",
            "tokenizer"),
     _Shown("focus-pull-animation", "generator/pictures/focus_pull.gif", "Focus pull",
            "Animation: drawn images come into focus, scale after scale", "One drawn image per class, after each scale.",
            "generator"),
     _Shown("focus-pull", "generator/pictures/focus_pull.png", "Focus pull, scale by scale",
-           "Drawn images after each scale, coarse to fine", "The same images; columns: tokens a side.", "generator"),
-    _Shown("samples", "generator/pictures/samples.png", "Samples", "Drawn images, a row per class",
-           "A row per class, always with the same seeds.", "generator"),
-    _Shown("drawn", "samples/samples.png", "Samples on demand", "Drawn images, a row per class",
+           "Drawn images after each scale, coarse to fine", "The same images; columns: tokens per side.", "generator"),
+    _Shown("samples", "generator/pictures/samples.png", "Samples", "Drawn images, one row per class",
+           "One row per class, always with the same seeds.", "generator"),
+    _Shown("drawn", "samples/samples.png", "Samples on demand", "Drawn images, one row per class",
            "Drawn by --mode=sample; samples/samples.grid.json says how.", "sample"),
 )
 
@@ -185,7 +198,7 @@ def _pictures(runs: Runs) -> Iterator[Group]:
 
 
 def _grouped(drawings: Iterator[Drawing]) -> Iterator[Group]:
-    """Charts of one title next to each other."""
+    """Groups charts with the same title next to each other."""
     groups: dict[str, list[Drawing]] = {}
     for drawing in drawings:
         groups.setdefault(drawing.chart.title, []).append(drawing)
@@ -200,7 +213,7 @@ def _curves(runs: Runs, reference: Reference | None) -> Iterator[Group]:
                  if stage not in run.stages and not (stage == "tokenizer" and run.config["tokenizer"]["pretrained"])]
         if "generator" in run.stages and not curves.FRECHET & run.stages["generator"].curves.keys():
             items.append(Missing(f"Fréchet distance over the steps{_of(runs, name)}: stage 2 draws no samples for it; "
-                                 "train with", "--config.evaluate.during_training=2000"))
+                                 "to change that, train with", "--config.evaluate.during_training=2000"))
         if items:
             yield Group(f"untrained-{i}", "", items)
 
@@ -236,7 +249,7 @@ def _metrics(runs: Runs) -> Iterator[Group]:
 
 
 def _scale_table(title: str, evaluation: Mapping[str, float]) -> Tabled:
-    """A row per metric, a column per scale."""
+    """Makes a table with a row per metric and a column per scale."""
     columns, rows = _by_scale(evaluation)
     cells = [[metric, *(row.get(column) for column in columns)] for metric, row in rows.items()]
     return Tabled(Table(title, ["", *(column.replace("_", " ") for column in columns)], cells),
@@ -253,12 +266,12 @@ def _aliasing(runs: Runs) -> Iterator[Group]:
         for j, one in enumerate(found["pictures"]):
             shown = page.picture(run.path / "aliasing" / one["file"], one["title"] + _of(runs, name), crisp=True)
             yield Group(f"aliasing-{i}-picture-{j}", one["title"] + _of(runs, name), [shown], one["note"])
-        for j, one in enumerate(map(tables.chart_from_json, found["charts"])):
-            yield Group(f"aliasing-{i}-chart-{j}", one.title + _of(runs, name),
-                        [Drawing(f"aliasing-{i}-{j}", one, "")], one.note)
-        shown: list[Item] = [Tabled(Table(**one), folded=True) for one in found["tables"]]
+        for j, chart in enumerate(map(tables.chart_from_json, found["charts"])):
+            yield Group(f"aliasing-{i}-chart-{j}", chart.title + _of(runs, name),
+                        [Drawing(f"aliasing-{i}-{j}", chart, "")], chart.note)
+        folded: list[Item] = [Tabled(Table(**one), folded=True) for one in found["tables"]]
         yield Group(f"aliasing-{i}-tables", f"Aliasing in numbers{_of(runs, name)}",
-                    [*shown, Settings("How it was measured", found["settings"])])
+                    [*folded, Settings("How it was measured", found["settings"])])
 
 
 def _cost(runs: Runs) -> Iterator[Group]:

@@ -1,8 +1,9 @@
-"""Charts of what training has logged, with several runs in the same ones, and a table of what it cost."""
+"""Charts of what training has logged, with several runs in the same charts, and a table of time and memory."""
 
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _REFERENCE_COLOR = 7  # grey
 
 @dataclasses.dataclass(frozen=True)
 class _Number:
-    """One chart with a line per run. beside: drawn dashed in the same colour."""
+    """One chart with a line per run; the number named `beside` is drawn dashed in the same colour."""
 
     stage: str
     name: str
@@ -28,7 +29,7 @@ class _Number:
 
 @dataclasses.dataclass(frozen=True)
 class _PerScale:
-    """One chart per run with a line per scale. logged: whether the training logs it too, and not only evaluations."""
+    """One chart per run with a line per scale; `logged` says whether training logs it too, not only evaluations."""
 
     stage: str
     name: str
@@ -50,60 +51,61 @@ class _Parts:
 
 
 _CHARTS = (
-    _Number("tokenizer", "loss/total", "Loss of stage 1", "loss", note="The sum of all its parts, of training batches. "
-            "It rises where the adversary begins."),
+    _Number("tokenizer", "loss/total", "Loss of stage 1", "loss", note="The sum of all terms on training batches. It "
+            "rises where the adversarial loss begins."),
     _Parts("tokenizer", {"loss/reconstruction": "image", "loss/view": "coarser views",
                          "loss/alias_reconstruction": "alias residual", "loss/vq": "codes",
                          "loss/perceptual": "features"},
-           "Parts of stage 1's loss", "loss", "How far the decoded image, its coarser views and the alias residual are "
-           "off, how far latents are from their codes, and features of the image, where a network is asked."),
+           "Parts of stage 1's loss", "loss", "Errors of the decoded image, of its coarser views and of the alias "
+           "residual, distance between latents and codes, and the perceptual distance if there is such a loss."),
     _Number("tokenizer", "validation/psnr", "Held-out reconstruction", "PSNR in dB", "validation/thumbnail_psnr",
-            "Higher is better. Dashed: the plain thumbnail with as many pixels as the last scale has tokens."),
+            "Higher is better. Dashed: a thumbnail with as many pixels as the last scale has tokens."),
     _PerScale("tokenizer", "validation/view_psnr", "Held-out reconstruction of the coarser views", "PSNR in dB"),
     _PerScale("tokenizer", "validation/structure_usage", "Codes in use", "share of the codebook",
-              note="The share of all codes that occur in the held-out images. Coarse scales have few tokens, and "
-              "cannot use many."),
+              note="The fraction of codes that occur in the held-out images. Coarse scales have few tokens and cannot "
+              "use many codes."),
     _PerScale("tokenizer", "validation/structure_perplexity", "Code perplexity", "codes",
-              note="How many codes are in use, those that are rare counting little. Collapse shows here first."),
+              note="The effective number of codes in use; rare codes count little. Collapse shows here first."),
     _PerScale("tokenizer", "validation/alias_usage", "Alias codes in use", "share of the codebook"),
     _PerScale("tokenizer", "validation/alias_perplexity", "Alias code perplexity", "codes"),
     _Number("tokenizer", "dead_codes/structure", "Dead codes", "codes", "dead_codes/alias",
-            "Unused since the last revival, and replaced by this one. Dashed: those of the alias tokenizer."),
+            "Codes not used since the last revival and replaced by this one. Dashed: those of the alias tokenizer."),
     _Number("tokenizer", "gradient_norm", "Gradients of stage 1", "norm"),
     _Number("generator", "loss/cross_entropy", "Cross-entropy of the student", "nats per token",
-            "validation/cross_entropy/all", "Surprise at the right tokens; lower is better. Dashed: held-out images. "
-            "Where they part, the student learns its images by heart."),
+            "validation/cross_entropy/all", "Lower is better. Dashed: held-out images. Where the two diverge, the "
+            "student overfits its training images."),
     _PerScale("generator", "cross_entropy", "Cross-entropy per scale", "nats per token", True,
-              "Dashed, where there are dashes: held-out images."),
+              "Dashed, if present: held-out images."),
     _PerScale("generator", "accuracy", "Accuracy per scale", "share of tokens", True,
-              "How often the likeliest token is the right one. Dashed: held-out images."),
+              "How often the most likely token is the right one. Dashed: held-out images."),
     _Number("generator", "validation/fid", "FID while training", "FID", note="Fréchet distance between drawn and "
             "held-out images, with Inception's features; lower is better."),
     _Number("generator", "validation/fd_efflite0", "Fréchet distance while training", "FD, EfficientNet-Lite0",
-            note="As FID, with another network's features: it cannot be compared with published FIDs. Lower is "
+            note="Like FID, but with another network's features: it cannot be compared with published FIDs. Lower is "
             "better."),
     _Number("generator", "validation/teacher_minus_student/mean", "Teacher minus student", "nats per token",
-            note="Below zero the teacher, who sees alias tokens, is ahead. The shade is a 95 % interval."),
+            note="Below zero, the teacher, which sees alias tokens, is ahead. The shading is a 95 % interval."),
     _Parts("generator", {"loss/logit": "logits", "loss/feature": "features"}, "Distillation", "loss",
-           "How far the student is from the teacher."),
+           "The differences between student and teacher."),
     _Number("generator", "gradient_norm/student", "Gradients of the student", "norm"),
 )
-FRECHET = frozenset(one.name for one in _CHARTS if one.unit.startswith("F"))
+FRECHET = frozenset(one.name for one in _CHARTS if isinstance(one, _Number) and one.unit.startswith("F"))
 _SPEED = "images_per_second"
 _SPEEDS = tuple(_Number(stage, _SPEED, f"Speed of the {stage}'s training", "images per second") for stage in STAGES)
 
 
 def drawings(runs: Mapping[str, RecordedRun], reference: Reference | None = None) -> Iterator[Drawing]:
-    """What was learned: all charts for which there is anything to draw. Their names begin with the stage.
+    """Makes all charts of losses and evaluations for which there are numbers. Their names begin with the stage.
 
     Args:
-      runs: by the names that the charts give them. reference: drawn as a grey band.
+      runs: The runs by their names in the charts.
+      reference: Reference runs, drawn as a grey band.
     """
     return _drawings(_CHARTS, runs, reference)
 
 
 def speeds(runs: Mapping[str, RecordedRun]) -> Iterator[Drawing]:
-    """How fast it was."""
+    """Makes the charts of training speed."""
     return _drawings(_SPEEDS, runs, None)
 
 
@@ -136,7 +138,12 @@ def _drawings(wanted: Sequence[_Number | _PerScale | _Parts], runs: Mapping[str,
 def _line(stage: Stage, name: str, label: str, color: int, dashed: bool = False) -> list[Line]:
     if name not in stage.curves:
         return []
-    return [Line(label, stage.curves[name].steps, stage.curves[name].values, dashed=dashed, color=color)]
+    curve = stage.curves[name]
+    return [Line(label, _floats(curve.steps), _floats(curve.values), dashed=dashed, color=color)]
+
+
+def _floats(array: np.ndarray) -> Sequence[float]:
+    return cast(Sequence[float], array)  # a chart uses it only as a sequence
 
 
 def _numbers(one: _Number, stages: Mapping[str, Stage], named: bool) -> list[Line]:
@@ -145,7 +152,7 @@ def _numbers(one: _Number, stages: Mapping[str, Stage], named: bool) -> list[Lin
         lines = _line(stage, one.name, run if named else "", i)
         low, high = (stage.curves.get(f"{one.name.removesuffix('mean')}{bound}") for bound in ("low", "high"))
         if lines and one.name.endswith("/mean") and low and high:
-            lines = [dataclasses.replace(lines[0], low=low.values, high=high.values)]
+            lines = [dataclasses.replace(lines[0], low=_floats(low.values), high=_floats(high.values))]
         found += lines + (_line(stage, one.beside, "", i, True) if lines else [])
     return found
 
@@ -176,19 +183,19 @@ def _last_of_scales(one: _PerScale, stage: Stage) -> tuple[list[int], list[float
 
 
 def wall_seconds(run: RecordedRun) -> float:
-    """How long the training behind a run's curves took, evaluations and saves included, pauses between calls not."""
+    """Computes how long a run's training took, with evaluations and saves but without pauses between calls."""
     return sum(_seconds(stage, run.config[stage.name]["train"]["batch_size"]) for stage in run.stages.values())
 
 
 def _seconds(stage: Stage, batch_size: int) -> float:
     if not stage.curves:
         return 0.0
-    times, speed, restores = (stage.curves.get(name) for name in ("time", _SPEED, "seconds/restore"))
+    times, speed, restores = stage.curves["time"], stage.curves.get(_SPEED), stage.curves.get("seconds/restore")
     speeds = dict(zip(speed.steps.tolist(), speed.values.tolist(), strict=True)) if speed else {}
     begun = dict(zip(restores.steps.tolist(), restores.values.tolist(), strict=True)) if restores else {}
     total, last_step, last_time = 0.0, 0, None
     for step, time in zip(times.steps.tolist(), times.values.tolist(), strict=True):
-        if step in begun and step in speeds:  # the first line of a call: the time since the last one is a pause
+        if step in begun and step in speeds:  # the first line of a call: the time before it was a pause
             total += begun.pop(step) + batch_size * (step - last_step) / speeds[step]
         elif last_time is not None:
             total += time - last_time
@@ -197,15 +204,15 @@ def _seconds(stage: Stage, batch_size: int) -> float:
 
 
 def costs(runs: Mapping[str, RecordedRun]) -> Table:
-    """Time and memory of every stage of every run."""
+    """Makes the table of time and memory of every stage of every run."""
     columns = ["run", "stage", "steps", "time", "images/s", "starts", "s to first step", "s to restore", "s per save",
                "s, longest save", "peak memory, process", "peak memory, device"]
     rows = [[name, stage.name, f"{stage.last_step} of {run.steps(stage.name)}",
              duration(_seconds(stage, run.config[stage.name]["train"]["batch_size"])), *_measured(stage)]
             for name, run in runs.items() for stage in run.stages.values()]
-    return Table("Of every stage", columns, rows, "Time of the steps in the curves, with evaluations and saves, "
-                 "without pauses. Seconds and images/s are medians. The process's peak is since it was started: stage "
-                 "2 shares it with stage 1 where one call trained both. CPUs count no memory of the device.")
+    return Table("Of every stage", columns, rows, "Time: of the steps in the curves, with evaluations and saves, "
+                 "without pauses. Seconds and images/s are medians. The process's peak memory is counted from its "
+                 "start: if one call trained both stages, stage 2's includes stage 1's. CPUs report no device memory.")
 
 
 def _measured(stage: Stage) -> list[float | str | None]:
@@ -219,7 +226,7 @@ def _measured(stage: Stage) -> list[float | str | None]:
 
 
 def duration(seconds: float) -> str:
-    """As people say it."""
+    """Formats a duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""What instruments have found, on its way to files and to the screen."""
+"""Collects the results of measurements, writes them to files and prints them."""
 
 import dataclasses
 import io
@@ -17,10 +17,13 @@ from refocus_jax.runtime.files import atomically, write_json
 
 @dataclasses.dataclass
 class Findings:
-    """What is found, in the order of reading.
+    """Results of measurements, in the order in which they are shown.
 
     Attributes:
-      pictures: title, note and uint8 image of each. skipped: what could not be measured, and why.
+      tables: The tables.
+      charts: The charts.
+      pictures: The title, note and uint8 image of each picture.
+      skipped: What could not be measured, and why.
     """
 
     tables: list[Table] = dataclasses.field(default_factory=list)
@@ -29,11 +32,12 @@ class Findings:
     skipped: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, tables: list[Table], lines: list[Chart]) -> None:
+        """Adds tables and charts."""
         self.tables += tables
         self.charts += lines
 
     def write(self, path: Path, settings: dict[str, Any]) -> None:
-        """A PNG file per picture and chart, and last of all the JSON file beside them, which names the pictures."""
+        """Writes a PNG file per picture and chart, and then the JSON file next to them, which names the pictures."""
         path.parent.mkdir(parents=True, exist_ok=True)
         for title, _, image in self.pictures:
             buffer = io.BytesIO()
@@ -48,6 +52,7 @@ class Findings:
             "settings": settings | {"skipped": self.skipped}})
 
     def print(self) -> None:
+        """Prints the tables and what was not measured."""
         for table in self.tables:
             print(tables.text(table), end="\n\n")
         for reason in self.skipped:

@@ -1,11 +1,12 @@
-"""Is a run healthy? Its curves beside those of reference runs of the same settings with other seeds.
+"""Checks whether a run is healthy: compares its curves with those of reference runs that differ only in their seeds.
 
-A curve is cut into `POINTS` equal stretches of the stage's steps and each becomes the median of what was logged in it,
-so that neither how often a run logs nor a single odd batch matters. The first stretch, all of it warm-up, is left out.
-A reference keeps mean, lowest and highest of its runs per stretch. Of three runs those are a narrow range: a fourth
-of the same kind lies outside of it half of the time. So both ends are moved by `TOLERANCE` times its width (the widest
-of `NEIGHBOURS` stretches, and at least `FLOOR` of the mean). With independent normal numbers a fourth run is outside of
-that in one of 2,700 points, and only two in a row or the last one count. What goes wrong for good leaves it by far.
+A curve is divided into `POINTS` sections with equally many of the stage's steps, and each section is replaced by the
+median of its values. So neither the logging frequency nor a single odd batch matters. The first section, which is
+warm-up, is left out. A reference keeps the mean, minimum and maximum of its runs for each section. The range of three
+runs is narrow: a fourth run of the same kind is outside of it half of the time. So the range is widened on both sides
+by `TOLERANCE` times its width (the largest width of `NEIGHBOURS` sections, and at least `FLOOR` of the mean). With
+independent normal numbers, a fourth run is outside of the wider range in one of 2,700 points, and only two consecutive
+points or the last one count. Runs with real problems are far outside of it.
 """
 
 import dataclasses
@@ -27,8 +28,8 @@ TOLERANCE = 2.0
 NEIGHBOURS = 5
 FLOOR = 0.025
 
-# Settings that shape what is learned, and what within them does not. A setting that one of the two configs does not
-# have did not exist when it was written, and counts as off.
+# Settings that determine what is learned (`_SETTINGS`), and exceptions among them (`_OTHERS`). A setting that is
+# missing in one of two configs did not exist when that config was written, and counts as off.
 _SETTINGS = ("image_size", "grid_sizes", "class_names", "data", "focus",
              *(f"tokenizer.{section}" for section in (
                  "pretrained", "perceptual_network", "model", "alias", "loss", "revival", "adversarial",
@@ -41,15 +42,19 @@ _SHIPPED = Path(__file__).parent / "references"
 
 
 def locate(reference: str) -> Path:
-    """The file of `report.reference`: a path, or the name of one that is shipped."""
+    """Finds the file of `report.reference`, which is a path or the name of a shipped reference."""
     return Path(reference) if os.path.sep in reference or Path(reference).is_file() else _SHIPPED / f"{reference}.json"
 
 
 class Judged(NamedTuple):
-    """Curves that decide: `name` itself and `name/...`.
+    """Curves that are judged.
 
-    better: 1 if higher is better, -1 if lower is, 0 if the run shall be like the reference. means: in plain words.
-    causes: what to look at if it is not well.
+    Attributes:
+      stage: The stage that logs them.
+      name: Their name: `name` itself and all of `name/...`.
+      better: 1 if higher is better, -1 if lower is better, 0 if the run should be like the reference.
+      means: What they are, in plain words.
+      causes: What to check if they are not healthy.
     """
 
     stage: str
@@ -59,10 +64,10 @@ class Judged(NamedTuple):
     causes: str
 
 
-_AUTOENCODER = ("whether stage 1 sees the images it should (pictures/reconstructions.png), tokenizer.optimizer."
+_AUTOENCODER = ("whether stage 1 sees the right images (pictures/reconstructions.png), tokenizer.optimizer."
                 "learning_rate, and whether codes are in use (structure_perplexity)")
 _CODES = ("revival of dead codes (tokenizer.revival.every, dead_codes/*), tokenizer.loss.commitment, and latent_rms: "
-          "latents that grow or shrink leave their codes behind")
+          "if latents grow or shrink, codes cannot follow them")
 _STUDENT = ("whether the tokenizer is healthy first, then generator.optimizer.learning_rate, and whether tokens and "
             "labels belong together (data.tokens, tokenizer.pretrained)")
 JUDGED = (
@@ -76,23 +81,30 @@ JUDGED = (
            "tokenizer.optimizer.learning_rate and clip, and the losses' weights"),
     Judged("tokenizer", "validation/psnr", 1, "held-out reconstruction in dB", _AUTOENCODER),
     Judged("tokenizer", "validation/view_psnr", 1, "held-out reconstruction of a coarser view in dB", _AUTOENCODER),
-    Judged("tokenizer", "validation/structure_perplexity", 1, "codes in use, by how often", _CODES),
-    Judged("tokenizer", "validation/alias_perplexity", 1, "alias codes in use, by how often", _CODES),
-    Judged("generator", "loss/cross_entropy", -1, "the student's surprise at the right tokens", _STUDENT),
+    Judged("tokenizer", "validation/structure_perplexity", 1, "effective number of codes in use", _CODES),
+    Judged("tokenizer", "validation/alias_perplexity", 1, "effective number of alias codes in use", _CODES),
+    Judged("generator", "loss/cross_entropy", -1, "the student's cross-entropy", _STUDENT),
     Judged("generator", "accuracy", 1, "how often the student's first guess is right", _STUDENT),
-    Judged("generator", "cross_entropy", -1, "the student's surprise at one scale's tokens", _STUDENT),
-    Judged("generator", "loss/teacher_cross_entropy", -1, "the teacher's surprise at the right tokens",
+    Judged("generator", "cross_entropy", -1, "the student's cross-entropy at one scale", _STUDENT),
+    Judged("generator", "loss/teacher_cross_entropy", -1, "the teacher's cross-entropy",
            "the alias tokens (alias_perplexity) and generator.teacher.*"),
     Judged("generator", "gradient_norm/student", 0, "size of the student's gradients",
            "generator.optimizer.learning_rate and clip"),
-    Judged("generator", "validation/cross_entropy", -1, "the student's surprise at held-out tokens",
-           f"{_STUDENT}; if training's cross-entropy is well, the student learns its images by heart"),
+    Judged("generator", "validation/cross_entropy", -1, "the student's cross-entropy on held-out images",
+           f"{_STUDENT}; if the cross-entropy of training is healthy, the student overfits its training images"),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """A curve of several runs: per stretch its middle step, and mean, lowest and highest of their medians."""
+    """A curve of several runs, by sections.
+
+    Attributes:
+      steps: The middle step of each section.
+      mean: The mean of the runs' medians.
+      low: The lowest of the runs' medians.
+      high: The highest of the runs' medians.
+    """
 
     steps: Sequence[float]
     mean: Sequence[float]
@@ -100,7 +112,7 @@ class Band:
     high: Sequence[float]
 
     def allowed(self) -> tuple[np.ndarray, np.ndarray]:
-        """The lowest and highest values of a healthy run per point; see the module's docstring."""
+        """Returns the lowest and highest values of a healthy run in each section; see the module's docstring."""
         low, high = np.array(self.low), np.array(self.high)
         width, count = high - low, len(low)
         size = min(NEIGHBOURS, count)
@@ -115,8 +127,10 @@ class Reference:
     """Several runs of one experiment; see `make`.
 
     Attributes:
-      settings: what shapes them. curves, final: by stage and name; final has mean, low and high of the last numbers.
-      about: seeds, machine and packages, in words.
+      about: Seeds, machine and packages, in words.
+      settings: The settings that determine what is learned.
+      curves: The curves, by stage and name.
+      final: The mean, low and high of the numbers of the last evaluations, by stage and name.
     """
 
     about: Mapping[str, Any]
@@ -125,12 +139,22 @@ class Reference:
     final: Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-REFERENCE_FIELDS = tuple(field.name for field in dataclasses.fields(Reference))  # what its file must hold
+REFERENCE_FIELDS = tuple(field.name for field in dataclasses.fields(Reference))  # what a reference's file must hold
 
 
 @dataclasses.dataclass(frozen=True)
 class Departure:
-    """A curve that leaves what the reference allows at `step`, and is within it again at `back`, if ever."""
+    """A curve that leaves the range that the reference allows.
+
+    Attributes:
+      judged: What is known about such curves.
+      name: The name of the curve.
+      step: The step at which it leaves the range.
+      back: The step at which it is in the range again; None if it does not return.
+      value: Its value at `step`.
+      low: The lowest healthy value at `step`.
+      high: The highest healthy value at `step`.
+    """
 
     judged: Judged
     name: str
@@ -144,12 +168,20 @@ class Departure:
         side = "not a number" if math.isnan(self.value) else "above" if self.value > self.high else "below"
         until = f" to {self.back:g}" if self.back else " on"
         return (f"{self.judged.stage}, {self.name} ({self.judged.means}): {side}, from step {self.step:g}{until}: "
-                f"{self.value:.4g}, where {self.low:.4g} to {self.high:.4g} is healthy. Look at {self.judged.causes}.")
+                f"{self.value:.4g}, where {self.low:.4g} to {self.high:.4g} is healthy. Check {self.judged.causes}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a comparison has found. last_steps: up to which each stage was compared, and how many it shall have."""
+    """The result of a comparison.
+
+    Attributes:
+      reference: The reference.
+      compared: The number of curves that were compared.
+      departures: The curves that leave the reference's range.
+      missing: The curves that the reference has and the run has not.
+      last_steps: The last step of each stage that was compared, and the number of steps it is to train.
+    """
 
     reference: Reference
     compared: int
@@ -159,13 +191,15 @@ class Verdict:
 
     @property
     def healthy(self) -> bool:
+        """Whether no curve is outside of the reference's range or missing."""
         return not self.departures and not self.missing
 
     def __str__(self):
         so_far = [f"{stage} up to step {last} of {steps}" for stage, (last, steps) in self.last_steps.items()]
         seeds = len(self.reference.about["seeds"])
-        lines = [f"{'Healthy' if self.healthy else 'Not healthy'}: {', '.join(so_far)}; {self.compared} curves beside "
-                 f"those of {seeds} runs with seeds {', '.join(map(str, self.reference.about['seeds']))}."]
+        lines = [f"{'Healthy' if self.healthy else 'Not healthy'}: {', '.join(so_far)}; {self.compared} curves "
+                 f"compared with those of {seeds} runs with seeds "
+                 f"{', '.join(map(str, self.reference.about['seeds']))}."]
         if not self.departures:
             lines.append(f"None of them leaves the range of these runs, widened by {TOLERANCE:g} times its width on "
                          "both sides.")
@@ -176,22 +210,22 @@ class Verdict:
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config.json that shapes what is learned, flat."""
+    """Returns the settings of a config.json that determine what is learned, by their full names."""
     flat = flatten_dict(config, sep=".")
     if not flat.get("tokenizer.loss.perceptual"):
-        flat.pop("tokenizer.perceptual_network", None)  # the name of a network that nothing asks
+        flat.pop("tokenizer.perceptual_network", None)  # the name of a network that is not used
     return {name: value for name, value in flat.items() if name not in _OTHERS
             and any(f"{name}.".startswith(f"{section}.") for section in _SETTINGS)}
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Settings that two runs do not share, as 'NAME is ... there and ... here'."""
+    """Lists settings that differ between two runs, as 'NAME is ... there and ... here'."""
     return [f"{name} is {one.get(name)!r} there and {other.get(name)!r} here" for name in sorted(one.keys() | other)
             if one.get(name) != other.get(name) and (one.get(name) or other.get(name))]
 
 
 def medians(curve: Curve, steps: int) -> dict[int, tuple[float, float]]:
-    """Per stretch (1 is the second of `POINTS`) the mean step and the median of a curve's values in it."""
+    """Computes for each section (1 is the second of `POINTS`) the mean step and the median of a curve's values."""
     stretches = (curve.steps - 1) * POINTS // steps
     found = {}
     for stretch in range(1, POINTS):
@@ -202,13 +236,15 @@ def medians(curve: Curve, steps: int) -> dict[int, tuple[float, float]]:
 
 
 def make(runs: Sequence[RecordedRun], about: Mapping[str, Any]) -> Reference:
-    """A reference from finished runs that differ in their seeds alone.
+    """Makes a reference from finished runs that differ only in their seeds.
 
     Args:
-      about: what is known of them besides; their seeds are added.
+      runs: The runs.
+      about: What else is known about them; their seeds are added.
 
     Raises:
-      ValueError: they are fewer than three, unfinished, of other settings, of the same seed, or not finite.
+      ValueError: There are fewer than three, one is unfinished, settings differ, seeds are equal, or values are NaN or
+        infinite.
     """
     seeds = [run.config["seed"] for run in runs]
     if len(runs) < 3 or len(set(seeds)) < len(seeds):
@@ -216,8 +252,8 @@ def make(runs: Sequence[RecordedRun], about: Mapping[str, Any]) -> Reference:
     shaping = settings(runs[0].config)
     for run in runs:
         if found := differing(shaping, settings(run.config)):
-            raise ValueError(f"{run.path} differs from {runs[0].path}: {'; '.join(found)}; give runs that differ in "
-                             "their seeds alone")
+            raise ValueError(f"{run.path} differs from {runs[0].path}: {'; '.join(found)}; give runs that differ only "
+                             "in their seeds")
         for stage in (stage for stage in STAGES if stage in runs[0].stages or stage in run.stages):
             last, steps = run.stages[stage].last_step if stage in run.stages else 0, run.steps(stage)
             if last < steps:
@@ -229,9 +265,9 @@ def make(runs: Sequence[RecordedRun], about: Mapping[str, Any]) -> Reference:
                  if not name.startswith(OF_THE_MACHINE) and all(name in one.curves for one in stages)]
         curves[stage] = {name: _band([medians(one.curves[name], steps) for one in stages], f"{stage}: {name}")
                          for name in names}
-        last = [run.last_numbers(stage) for run in runs]
-        final[stage] = {name: _range([one[name] for one in last]) for name in last[0]
-                        if all(name in one for one in last)}
+        numbers = [run.last_numbers(stage) for run in runs]
+        final[stage] = {name: _range([one[name] for one in numbers]) for name in numbers[0]
+                        if all(name in one for one in numbers)}
     return Reference({**about, "seeds": seeds}, shaping, curves, final)
 
 
@@ -244,19 +280,19 @@ def _band(runs: Sequence[dict[int, tuple[float, float]]], name: str) -> Band:
     steps = [float(np.mean([run[stretch][0] for run in runs])) for stretch in stretches]
     values = np.array([[run[stretch][1] for run in runs] for stretch in stretches]).reshape(len(stretches), len(runs))
     if not np.isfinite(values).all():
-        raise ValueError(f"{name} is not finite in one of the runs; a reference is made of healthy ones")
+        raise ValueError(f"{name} is not finite in one of the runs; give only healthy runs")
     return Band(steps, *(reduce(values, axis=1).tolist() for reduce in (np.mean, np.min, np.max)))
 
 
 def compare(reference: Reference, run: RecordedRun) -> Verdict:
-    """Judges a run, also one that goes on, by the stretches that it has finished.
+    """Judges a run by the sections that it has finished, also while it trains.
 
     Raises:
-      ValueError: it is of other settings, or has logged nothing that can be compared yet.
+      ValueError: The run has other settings, or has logged nothing that can be compared yet.
     """
     if found := differing(reference.settings, settings(run.config)):
-        raise ValueError(f"{run.path} is another experiment than the reference: {'; '.join(found)}; only runs of the "
-                         "same settings can be compared")
+        raise ValueError(f"{run.path} is another experiment than the reference: {'; '.join(found)}; only runs with "
+                         "the same settings can be compared")
     departures, missing, last_steps, compared = [], [], {}, 0
     for stage, bands in reference.curves.items():
         if stage not in run.stages:
@@ -285,22 +321,22 @@ def compare(reference: Reference, run: RecordedRun) -> Verdict:
 
 def _departure(judged: Judged, name: str, band: Band, chosen: Sequence[int], values: Sequence[float]
                ) -> list[Departure]:
-    """The first stretch of two or more points outside, or of the last point; none or one of them."""
+    """Finds the first two consecutive points outside of the range, or the last point; returns one departure or none."""
     low, high = (bound[chosen] for bound in band.allowed())
-    steps, values = np.array(band.steps)[chosen], np.array(values)
-    well_low = values >= low if judged.better >= 0 else np.isfinite(values)
-    well_high = values <= high if judged.better <= 0 else np.isfinite(values)
+    steps, found = np.array(band.steps)[chosen], np.array(values)
+    well_low = found >= low if judged.better >= 0 else np.isfinite(found)
+    well_high = found <= high if judged.better <= 0 else np.isfinite(found)
     outside = ~(well_low & well_high)
-    for i in range(len(values)):
+    for i in range(len(found)):
         if outside[i] and outside[i:i + 2].all():
             within = np.flatnonzero(~outside[i:])
             back = float(steps[i + within[0]]) if len(within) else None
-            return [Departure(judged, name, float(steps[i]), back, float(values[i]), float(low[i]), float(high[i]))]
+            return [Departure(judged, name, float(steps[i]), back, float(found[i]), float(low[i]), float(high[i]))]
     return []
 
 
 def final_table(reference: Reference, run: RecordedRun) -> Table:
-    """A run's last evaluations beside those of the reference; they are shown and not judged."""
+    """Makes a table of a run's last evaluations next to those of the reference; they are shown but not judged."""
     rows = [[f"{stage}, {name}", *(float(f"{value:.4g}") for value in (
                 run.last_numbers(stage)[name], *(numbers[key] for key in ("mean", "low", "high"))))]
             for stage, found in reference.final.items() if stage in run.stages
@@ -309,12 +345,12 @@ def final_table(reference: Reference, run: RecordedRun) -> Table:
 
 
 def to_json(reference: Reference) -> dict[str, Any]:
-    """Plain dicts and lists, numbers rounded to five digits."""
+    """Converts a reference to plain dictionaries and lists, with numbers rounded to five digits."""
     return _rounded(dataclasses.asdict(reference))
 
 
 def from_json(content: Mapping[str, Any]) -> Reference:
-    """The inverse of `to_json`, but for the digits."""
+    """Inverts `to_json`, except for the rounding."""
     curves = {stage: {name: Band(**band) for name, band in bands.items()}
               for stage, bands in content["curves"].items()}
     return Reference(content["about"], content["settings"], curves, content["final"])

@@ -1,4 +1,4 @@
-"""An HTML page that needs nothing else: pictures, charts, tables and settings in sections; no script, no request."""
+"""Makes a self-contained HTML page of pictures, charts, tables and settings, without scripts or network requests."""
 
 import base64
 import dataclasses
@@ -17,15 +17,22 @@ from PIL import Image, UnidentifiedImageError
 from refocus_jax.evaluation.tables import Chart, Table
 from refocus_jax.reporting import charts
 
-_LARGEST = 2 * 2**20  # bytes of a PNG file that is shown as it is, unless its pixels matter
-_SMALL = 400  # pixels; pictures that are not wider are enlarged
-_HALF = 560  # pixels, half of the page's width
+_LARGEST = 2 * 2**20  # bytes; a larger PNG file is converted to JPEG unless its pixels matter
+_SMALL = 400  # pixels; pictures up to this width are enlarged
+_HALF = 560  # pixels; half of the page's width
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """source: a data URI. width: of the file in pixels. crisp: it is enlarged pixel by pixel and never made smaller,
-    which would show patterns that are not in it.
+    """A picture.
+
+    Attributes:
+      source: A data URI.
+      alt: A description for screen readers.
+      caption: A caption, or "".
+      width: The width of the file in pixels.
+      crisp: Whether pixels matter. The picture is then enlarged pixel by pixel and never reduced, which could show
+        patterns that are not in it.
     """
 
     source: str
@@ -37,13 +44,13 @@ class Picture:
 
     @property
     def shown_width(self) -> int:
-        """In the page's pixels, if there is room."""
+        """The width in the page's pixels, if there is room."""
         return 2 * self.width if self.width <= _SMALL else self.width
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A chart. name: of its own, for ids."""
+    """A chart; `name` is unique in the page and begins its ids."""
 
     name: str
     chart: Chart
@@ -52,14 +59,18 @@ class Drawing:
 
     @property
     def svg(self) -> Markup:
+        """The chart as an `<svg>` element."""
         return Markup(charts.svg(self.chart, self.name))
 
 
 @dataclasses.dataclass(frozen=True)
 class Tabled:
-    """A table. Its columns of numbers, and of words that begin with a digit, are aligned to the right.
+    """A table. Columns of numbers, and of words that begin with a digit, are aligned to the right.
 
-    meanings: of the rows, empty or one for each, to stand below their names. folded: only its title, until it is asked.
+    Attributes:
+      table: The table.
+      meanings: Explanations below the names of rows, one for each row, or empty.
+      folded: Whether only the title is shown until it is clicked.
     """
 
     table: Table
@@ -69,6 +80,7 @@ class Tabled:
 
     @property
     def numeric(self) -> set[int]:
+        """The columns that are aligned to the right."""
         def is_number(value):
             return value is None or isinstance(value, int | float) or bool(re.match(r"[-+~<>]?\d", str(value)))
 
@@ -77,7 +89,7 @@ class Tabled:
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """What is not there, and the command that makes it, if there is one."""
+    """A note that something is missing, with the command that makes it, if there is one."""
 
     text: str
     command: str = ""
@@ -86,7 +98,7 @@ class Missing:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Sentences, as a list."""
+    """A list of sentences."""
 
     title: str
     lines: Sequence[str]
@@ -107,9 +119,7 @@ Item = Picture | Drawing | Tabled | Missing | Words | Settings
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Items under a heading, next to each other where there is room; a group of one item that needs little stands next
-    to other such groups.
-    """
+    """Items under a heading, next to each other if there is room; groups of one small item share a row."""
 
     id: str
     title: str
@@ -118,6 +128,7 @@ class Group:
 
     @property
     def wide(self) -> bool:
+        """Whether the group takes the whole width of the page."""
         first = self.items[0]
         large = isinstance(first, Picture) and first.width > _HALF
         return len(self.items) > 1 or large or isinstance(first, Tabled | Settings)
@@ -125,7 +136,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Groups under a heading, in the page's list of contents; across rows, or, as columns, down these."""
+    """Groups under a heading that is in the table of contents; they fill rows, or columns if `columns` is set."""
 
     id: str
     title: str
@@ -135,7 +146,7 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-    """The page. All text is escaped."""
+    """Makes the page; all text is escaped."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = cell
@@ -143,7 +154,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
 
 
 def cell(value: Any) -> str:
-    """The text of a number (four digits), a word, a list, or a dash for None."""
+    """Formats the value of a cell: a number with four digits, a text, a list, or a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -152,7 +163,7 @@ def cell(value: Any) -> str:
 
 
 def picture(path: Path, alt: str, caption: str = "", crisp: bool = False) -> Item:
-    """A picture file as it is, or, if it is large and its pixels do not matter, as a JPEG."""
+    """Embeds a picture file; if it is large and its pixels do not matter, as a JPEG."""
     try:
         with Image.open(path) as image:
             data, form, width = path.read_bytes(), image.format, image.width
@@ -162,6 +173,7 @@ def picture(path: Path, alt: str, caption: str = "", crisp: bool = False) -> Ite
                 data, form = buffer.getvalue(), "JPEG"
                 caption = f"{caption} (a JPEG of {path.name})".strip()
     except (FileNotFoundError, UnidentifiedImageError):
-        return Missing(f"{path.name} is not there, or no picture.")
+        return Missing(f"{path.name} does not exist, or is not a picture.")
+    assert form is not None  # Pillow knows the format of a file that it has opened
     source = f"data:image/{form.lower()};base64,{base64.b64encode(data).decode()}"
     return Picture(source, alt, caption, width, crisp)

@@ -1,4 +1,4 @@
-"""A plan as text, for the person who pays."""
+"""Formats a plan as text."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from refocus_jax.planning.targets import GIB
 
 
 def lines(plan: dict[str, Any]) -> str:
-    """What `plan.json` holds, to be read."""
+    """Formats the content of plan.json."""
     chips = plan["chips"]
     out = [f"{plan['run']} on {plan['topology']}: {chips} chips as {plan['mesh']['data']} x {plan['mesh']['fsdp']} "
            f"(data x fsdp)", "parameters: " + ", ".join(

@@ -1,4 +1,4 @@
-"""What a workdir holds, for reports and comparisons: settings, curves and evaluations, as far as they are there."""
+"""Reads what a workdir holds for reports and comparisons: settings, curves and evaluations, if they exist."""
 
 import dataclasses
 import json
@@ -13,12 +13,12 @@ from refocus_jax.config.base import STAGES
 from refocus_jax.runtime.files import read_json
 from refocus_jax.runtime.writer import read_metrics
 
-# Beginnings of the names of what the machine has to do with: all else is the same again when a run is repeated.
+# How the names of metrics begin that depend on the machine; all others are the same when a run is repeated.
 OF_THE_MACHINE = ("time", "images_per_second", "mfu", "seconds/", "peak_bytes/")
 
 
 class Curve(NamedTuple):
-    """A logged number over the steps, float64; nan and the infinities where they were logged."""
+    """A logged number over the steps, float64; it may contain NaN and infinities."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -29,8 +29,9 @@ class Stage:
     """What one training stage has written.
 
     Attributes:
-      curves: by name, every number of metrics.jsonl but the steps; "time" is in seconds since 1970.
-      evaluation: the numbers of the last evaluation.json, "step" among them.
+      name: The name of the stage.
+      curves: All numbers of metrics.jsonl except the steps, by name; "time" is in seconds since 1970.
+      evaluation: The numbers of the last evaluation.json, with "step".
     """
 
     name: str
@@ -39,7 +40,7 @@ class Stage:
 
     @property
     def last_step(self) -> int:
-        """The last that was logged; 0 if none was."""
+        """The last step that was logged; 0 if there is none."""
         return int(self.curves["time"].steps[-1]) if self.curves else 0
 
 
@@ -48,8 +49,10 @@ class RecordedRun:
     """A workdir on disk.
 
     Attributes:
-      config: its config.json, laid over the defaults. stages: those that have begun, by name. evaluation: what
-      --mode=evaluate has written, None if it has not been asked.
+      path: Its path.
+      config: Its config.json, with defaults for settings that are missing in it.
+      stages: The stages that have begun, by name.
+      evaluation: The result of --mode=evaluate; None if there is none.
     """
 
     path: Path
@@ -59,23 +62,25 @@ class RecordedRun:
 
     @property
     def name(self) -> str:
+        """The last part of its path."""
         return self.path.resolve().name
 
     def steps(self, stage: str) -> int:
-        """How many a stage shall have."""
+        """Returns the number of steps that a stage is to train."""
         return self.config[stage]["train"]["steps"]
 
     def last_numbers(self, stage: str) -> dict[str, float]:
-        """Of a stage that has begun: those of its last evaluation, and those of --mode=evaluate."""
+        """Returns the numbers of the last evaluation of a stage that has begun, and those of --mode=evaluate."""
         during = {name: value for name, value in self.stages[stage].evaluation.items() if name != "step"}
         return during | dict((self.evaluation or {}).get(stage, {}))
 
 
 def read(workdir: str | Path) -> RecordedRun:
-    """Reads a workdir, also one whose training goes on.
+    """Reads a workdir, also while it trains.
 
     Raises:
-      FileNotFoundError: there is no run in it. ValueError: a file of it cannot be understood.
+      FileNotFoundError: There is no run in it.
+      ValueError: A file in it is damaged.
     """
     path = Path(workdir)
     c, class_names = saved.read(path)
@@ -91,7 +96,7 @@ def _stage(directory: Path) -> Stage:
 
 
 def _curves(metrics: Path) -> dict[str, Curve]:
-    points: dict[str, list[tuple[int, float]]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for line in read_metrics(metrics):
         step = line.values.pop("step")
         for name, value in line.values.items():

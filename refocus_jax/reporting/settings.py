@@ -1,4 +1,4 @@
-"""The reference of all settings in Markdown: `python -m refocus_jax.reporting.settings > docs/reference/settings.md`"""
+"""Prints all settings in Markdown: `python -m refocus_jax.reporting.settings > docs/reference/settings.md`."""
 
 from itertools import groupby
 
@@ -8,12 +8,12 @@ _HEAD = """# Settings
 
 Every setting is a flag, `--config.NAME=VALUE`, and an attribute of a config. This page is printed from the table in
 `refocus_jax/config/base.py` by `python -m refocus_jax.reporting.settings`. `--mode=config` prints the settings of a run
-as they stand.
+with their current values.
 """
 
 
 def markdown() -> str:
-    """A table per section, in the order in which the settings are declared."""
+    """Makes a table per section, in the order in which the settings are declared."""
     parts = [_HEAD]
     for section, names in groupby(SETTINGS, key=lambda name: name.rpartition(".")[0]):
         parts.append(f"\n## {section or 'General'}\n\n| setting | default | may be | what it does |\n"

@@ -1,4 +1,4 @@
-"""Settings that a tired person types at night: each is refused by name, before anything is compiled or written."""
+"""Wrong settings that people may type: each is refused by name, before anything is compiled or written."""
 
 import importlib
 import re
@@ -72,7 +72,7 @@ BAD = [
     {"tokenizer.train.microbatches": 3}, {"generator.train.microbatches": 5}, {"generator.train.ema_decay": 1.0},
     {"generator.model.remat": "all"},
     {"tokenizer.model.remat": "all"},
-    # of another kind than the setting
+    # of another type than the setting
     {"image_size": 96}, {"grid_sizes": ()}, {"grid_sizes": (1.0, 2.0, 4.0, 8.0)}, {"grid_sizes": (1, 2, 4, True)},
     {"tokenizer.model.channel_multipliers": ("a", "b")}, {"tokenizer.model.channel_multipliers": (1.0, 1.0, 2.0, 2.0)},
     {"sampling.cfg": float("nan")}, {"sampling.cfg": float("inf")}, {"sampling.top_p": float("nan")},
@@ -104,7 +104,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Seconds of all that jax has compiled, growing."""
+    """A growing list of the seconds of all compilations."""
     seconds = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, duration, **_: seconds.append(duration) if "backend_compile" in event else None)
@@ -122,7 +122,7 @@ def test_bad_settings_are_named_with_a_remedy(changes, config, tmp_path, compile
     message = str(raised.value)
     assert name in message and str(value).strip("()") in message.replace("[", "(").replace("]", ")"), message
     assert REMEDY.search(message), message
-    assert not (tmp_path / "run").exists() and sum(compiled[before:]) < 0.5  # a key at most
+    assert not (tmp_path / "run").exists() and sum(compiled[before:]) < 0.5  # at most a random key
 
 
 def settings(c):
@@ -136,7 +136,7 @@ def test_every_setting_has_a_range(name):
     check.check_ranges(c)
 
 
-# What is none of them by itself; a placeholder may be None.
+# Values that no setting accepts, except that a placeholder may be None.
 NO_VALUES = [float("nan"), float("inf"), -float("inf"), np.float32("nan"), None, "much", b"", [None], {}, object()]
 
 
@@ -173,7 +173,7 @@ def test_warmup_and_flat_may_be_the_whole_run(config, warmup, flat):
 
 
 def test_images_are_square_and_grids_that_fit_them_are_named(config):
-    """What is named is taken."""
+    """The settings that an error suggests are accepted."""
     c = config().to_dict() | {"image_size": (64, 96)}
     with pytest.raises(ValueError, match=r"image_size is \(64, 96\); give .* all images are square"):
         check.check_ranges(ConfigDict(c))
@@ -185,7 +185,7 @@ def test_images_are_square_and_grids_that_fit_them_are_named(config):
         assert build.tokenizer(config(image_size=size, grid_sizes=grids)).optics.image_size == size
 
 
-# Settings that are text and no path: whoever adds one decides.
+# Settings that are text but not paths: decide when you add one.
 NO_PATHS = {"focus.psf", "focus.schedule", "focus.downsample", "tokenizer.model.pyramid", "tokenizer.model.dtype",
             "tokenizer.model.remat", "generator.model.attention", "generator.model.dtype", "generator.model.remat",
             "generator.teacher.gate", "sample.format", "focus.implementation", "generator.init_classes",

@@ -1,4 +1,4 @@
-"""Every config that ships: parameter counts, and whole update steps traced at full size without computing."""
+"""All shipped configs: parameter counts, and whole update steps traced at full size without computing."""
 
 import functools
 import importlib
@@ -74,7 +74,7 @@ def test_generator_step_traces(name):
     after, values = jax.eval_shape(task.update, state, frozen, batch, jax.random.key(0))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(lambda a: (a.shape, a.dtype), after)
     assert {"loss/cross_entropy", "loss/teacher_cross_entropy", "loss/logit", "loss/feature"} <= set(values)
-    # The teacher's own parameters stay under the paper's 3 %, but for d12, where the base itself is small.
+    # The teacher's own parameters stay under the paper's 3 %, except for d12, where the base itself is small.
     if name in SIZES:
         share = count(state.params["teacher"]) / count(state.params["student"])
         assert share < (0.035 if name == "d12" else 0.03)

@@ -1,4 +1,4 @@
-"""Which changes a workdir's stages go on with, and which are refused, or said, by what their checkpoints remember."""
+"""Which changes of settings a resumed stage accepts, warns about or refuses, by the records of its checkpoints."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def save_images(path: Path, images: np.ndarray) -> None:
 
 
 def random_state(task, seed: int):
-    """Drawn by numpy, which is quicker than compiling an initializer."""
+    """Parameters drawn by numpy, which is faster than compiling an initializer."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda a: jax.numpy.asarray(rng.uniform(0, 1, a.shape), a.dtype),
                         jax.eval_shape(task.init, jax.random.key(0)))
@@ -73,7 +73,7 @@ def finished(micro, images, tmp_path_factory):
 
 @pytest.fixture
 def place(finished, tmp_path):
-    """A copy, to be changed."""
+    """A copy of the workdir that a test may change."""
     shutil.copytree(finished.workdir, tmp_path / "run")
     shutil.copy(finished.images, tmp_path / "images.npz")
     return dataclasses.replace(finished, workdir=tmp_path / "run", images=tmp_path / "images.npz")
@@ -97,7 +97,7 @@ GOES_ON = {"generator.train.steps": 9}
 ])
 @pytest.mark.parametrize("config_json", [True, False])
 def test_what_makes_another_order_or_another_model_is_refused_by_name(place, changes, said, config_json):
-    """With config.json or without, since the checkpoints remember it; and nothing is written."""
+    """With or without config.json, because the checkpoints record the settings; and nothing is written."""
     path = place.workdir / "config.json"
     before = path.read_bytes()
     if not config_json:
@@ -140,7 +140,7 @@ def test_what_is_finished_stays_and_that_is_said(place, caplog):
 
 
 def test_a_run_that_is_older_than_a_setting_goes_on(place, caplog):
-    """Its checkpoints and its config.json know nothing of the setting, which has its default."""
+    """Its checkpoints and its config.json do not have the setting, which then has its default."""
     for stage, kind, name in (("tokenizer", "shape", "tokenizer.model.residual"), ("generator", "order", "data.flip"),
                               ("generator", "shape", "generator.teacher.train_shared")):
         before = stages.trained(place.workdir, stage).made_with
@@ -175,7 +175,7 @@ def test_tokenizers_under_a_generator_are_not_trained_on(place):
 
 
 def exchange_tokenizers(workdir: Path, c) -> None:
-    """By those of a later step."""
+    """Replaces the tokenizers by those of a later step."""
     made_with = stages.trained(workdir, "tokenizer").made_with
     save(workdir, "tokenizer", 9, random_state(build.tokenizer_task(c), 5), made_with)
 
@@ -221,7 +221,7 @@ def test_a_student_that_starts_on_other_tokenizers_than_it_knows_is_named(place,
 
 
 def test_stage_1_goes_on_with_other_batches_parts_and_workers(place, monkeypatch):
-    """The whole loop: it reads the examples that it has not seen, each once, of the same order."""
+    """The whole loop: it reads each example that it has not seen once, in the same order."""
     shutil.rmtree(place.workdir)
     read, put = [], mesh_lib.put_batch
 

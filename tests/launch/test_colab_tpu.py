@@ -30,7 +30,7 @@ def executed(tmp_path_factory):
     notebook.cells.insert(place, nbformat.v4.new_code_cell(
         f"WORKDIR = {str(workdir)!r}\nconfig.data.num_workers = 2"))
     with pytest.MonkeyPatch.context() as patch:
-        # Compilation is most of the time.
+        # Compilation takes most of the time.
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
         NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(ROOT)}}).execute()
@@ -65,7 +65,7 @@ def test_pictures_are_shown(executed, cell, number):
     pictures = shown(cells[cell])
     assert len(pictures) == number
     for picture in pictures:
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10  # something is in them
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10  # the pictures are not empty
 
 
 def test_where_the_package_is_installed_nothing_is(executed):

@@ -58,7 +58,7 @@ def test_the_image_is_made_of_the_last_commit(launch):
                                capture_output=True).stdout.splitlines()
     executable = record["jobs"][0]["executable"]
     assert executable["files"] == sorted(committed)
-    assert not Path(executable["path"]).exists()  # and nothing is left lying about
+    assert not Path(executable["path"]).exists()  # and no file is left behind
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -1,4 +1,4 @@
-"""--mode=aliasing on the smallest config, from a config alone to a run with everything."""
+"""`--mode=aliasing` on the smallest config, from only a config to a complete run."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.fixtures import small
 
 @pytest.fixture(autouse=True)
 def small_presets(monkeypatch):
-    """Of 16 and 32 pixels; the images have 16."""
+    """Presets of 16 and 32 pixels; the images have 16."""
     monkeypatch.setattr(aliasing, "PRESETS", {"pair": Pyramid((2, 4), 4, 1.0), "large": Pyramid((1, 2), 16, 1.0)})
 
 
@@ -72,7 +72,7 @@ def test_a_config_and_data_are_enough_for_the_views(config, tmp_path, capsys):
 
 
 def test_a_run_has_its_tokenizer_its_images_and_its_teacher_measured(config, tmp_path, monkeypatch):
-    """Weights are random, and saved as a training would."""
+    """Weights are random, and saved as by a training."""
     monkeypatch.setattr(aliasing, "PRESETS", {})
     workdir = tmp_path / "run"
     run = prepare(config, str(workdir)).run

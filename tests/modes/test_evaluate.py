@@ -1,4 +1,4 @@
-"""From checkpoints, folders and files to numbers; a small network stands in for those that look at images."""
+"""`--mode=evaluate` on checkpoints, folders and files, with a small feature network."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ from tests.fixtures import extractor as small_extractor
 
 @pytest.fixture(scope="module")
 def load_once():
-    """A generator that has been loaded once keeps its compiled programs."""
+    """Loads each generator once, to keep its compiled programs."""
     return functools.cache(pretrained.load_generator)
 
 
@@ -54,7 +54,7 @@ def small(micro, images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(small):
-    """Makes a workdir with random parameters of both stages, or of stage 1 alone: quicker than training."""
+    """Makes a workdir with random parameters of both stages or only of stage 1, which is faster than training."""
     def random(shape):
         values = np.random.default_rng(shape.size).normal(size=shape.shape) / np.sqrt(max(shape.shape, default=1))
         return jnp.asarray(values, shape.dtype)
@@ -106,7 +106,7 @@ def test_a_workdir_is_evaluated_and_all_is_said(workdir, small, images, capsys):
     printed = capsys.readouterr().out
     assert "fd_efflite0" in printed and "psnr" in printed and notes.split(".")[0] in printed
 
-    # What the tokenizer itself says of the held-out images.
+    # The tokenizer's own reconstructions of the held-out images.
     loaded = pretrained.load_tokenizer(workdir)
     x = images[::4]
     decoded = np.asarray(loaded.decode(loaded.encode(x / np.float32(127.5) - 1)))
@@ -150,7 +150,7 @@ def test_samples_that_have_changed_since_are_drawn_again(workdir, small, caplog)
     {"network": {"num_heads": 4}}, {"network": {"dtype": jnp.bfloat16}},
     {"structure": {"quantizer": {"residual": True}}}, {"structure": {"pyramid": "var"}}, {"optics": {"rho_max": 2.0}}])
 def test_equal_weights_in_other_networks_are_others(load_once, workdir, change):
-    """What no array reveals is a part of what samples and reconstructions are kept under."""
+    """Settings that the arrays do not contain are part of the names under which results are kept."""
     def changed(module, change):
         return dataclasses.replace(module, **{
             name: changed(getattr(module, name), value) if isinstance(value, dict) else value
@@ -202,7 +202,7 @@ def test_a_kill_while_sampling_costs_one_batch(workdir, small, monkeypatch):
 
 
 def test_images_need_no_run(small, images, tmp_path, capsys):
-    """A folder against ADM's file of moments, by Inception; what cannot be said is not."""
+    """A folder compared with ADM's file of moments, by Inception; numbers that need images are left out."""
     for i, image in enumerate(images[:20]):
         path = tmp_path / "images" / "ab"[i % 2] / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

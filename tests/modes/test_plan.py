@@ -1,4 +1,4 @@
-"""A plan for GPUs that are not here, from a config to plan.json and what is printed."""
+"""A plan for GPUs that are not present, from a config to plan.json and the printed text."""
 
 import dataclasses
 import functools
@@ -51,7 +51,7 @@ def test_a_small_plan(config, tmp_path, capsys):
 
 
 def test_the_perceptual_loss_is_counted(config):
-    """By shapes alone: a plan asks for no file of weights. Its cost is that of the distance and of its gradient."""
+    """A plan uses only shapes and reads no weights. The cost is that of the distance and its gradient."""
     config.image_size, config.tokenizer.perceptual_network = 16, "vgg16:absent.pth"
     config.grid_sizes = (1, 2, 8)
     counted = {}

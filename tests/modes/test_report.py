@@ -1,4 +1,4 @@
-"""`--mode=report` on workdirs, with what it prints and refuses."""
+"""`--mode=report` on workdirs: what it writes, prints and refuses."""
 
 import errno
 import os

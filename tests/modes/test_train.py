@@ -1,4 +1,4 @@
-"""Both stages from a config, on every kind of local source, and what comes out of a workdir."""
+"""Both stages from a config, on every kind of local source, and the modes that use the workdir."""
 
 import copy
 import itertools
@@ -27,7 +27,7 @@ from tests.fixtures import extractor as small_extractor
 
 @pytest.fixture(scope="module")
 def small(micro, images, tmp_path_factory):
-    """The micro config with its sizes of data cut, and an npz of random images to train on."""
+    """The micro config with less data, and an npz of random images to train on."""
     folder = tmp_path_factory.mktemp("data")
     np.savez(folder / "images.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0,
              classes=np.array(["even", "odd"]))
@@ -42,7 +42,7 @@ def small(micro, images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdir(small, tmp_path_factory):
-    """A finished run, whose samples a small network has looked at while it trained."""
+    """A finished run, whose samples were compared by a small feature network during training."""
     directory, c = str(tmp_path_factory.mktemp("run")), small()
     c.evaluate.update(during_training=10, batch_size=2)
     with pytest.MonkeyPatch.context() as patch:
@@ -103,7 +103,7 @@ def test_loaded_generator_samples_and_scores(workdir):
 
 
 def test_two_seeds_share_no_shuffle_in_either_stage(small):
-    """Stage 2 of one is not stage 1 of the next either."""
+    """Stage 2 of one seed also differs from stage 1 of the next seed."""
     source, orders = sources.ArraySource(np.zeros((1024, 8, 8, 3), np.uint8), range(1024), ("one",) * 1024), []
     for seed, stage in itertools.product((0, 1, 2), ("tokenizer", "generator")):
         c = small()
@@ -210,7 +210,7 @@ def test_stage_2_starts_from_an_official_checkpoint(small, exported, tmp_path):
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_a_student_is_the_mean_where_its_run_has_kept_one(small, tmp_path, ema_decay):
-    """Whatever the run keeps that starts from it."""
+    """Whether or not the run that starts from it keeps an average."""
     c = small("noteacher")
     c.generator.train.ema_decay = ema_decay
     state = jax.jit(build.generator_task(c, 2).init)(jax.random.key(0))
@@ -246,7 +246,7 @@ def test_official_checkpoints_that_do_not_fit_are_refused_before_anything_is_wri
 
 @pytest.mark.parametrize("kind", ["file", "workdir"])
 def test_a_generator_of_other_classes_starts_only_when_told(small, exported, workdir, tmp_path, kind, caplog):
-    """Of five classes: the null class and all the rest are those of the two-class generator."""
+    """Five new classes: the null class and all other parameters are those of the generator with two classes."""
     c = small("var" if kind == "file" else "noteacher")
     c.generator.init_from, c.tokenizer.pretrained = exported if kind == "file" else (workdir, workdir)
     c.data.num_classes = 5

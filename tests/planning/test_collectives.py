@@ -22,7 +22,7 @@ def test_collectives_of_a_loop_count_as_often_as_it_runs():
     assert found["all-reduce"] == {"number": 1, "bytes": 4}
 
 
-# How GPUs and TPUs write what CPUs do not; shortened from compiled programs.
+# Texts of programs for GPUs and TPUs that differ from those for CPUs, shortened.
 GPU = """HloModule jit_run, is_scheduled=true
 
 %body.1 (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {

@@ -48,4 +48,4 @@ def test_cudnns_attention_is_planned_where_there_is_no_cudnn():
 
     with targets.cudnn_taken_for_granted():
         found = compile_program(target, jax.jit(jax.grad(loss)), (x, x, x), ())
-    assert found.fits and not found.collectives  # every device looks at its own examples
+    assert found.fits and not found.collectives  # every device needs only its own examples

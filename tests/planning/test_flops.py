@@ -1,4 +1,4 @@
-"""Our count against XLA's, on programs without loops, and against itself on those with."""
+"""Our count of FLOPs, compared with XLA's on programs without loops and with itself on programs with loops."""
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,8 @@ def test_loops_calls_and_branches_count_as_often_as_they_run():
     assert flops.count(jax.jit(jnp.matmul), a, a) == once
     assert flops.count(lambda a: jax.lax.scan(lambda x, _: (x @ a, None), a, None, length=5)[0], a) == 5 * once
     assert flops.count(lambda a: jax.lax.cond(a.sum() > 0, lambda: a @ a @ a, lambda: a @ a), a) == 2 * once
-    assert flops.count(lambda a: (a @ a, (a @ a @ a).sum())[0], a) == once  # what nobody asks for is not computed
-    # A checkpoint computes the forward pass again.
+    assert flops.count(lambda a: (a @ a, (a @ a @ a).sum())[0], a) == once  # unused results are not computed
+    # A checkpoint recomputes the forward pass.
     def loss(a):
         return jnp.sum(jnp.sin(jnp.sin(a @ a) @ a))
     once_more = jax.value_and_grad(jax.checkpoint(loss))

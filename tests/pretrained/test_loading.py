@@ -1,4 +1,4 @@
-"""Official checkpoints as files and mappings; what a workdir gives is tested in modes/test_train.py."""
+"""Official checkpoints as files and mappings; workdirs are tested in modes/test_train.py."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def folder(checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generator(checkpoint, folder):
-    """Finds its tokenizer next to it."""
+    """The tokenizer is found in the same folder."""
     return pretrained.load_generator(folder / "var_d2.safetensors", grid_sizes=checkpoint.settings["patch_nums"])
 
 
@@ -114,7 +114,7 @@ def test_what_is_hidden_does_not_matter_in_an_edit(editor):
 
 
 def test_an_edit_of_nothing_or_all_of_an_image(editor):
-    """Its own reconstruction, and a sample, even of an image of which nothing is known."""
+    """The tokenizer's reconstruction, or a sample if nothing of the image is known."""
     size = editor.tokenizer.model.optics.image_size
     image, mask = np.tanh(small.random(0, 2, size, size, 3)), np.zeros((2, size, size), bool)
     mask[1], image[1] = True, np.nan

@@ -59,7 +59,7 @@ def test_words_of_others_are_shown_as_they_are():
 
 
 def test_gaps_and_long_lines():
-    """What is not a number leaves a gap; thousands of points become few, and no extreme is lost."""
+    """NaN leaves a gap; thousands of points become few, and no extreme is lost."""
     plain = charts.svg(Chart("t", "x", "y", [Line("", [1, 2, 3, 4], [1.0, 2.0, 3.0, 2.0])]))
     for gap in (None, "nan", float("inf")):
         text = charts.svg(Chart("t", "x", "y", [Line("", [1, 2, 3, 4], [1.0, gap, 3.0, 2.0])]))

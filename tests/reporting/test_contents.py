@@ -22,7 +22,7 @@ def test_one_row_a_metric_and_one_column_a_scale():
 
 
 class Parsed(HTMLParser):
-    """What a browser would make of a page, as far as these tests ask."""
+    """Parses a page as a browser does, as far as these tests need it."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -49,7 +49,7 @@ class Parsed(HTMLParser):
 
 
 def check_page(html: str) -> Parsed:
-    """What is true of every report: it needs nothing else, runs nothing, and reads well."""
+    """Checks what is true of every report: it is self-contained, runs no scripts, and is valid."""
     parsed = Parsed(html)
     policy, = [meta["content"] for meta in parsed.all("meta") if "http-equiv" in meta]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

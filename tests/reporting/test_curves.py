@@ -1,4 +1,4 @@
-"""Which charts a run has, alone and among others, and what it cost."""
+"""The charts of one run and of several, and the table of time and memory."""
 
 import numpy as np
 import pytest

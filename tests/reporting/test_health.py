@@ -1,4 +1,4 @@
-"""Healthy runs are found healthy, and ill ones ill, by the curves that show it."""
+"""Healthy runs are judged healthy, and others not, by the curves that show it."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def reference(directory):
 
 
 def judge(directory, workdir, capsys):
-    """Exit code and words."""
+    """Runs the command; returns its exit code and what it printed."""
     code = command.main(["compare", "--workdir", str(workdir), "--reference", str(directory / "reference.json")])
     output = capsys.readouterr()
     return code, output.out + output.err
@@ -102,7 +102,7 @@ def test_other_settings_are_refused_by_name_and_those_of_the_machine_are_not(dir
         "sampling.cfg": 2.0})
     assert judge(directory, run, capsys)[0] == 0
     config = workdirs.config(3)
-    del config["tokenizer"]["loss"]["l1"]  # as of an earlier version: it has the default
+    del config["tokenizer"]["loss"]["l1"]  # as in an earlier version: it has the default
     (run / "config.json").write_text(json.dumps(config))
     assert judge(directory, run, capsys)[0] == 0
 

@@ -1,4 +1,4 @@
-"""A page of items: all text escaped, all pictures inside."""
+"""A page of items: all text is escaped, and all pictures are embedded."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The reference of settings, and the table that it is printed from."""
+"""The settings reference, and the table that it is printed from."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
 
 
 def test_the_reference_is_that_of_the_settings():
-    """Made again by: python -m refocus_jax.reporting.settings > docs/reference/settings.md"""
+    """To print it again: python -m refocus_jax.reporting.settings > docs/reference/settings.md"""
     assert PAGE.read_text(encoding="utf-8") == settings.markdown()
 
 

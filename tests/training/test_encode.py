@@ -20,7 +20,7 @@ from refocus_jax.training import encode
 
 @pytest.fixture(scope="module")
 def params(micro):
-    """Of random tokenizers; drawn by numpy, which is quicker than compiling an initializer."""
+    """Parameters of random tokenizers; drawn by numpy, which is faster than compiling an initializer."""
     rng, init = np.random.default_rng(0), build.tokenizer_task(micro()).init
     shapes = jax.eval_shape(init, jax.random.key(0)).params
     return jax.tree.map(lambda a: jnp.asarray(rng.uniform(0, 1, a.shape), a.dtype), shapes)
@@ -60,7 +60,7 @@ def test_a_cache_holds_the_tokens_of_every_pass(written, micro, params, source):
     assert len(cache) == 30 and len(list(written.glob("*.array_record"))) == 3
     crops = pipeline.passes(source, CropRule(8), seed=seed_of(c.seed, "encode"))
     encoder = encode.encoder(build.tokenizer(c), mesh_lib.make_mesh())
-    for start in (0, 4, 24):  # blocks of which some ends in the middle of a pass
+    for start in (0, 4, 24):  # one of these blocks ends in the middle of a pass
         rows = [crops[i] for i in range(start, start + 4)]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         tokens = encoder(params, batch)
@@ -71,7 +71,7 @@ def test_a_cache_holds_the_tokens_of_every_pass(written, micro, params, source):
 
 
 def test_the_number_of_devices_changes_no_byte(written, write, tmp_path):
-    """The other tests run on two."""
+    """The other tests run on two devices."""
     assert len(jax.local_devices()) == 2
     write(tmp_path, mesh=mesh_lib.make_mesh(jax.local_devices()[:1]))
     assert contents(tmp_path) == contents(written)
@@ -134,7 +134,7 @@ def test_a_cache_of_other_tokenizers_or_settings_is_refused(written, micro, para
     check()
     check(**{"data.source": "npz:moved"})
     check(seed=5, **{"encode.shard_size": 7, "encode.passes": 9, "data.num_workers": 3})
-    check("noteacher", {"structure": digests(params)["structure"]})  # which reads no alias tokens
+    check("noteacher", {"structure": digests(params)["structure"]})  # a run that reads no alias tokens
     for changes, said in (
             ({"data.flip": True}, "data.flip is False there and True here"),
             ({"focus.psf": "gaussian"}, "focus.psf is 'disk' there and 'gaussian' here"),

@@ -1,4 +1,4 @@
-"""What evaluators see of samples; all else they say is tested with the runs of test_experiment.py."""
+"""The samples that evaluators compare; their other results are tested with the runs of modes/test_train.py."""
 
 import numpy as np
 import pytest

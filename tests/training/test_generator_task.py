@@ -1,4 +1,4 @@
-"""Stage 2: who learns from whom, resuming, devices."""
+"""Stage 2: which losses train which parameters, resuming, devices."""
 
 import functools
 
@@ -22,7 +22,7 @@ def equal(a, b):
 
 @pytest.fixture(scope="module")
 def frozen(micro):
-    """Tokenizer parameters, random: stage 2 cannot tell."""
+    """Random tokenizer parameters, which are enough for stage 2."""
     return jax.jit(build.tokenizer_task(micro()).init)(jax.random.key(3)).params
 
 
@@ -71,7 +71,7 @@ def test_without_distillation_the_student_trains_bit_for_bit_as_plain_var(steppe
 
 
 def test_distillation_reaches_the_student(stepper, frozen, tokens):
-    """The teacher starts as the student, so its first step gives nothing, its second something."""
+    """The teacher starts equal to the student, so distillation has an effect only from the second step on."""
     _, update, state = stepper()
     _, plain_update, plain_state = stepper("noteacher")
     _, values = steps(update, state, frozen, tokens, 1)
@@ -100,7 +100,7 @@ def test_a_second_network_teaches_too(stepper, frozen, tokens):
     assert set(state.params["teacher"]) == {"alias", "network"}
     after, values = steps(update, state, frozen, tokens, 2)
     assert values["loss/logit"] > 0
-    # Every parameter of the second network trains but its own last blocks' unused outputs.
+    # All parameters of the second network train, except the unused outputs of its own last blocks.
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params["teacher"], after.params["teacher"])
     assert moved["network"]["head"]["kernel"] and moved["network"]["word_embed"]["kernel"]
 
@@ -117,7 +117,7 @@ def test_tokens_come_from_images_as_from_a_set(stepper, frozen, images):
 
 @pytest.mark.parametrize(("label_dropout", "null_learns"), [(0.0, False), (1.0, True)])
 def test_dropped_labels_train_the_null_class_alone(stepper, frozen, tokens, label_dropout, null_learns):
-    """Seen by Adam's first moments of the class embedding: which rows have had a gradient."""
+    """Adam's first moments of the class embedding show which rows have had a gradient."""
     _, update, state = stepper("noteacher", (("generator.train.label_dropout", label_dropout),))
     after, _ = steps(update, state, frozen, tokens, 1)
     learned = np.asarray(after.opt_state["student"][1].mu["class_embedding"] != 0).any(axis=1)
@@ -148,7 +148,7 @@ def test_loss_on_one_device_is_that_on_two(stepper, frozen, tokens):
 
 
 def test_parts_of_a_batch_and_what_is_computed_again_change_nothing(stepper, frozen, tokens):
-    """And the running mean is one: at first with weights 1 / 10 and 2 / 11 for what was."""
+    """The moving average first weights the previous average with 1 / 10 and 2 / 11."""
     _, update, state = stepper()
     _, other, first = stepper(None, (("generator.train.microbatches", 2), ("generator.model.remat", "products"),
                                      ("generator.train.ema_decay", 0.99)))
@@ -157,7 +157,7 @@ def test_parts_of_a_batch_and_what_is_computed_again_change_nothing(stepper, fro
     in_parts, same = steps(other, first, frozen, tokens, 1)
     for name in values:
         np.testing.assert_allclose(same[name], values[name], rtol=1e-5, atol=1e-6)
-    # Adam's first step is the sign of a gradient, and that of a gradient of nearly nothing hangs on rounding.
+    # Adam's first step is the sign of a gradient, and the sign of a tiny gradient depends on rounding.
     moments = [state.opt_state["student"][1].mu for state in (after, in_parts)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *moments)
     further, _ = steps(other, in_parts, frozen, tokens, 1)

@@ -1,4 +1,4 @@
-"""The loop with a toy task: its order, its files, and resuming bit for bit."""
+"""The loop with a toy task: the order of its steps, its files, and resuming bit for bit."""
 
 import json
 import os
@@ -30,7 +30,7 @@ class ToyState:
 
 
 class ToyTask:
-    """Follows the data and its own noise, so that a wrong batch or a wrong key shows."""
+    """Depends on the data and its own noise, so that a wrong batch or key changes the result."""
 
     name = "toy"
 
@@ -43,7 +43,7 @@ class ToyTask:
     def update(self, state, frozen, batch, key):
         noise = jax.random.normal(jax.random.fold_in(key, state.step), (3,))
         w = 0.9 * state.w + frozen * batch["x"].mean() + 0.1 * noise
-        # Every step after `nan_from` has a gradient that is no number.
+        # Every step after `nan_from` has a NaN gradient.
         w = jnp.where(state.step >= self.nan_from, jnp.nan, w)
         return ToyState(state.step + 1, {"w": w}), {"loss/total": jnp.zeros(()), "gradient_norm": jnp.sum(w**2)}
 
@@ -54,7 +54,7 @@ class Interrupt(Exception):
 
 @pytest.fixture(autouse=True)
 def no_read_ahead(monkeypatch):
-    """What happens to an example happens at its batch."""
+    """Without read-ahead, an event at an example happens when its batch is used."""
     monkeypatch.setattr(pipeline, "READ_OPTIONS", grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
 
@@ -111,7 +111,7 @@ def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tmp_path):
 
 
 def test_a_number_that_is_none_stops_the_run_before_it_is_saved(tmp_path):
-    """Steps 0 to 4 are sound, 6 would be saved."""
+    """Steps 0 to 4 are finite, and step 6 would be saved."""
     with pytest.raises(loop.NonFinite, match="toy, step 6: not finite: gradient_norm; the last good checkpoint is of "
                                              "step 3. .*toy.train.skip_nonfinite=n"):
         run(tmp_path, 10, nan_from=5)
@@ -122,7 +122,7 @@ def test_a_number_that_is_none_stops_the_run_before_it_is_saved(tmp_path):
 
 
 def test_steps_that_are_not_finite_can_be_skipped(tmp_path):
-    """Of the last two steps nothing but their number is left."""
+    """The last two steps change only the step count."""
     skipped, _ = run(tmp_path / "skipped", 10, nan_from=8, skip_nonfinite=2)
     assert int(skipped.step) == 10
     straight, _ = run(tmp_path / "straight", 8)

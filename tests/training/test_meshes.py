@@ -1,4 +1,4 @@
-"""Eight simulated devices give the losses of one, however they are arranged."""
+"""Eight simulated devices, in any arrangement, give the same losses as one."""
 
 import json
 import subprocess

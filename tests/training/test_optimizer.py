@@ -1,4 +1,4 @@
-"""Schedules and decay by name."""
+"""Schedules, and weight decay by parameter name."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_decay_goes_by_name_not_by_rank():
 
 
 def test_weight_decay_follows_its_half_cosine():
-    """With zero gradients the update is the decay alone: -lr * wd(step) * parameter."""
+    """With zero gradients the update is only the weight decay: -lr * wd(step) * parameter."""
     settings = optimizer.OptimizerSettings(1.0, weight_decay=0.05, weight_decay_end=0.08, warmup=0.0, flat=1.0)
     rule = optimizer.make(settings, 4)
     params = {"kernel": jnp.ones((2,)), "bias": jnp.ones((2,))}

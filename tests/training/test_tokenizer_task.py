@@ -26,7 +26,7 @@ def stepper(micro, images):
     @functools.cache
     def make(argument=None, changes=()):
         c = micro(argument)
-        c.tokenizer.train.steps = 60  # so that the learning rate does not fall at once
+        c.tokenizer.train.steps = 60  # so that the learning rate does not fall immediately
         for name, value in changes:
             c.update_from_flattened_dict({name: value})
         task = build.tokenizer_task(c)
@@ -123,7 +123,7 @@ def test_shared_streams_have_one_network(stepper):
 
 
 class OneStage(nn.Module):
-    """The least of a perceptual network."""
+    """The smallest perceptual network."""
 
     @nn.compact
     def stages(self, pixels_bhwc):
@@ -145,7 +145,7 @@ def perceptive(stepper):
 
 @pytest.fixture(scope="module")
 def on_devices(perceptive, images):
-    """on_devices(count, network) -> what one step on so many devices reports; and the jitted updates by count."""
+    """on_devices(count, network) -> the values of one step on `count` devices; and the jitted updates by count."""
     task, _, state = perceptive
     meshes = {count: mesh_lib.make_mesh(jax.devices()[:count]) for count in (1, 2)}
     updates = {count: jax.jit(mesh_lib.on_mesh(mesh, task.update)) for count, mesh in meshes.items()}
@@ -178,7 +178,7 @@ def test_loss_on_one_device_is_that_on_two(perceptive, on_devices):
 
 @pytest.fixture(scope="module")
 def perceptual_terms(perceptive, images):
-    """Of one batch, once the adversary has started: what the loss makes of it, and what it is by definition."""
+    """The adaptive weight of one batch after the adversarial loss has begun: from the task and by its definition."""
     task, (network, _), state = perceptive
     state, image, key = state.replace(step=jnp.int32(2)), tokenizer_task.to_unit_range(images[:4]), jax.random.key(2)
     params = {name: value for name, value in state.params.items() if name != "residual_std"}
@@ -233,14 +233,14 @@ def test_without_weight_a_perceptual_network_is_none(stepper, images):
 
 
 def test_parts_of_a_batch_change_nothing(stepper, images):
-    """Without noise, which is drawn for each part, nor an alias stream, whose scale is each part's own."""
+    """Without noise, which differs between parts, and without alias stream, whose scale does too."""
     quiet = (("focus.noise_first", 0.0), ("focus.noise_last", 0.0))
     _, update, state = stepper("var", quiet)
     _, other, first = stepper("var", (*quiet, ("tokenizer.train.microbatches", 2)))
     (_, values), (_, same) = (steps(f, s, images, 3) for f, s in ((update, state), (other, first)))
     assert values[2]["loss/discriminator"] > 0  # it has started
     for name in ("loss/reconstruction", "loss/vq", "latent_rms", "dead_codes/structure"):
-        for i in range(3):  # rounding is enough to change a code, and what follows from it
+        for i in range(3):  # rounding can change a code, and then all that depends on it
             np.testing.assert_allclose(same[i][name], values[i][name], rtol=1e-2 if i else 1e-5, err_msg=name)
     np.testing.assert_allclose(same[2]["loss/discriminator"], values[2]["loss/discriminator"], rtol=1e-2)
     # The weight of the adversarial term is a ratio of gradients, of each part.

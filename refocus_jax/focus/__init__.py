@@ -1,4 +1,7 @@
-"""Optics: resampling matrices, point-spread functions, radius schedules and focus views. Knows no network."""
+"""Optics: resampling matrices, point-spread functions, radius schedules and focus views.
+
+Nothing in this room depends on a neural network.
+"""
 
 from refocus_jax.focus.psf import blur, disk_kernel, gaussian_kernel
 from refocus_jax.focus.schedule import GRID_SIZES, noise_stds, radii

@@ -1,4 +1,7 @@
-"""Point-spread functions: kernels that sum to one, continuous in their radius, and the blur that applies them."""
+"""Point-spread functions (PSFs) and the blur that applies them.
+
+The kernels sum to one and are continuous in their radius.
+"""
 
 import functools
 import math
@@ -10,7 +13,7 @@ import numpy as np
 from refocus_jax.focus import resample
 
 PSFS = ("disk", "gaussian", "none")
-# "auto" is "matrices", which costs less on CPUs, TPUs and GPUs alike (docs/measurements/speed.md).
+# "auto" means "matrices", which is faster on CPUs, TPUs and GPUs (docs/measurements/speed.md).
 IMPLEMENTATIONS = ("auto", "matrices", "convolution")
 
 
@@ -20,10 +23,14 @@ def _check_radius(radius: float) -> None:
 
 
 def _quadrant_area(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Area of the disk inside [0, x] x [0, y], odd in x and in y, so that differences give any rectangle."""
+    """Area of the disk inside [0, x] x [0, y].
+
+    It is odd in x and in y, so that the area in any rectangle is a sum of differences.
+    """
     sign = np.sign(x) * np.sign(y)
     x, y = np.minimum(np.abs(x), radius), np.minimum(np.abs(y), radius)
-    # Up to here the rectangle's top edge is inside the disk. (numpy's square and Python's may differ in the last bit.)
+    # Up to `corner` the rectangle's top edge is inside the disk. The maximum guards against a negative root, because
+    # the squares of numpy and of Python may differ in the last bit.
     corner = np.minimum(x, np.sqrt(np.maximum(radius**2 - y**2, 0)))
 
     def under_arc(t):
@@ -37,11 +44,11 @@ def disk_kernel(radius: float) -> np.ndarray:
     """Defocus PSF of a circular aperture: each tap is the exact area of the disk inside that pixel.
 
     Args:
-      radius: of the disk, in pixels, >= 0.
+      radius: Radius of the disk in pixels, >= 0.
 
     Returns:
-      (n, n) float32, n odd, sums to one. It tends to a delta as the radius tends to zero, and at 0 it is [[1]].
-      The first null of its spectrum lies at 0.61 / radius cycles per pixel.
+      The kernel, (n, n) float32 with n odd, which sums to one. It tends to a delta as the radius tends to zero, and
+      for radius 0 it is [[1]]. The first null of its spectrum lies at 0.61 / radius cycles per pixel.
     """
     _check_radius(radius)
     half = max(0, math.ceil(radius - 0.5))
@@ -55,7 +62,14 @@ def disk_kernel(radius: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def gaussian_kernel(radius: float) -> np.ndarray:
-    """Gaussian with the second moment of the disk of that radius (sigma = radius / 2), integrated over pixels."""
+    """Gaussian PSF, integrated over pixels.
+
+    Args:
+      radius: Radius in pixels of the disk with the same second moment, >= 0: sigma is radius / 2.
+
+    Returns:
+      The kernel, (n, n) float32 with n odd, which sums to one. For radius 0 it is [[1]].
+    """
     _check_radius(radius)
     half = math.ceil(2 * radius)  # four sigma
     if half == 0:
@@ -72,9 +86,11 @@ def _kernel(psf: str, radius: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _separated(psf: str, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """A PSF as a sum of outer products, exact to float32: coefficients (r,) and taps (r, n), both float64.
+    """Writes a PSF as a sum of outer products of its eigenvectors, exact to float32.
 
-    Its eigenvectors: r <= (n + 1) / 2, since kernels look the same from all four sides, and 1 for a Gaussian.
+    Returns:
+      The coefficients (r,) and the taps (r, n), both float64. r is at most (n + 1) / 2, since kernels look the same
+      from all four sides, and 1 for a Gaussian.
     """
     values, vectors = np.linalg.eigh(_kernel(psf, radius).astype(np.float64))
     counts = np.abs(values) > 1e-8 * np.abs(values).max()
@@ -82,7 +98,7 @@ def _separated(psf: str, radius: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _convolutions(taps: np.ndarray, side: int) -> np.ndarray:
-    """Taps (r, n), n odd, as matrices (r, side, side) that convolve a row of samples with reflected borders."""
+    """Matrices (r, side, side) that convolve a row of samples with the taps (r, n), n odd, reflected at the borders."""
     half = taps.shape[1] // 2
     reflected = np.pad(np.arange(side), half, mode="reflect")
     matrices, rows = np.zeros((len(taps), side, side)), np.arange(side)
@@ -93,16 +109,25 @@ def _convolutions(taps: np.ndarray, side: int) -> np.ndarray:
 
 def blur(image_bhwc: jax.Array, psf: str, radius: float, side: int | None = None, downsample: str = "bilinear",
          implementation: str = "auto") -> jax.Array:
-    """Convolves each channel with the PSF of `radius` pixels, borders reflected; radius 0 returns the input itself.
+    """Blurs each channel with a PSF, with reflected borders, and resamples the result if asked to.
 
-    Then resamples to `side`, if it is given (see `resample.resize`). All of it is linear.
+    Both steps are linear.
 
     Args:
-      implementation: "convolution" is `jax.lax`'s, of single channels. "matrices" does blur and reduction at once, as a
-        short sum of separable matrices. They agree to float32's rounding.
+      image_bhwc: Images, (b, h, w, c).
+      psf: One of `PSFS`.
+      radius: Radius of the PSF in pixels. Radius 0 does not blur.
+      side: Side to resample to after the blur (see `resample.resize`); None keeps the size.
+      downsample: Resampling operator, one of `resample.MATRICES`.
+      implementation: "convolution" uses the convolution of `jax.lax` on single channels. "matrices" does blur and
+        reduction at once, as a short sum of separable matrices. The two agree up to float32 rounding. "auto" means
+        "matrices".
+
+    Returns:
+      The blurred images. Without blur and `side` they are the input itself.
 
     Raises:
-      ValueError: an unknown PSF or implementation, or the PSF's support does not fit into the image's reflection.
+      ValueError: The PSF or the implementation is unknown, or the PSF is too large for the reflection of the image.
     """
     if psf not in PSFS:
         raise ValueError(f"focus.psf is {psf!r}; choose one of {PSFS}")
@@ -127,7 +152,10 @@ def blur(image_bhwc: jax.Array, psf: str, radius: float, side: int | None = None
 
 
 def _convolve(image_bhwc: jax.Array, kernel: np.ndarray) -> jax.Array:
-    """Each channel with a kernel (n, n), n odd, borders reflected; channels as images of one channel each."""
+    """Convolves each channel with a kernel (n, n), n odd, with reflected borders.
+
+    Channels are treated as separate images of one channel.
+    """
     (b, h, w, c), half = image_bhwc.shape, kernel.shape[0] // 2
     planes = jnp.moveaxis(image_bhwc, -1, 1).reshape(b * c, h, w, 1)
     planes = jnp.pad(planes, ((0, 0), (half, half), (half, half), (0, 0)), mode="reflect")

@@ -1,6 +1,6 @@
-"""Resampling as constant matrices: every operator here is linear, separable and exact in float32.
+"""Resampling with constant matrices: every operator here is linear, separable and exact in float32.
 
-A matrix has shape (m, n) and maps n samples to m. Rows sum to one.
+A matrix has shape (m, n) and maps n samples to m samples. Its rows sum to one.
 """
 
 import functools
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CUBIC_A = -0.75  # the Keys coefficient of PyTorch's bicubic, which VAR uses; jax.image.resize has -0.5
+CUBIC_A = -0.75  # the Keys coefficient of PyTorch's bicubic operator, which VAR uses; jax.image.resize uses -0.5
 
 
 @functools.cache
@@ -23,7 +23,10 @@ def area_matrix(n: int, m: int) -> np.ndarray:
 
 
 def _interpolation_matrix(n: int, m: int, weight, support: int) -> np.ndarray:
-    """Interpolation with half-pixel centres, borders clamped and no anti-aliasing; `weight(distance)` in samples."""
+    """Interpolation with half-pixel centres, clamped borders and no anti-aliasing.
+
+    `weight(distance)` is the interpolation kernel, with the distance in samples; it is zero beyond `support`.
+    """
     matrix = np.zeros((m, n))
     for i in range(m):
         centre = (i + 0.5) * n / m - 0.5
@@ -35,13 +38,13 @@ def _interpolation_matrix(n: int, m: int, weight, support: int) -> np.ndarray:
 
 @functools.cache
 def bilinear_matrix(n: int, m: int) -> np.ndarray:
-    """Bilinear interpolation with half-pixel centres; down-sampling with it aliases."""
+    """Bilinear interpolation with half-pixel centres. Down-sampling with it aliases."""
     return _interpolation_matrix(n, m, lambda t: max(0.0, 1.0 - t), support=1)
 
 
 @functools.cache
 def bicubic_matrix(n: int, m: int) -> np.ndarray:
-    """Keys' bicubic with A = -0.75, half-pixel centres, clamped borders, no anti-aliasing (PyTorch's)."""
+    """Keys' bicubic interpolation as in PyTorch: A = -0.75, half-pixel centres, clamped borders, no anti-aliasing."""
 
     def weight(t: float) -> float:
         if t <= 1:
@@ -65,9 +68,9 @@ MATRICES = {"area": area_matrix, "bilinear": bilinear_matrix, "bicubic": bicubic
 
 
 def separable(image_bhwc: jax.Array, vertical: jax.Array | None, horizontal: jax.Array | None) -> jax.Array:
-    """Applies one matrix along the height and one along the width; None leaves its axis as it is.
+    """Applies one matrix along the height and one along the width; None leaves that axis unchanged.
 
-    Runs in float32 at the highest precision: TF32 or bfloat16 passes would change tokens.
+    The products run in float32 at the highest precision, because TF32 or bfloat16 would change tokens.
     """
     if vertical is not None:
         image_bhwc = jnp.einsum("yh,bhwc->bywc", vertical, image_bhwc, precision=jax.lax.Precision.HIGHEST)
@@ -77,13 +80,25 @@ def separable(image_bhwc: jax.Array, vertical: jax.Array | None, horizontal: jax
 
 
 def sum_of_separable(image_bhwc: jax.Array, vertical_ryh: jax.Array, horizontal_rxw: jax.Array) -> jax.Array:
-    """The sum over r of `separable` with the r-th matrices of both stacks."""
+    """Sums the results of `separable` over r, with the r-th matrix of each stack."""
     rows = jnp.einsum("ryh,bhwc->brywc", vertical_ryh, image_bhwc, precision=jax.lax.Precision.HIGHEST)
     return jnp.einsum("rxw,brywc->byxc", horizontal_rxw, rows, precision=jax.lax.Precision.HIGHEST)
 
 
 def resize(image_bhwc: jax.Array, side: int | tuple[int, int], operator: str) -> jax.Array:
-    """Resamples the two spatial axes to `side` with one of MATRICES; equal sizes return the input itself."""
+    """Resamples the two spatial axes.
+
+    Args:
+      image_bhwc: Images, (b, h, w, c).
+      side: New height and width, or one number for both. If nothing changes, the input itself is returned.
+      operator: One of `MATRICES`.
+
+    Returns:
+      The resampled images.
+
+    Raises:
+      ValueError: The operator is unknown.
+    """
     if operator not in MATRICES:
         raise ValueError(f"resampling operator {operator!r} is unknown; choose one of {sorted(MATRICES)}")
     sides = (side, side) if isinstance(side, int) else side

@@ -1,12 +1,14 @@
-"""The frequency side of down-sampling (section 3.4): ideal anti-aliasing filters and spectral folding.
+"""Down-sampling in the frequency domain (section 3.4): ideal anti-aliasing filters and spectral folding.
 
-`passband`, `ideal_lowpass` and `fold` are of periodic images, as Eqs. 6-8 are: `fft2` over the two spatial axes. The
-periodic filter is the fourth PSF of the design; it rings in space, so it serves tests, not to make views for training.
+`passband`, `ideal_lowpass` and `fold` treat images as periodic, as Eqs. 6-8 do: they use `fft2` over the two spatial
+axes. The periodic filter is the fourth PSF of the design. It rings in space, so tests use it, but no training views
+are made with it.
 
-`cosine_lowpass` measures real images. A periodic image jumps from its right border to its left one, and the spectrum
-of that jump would pass for detail above the Nyquist rate. Cosines are the spectrum of the image mirrored at its
-borders, as views see it, which has no jump. They also fit any factor: of n cosines, frequencies 0, 1/2n, 2/2n, ...
-cycles per pixel, exactly the first m lie below the Nyquist rate m/2n of m samples, whether or not m divides n.
+`cosine_lowpass` is for measurements on real images. A periodic image jumps from its right border to its left one, and
+the spectrum of that jump would be mistaken for detail above the Nyquist rate. The cosine transform is the spectrum of
+the image mirrored at its borders, as views see it, which has no jump. It also works with any factor: of n cosines with
+frequencies 0, 1/2n, 2/2n, ... cycles per pixel, exactly the first m lie below the Nyquist rate m/2n of m samples,
+whether or not m divides n.
 """
 
 import functools
@@ -19,7 +21,14 @@ from refocus_jax.focus.resample import separable
 
 
 def passband(side: int, factor: int) -> np.ndarray:
-    """(side,) bool: the frequencies of `fft` strictly below the Nyquist rate of a grid `factor` times coarser.
+    """Marks the frequencies of `fft` strictly below the Nyquist rate of a grid that is `factor` times coarser.
+
+    Args:
+      side: Number of samples.
+      factor: Down-sampling factor, a divisor of `side`.
+
+    Returns:
+      A mask, (side,) bool.
 
     Raises:
       ValueError: `factor` does not divide `side`.
@@ -30,9 +39,10 @@ def passband(side: int, factor: int) -> np.ndarray:
 
 
 def ideal_lowpass(image_bhwc: jax.Array, factor: int) -> jax.Array:
-    """Keeps what lies strictly below the Nyquist rate of the grid that is `factor` times coarser (H_k of section 3.4).
+    """Keeps the frequencies strictly below the Nyquist rate of a grid `factor` times coarser (H_k of section 3.4).
 
-    Linear and idempotent; `image - ideal_lowpass(image)` is what down-sampling by `factor` folds into the baseband.
+    The filter is linear and idempotent. `image - ideal_lowpass(image, factor)` is the part that down-sampling by
+    `factor` folds into the baseband.
     """
     keep_h, keep_w = (jnp.asarray(passband(n, factor)) for n in image_bhwc.shape[1:3])
     spectrum = jnp.fft.fft2(image_bhwc, axes=(1, 2))
@@ -43,7 +53,7 @@ def ideal_lowpass(image_bhwc: jax.Array, factor: int) -> jax.Array:
 def fold(spectrum_bhwc: jax.Array, factor: int) -> jax.Array:
     """Spectrum of the image point-sampled by `factor` (Eq. 6 in two dimensions, for any integer factor).
 
-    Sums the factor^2 shifted copies of the spectrum, divided by their number.
+    It is the mean of the factor^2 shifted copies of the spectrum.
     """
     b, h, w, c = spectrum_bhwc.shape
     if h % factor or w % factor:
@@ -54,7 +64,7 @@ def fold(spectrum_bhwc: jax.Array, factor: int) -> jax.Array:
 
 @functools.cache
 def cosine_matrix(side: int) -> np.ndarray:
-    """(side, side) float64: row k is the k-th orthonormal cosine (DCT-II), of k / (2 side) cycles per pixel."""
+    """Matrix of the orthonormal DCT-II, (side, side) float64: row k is the cosine of k / (2 side) cycles per pixel."""
     k, i = np.arange(side)[:, None], np.arange(side)[None, :]
     matrix = np.sqrt(2 / side) * np.cos(np.pi * k * (i + 0.5) / side)
     matrix[0] /= np.sqrt(2)
@@ -62,15 +72,23 @@ def cosine_matrix(side: int) -> np.ndarray:
 
 
 def cosine_spectrum(image_bhwc: jax.Array) -> jax.Array:
-    """Coefficients of orthonormal cosines in both axes, of the image's shape; their energy is the image's."""
+    """Coefficients of the orthonormal DCT-II in both axes, with the shape and the energy of the image."""
     vertical, horizontal = (jnp.asarray(cosine_matrix(n), jnp.float32) for n in image_bhwc.shape[1:3])
     return separable(image_bhwc, vertical, horizontal)
 
 
 def cosine_lowpass(image_bhwc: jax.Array, side: int) -> jax.Array:
-    """The part of an image that side x side samples can hold: its cosines below their Nyquist rate, in both axes.
+    """The part of an image that side x side samples can hold: the cosines below their Nyquist rate in both axes.
 
-    Linear and idempotent; `image - cosine_lowpass(image, side)` is what a view of that side can show only as aliases.
+    The filter is linear and idempotent. `image - cosine_lowpass(image, side)` is the part that a view of that side can
+    show only as aliases.
+
+    Args:
+      image_bhwc: Images, (b, h, w, c).
+      side: Side of the sample grid, at most the smaller side of the image.
+
+    Returns:
+      The filtered images, with unchanged shape.
 
     Raises:
       ValueError: `side` is larger than the image.

@@ -1,6 +1,7 @@
-"""Focus views (Eqs. 1-4): what every scale's token map describes."""
+"""Focus views (Eqs. 1-4): the images that the token map of each scale describes."""
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -14,11 +15,17 @@ DOWNSAMPLERS = ("bilinear", "stride", "area")
 
 
 class View(NamedTuple):
-    """The three views of one scale, each (b, s, s, 3) at side s = stride * grid size."""
+    """The three views of one scale, each (b, s, s, 3) with side s = stride * grid size.
 
-    focused: jax.Array  # L_k: blurred, then reduced (plus noise while the tokenizers train)
-    downsampled: jax.Array  # D_k: reduced without blur, aliased
-    residual: jax.Array  # A_k = D_k - L_k
+    Attributes:
+      focused: L_k, the image blurred, then reduced (plus noise while the tokenizers train).
+      downsampled: D_k, the image reduced without blur, hence aliased.
+      residual: A_k = D_k - L_k.
+    """
+
+    focused: jax.Array
+    downsampled: jax.Array
+    residual: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +33,15 @@ class Pyramid:
     """Geometry and optics of a focus pyramid.
 
     Attributes:
-      grid_sizes: sides p_k of the token maps, coarse to fine.
-      stride: down-sampling f of the tokenizer; view k has side f p_k, the last one is the image.
-      rho_max: largest PSF radius, in pixels of the image.
+      grid_sizes: Sides p_k of the token maps, coarse to fine.
+      stride: Down-sampling factor f of the tokenizer. View k has side f p_k; the last view is the image.
+      rho_max: Largest PSF radius, in pixels of the image.
       psf: 'disk', 'gaussian' or 'none'.
       schedule: 'cosine' or 'nyquist' (see `schedule.radii`).
-      downsample: 'bilinear', 'stride' or 'area', for L and D alike.
-      noise_first, noise_last: beta of the coarsest and the finest scale.
-      implementation: of the blur, 'auto', 'matrices' or 'convolution' (see `psf.blur`).
+      downsample: 'bilinear', 'stride' or 'area', for both L and D.
+      noise_first: Standard deviation beta of the noise at the coarsest scale.
+      noise_last: Standard deviation beta of the noise at the finest scale.
+      implementation: How the blur is computed: 'auto', 'matrices' or 'convolution' (see `psf.blur`).
     """
 
     grid_sizes: tuple[int, ...]
@@ -49,7 +57,7 @@ class Pyramid:
     def __post_init__(self):
         grids = tuple(int(p) for p in self.grid_sizes)
         object.__setattr__(self, "grid_sizes", grids)
-        if len(grids) < 2 or grids[0] < 1 or any(a >= b for a, b in zip(grids, grids[1:], strict=False)):
+        if len(grids) < 2 or grids[0] < 1 or any(a >= b for a, b in itertools.pairwise(grids)):
             raise ValueError(f"grid_sizes are {grids}; give at least two sides, positive and strictly increasing")
         if self.psf not in psf_lib.PSFS:
             raise ValueError(f"focus.psf is {self.psf!r}; choose one of {psf_lib.PSFS}")
@@ -58,23 +66,24 @@ class Pyramid:
         if self.implementation not in psf_lib.IMPLEMENTATIONS:
             raise ValueError(f"focus.implementation is {self.implementation!r}; choose one of "
                              f"{psf_lib.IMPLEMENTATIONS}")
-        self.radii()  # raises on what the schedule does not accept
+        self.radii()  # raises an error on values that the schedule does not accept
 
     @property
     def image_size(self) -> int:
+        """Side of the image in pixels."""
         return self.stride * self.grid_sizes[-1]
 
     @property
     def downsample_factors(self) -> np.ndarray:
-        """s_k = image side / view side; not always integers."""
+        """Factors s_k = image side / view side, which are not always integers."""
         return self.grid_sizes[-1] / np.asarray(self.grid_sizes, np.float64)
 
     def radii(self) -> np.ndarray:
-        """Radius per scale, pixels."""
+        """PSF radius of each scale, in pixels of the image."""
         return schedule.radii(len(self.grid_sizes), self.rho_max, self.schedule, self.downsample_factors)
 
     def view(self, image_bhwc: jax.Array, scale: int, key: jax.Array | None = None) -> View:
-        """The views of one scale, 0 is the coarsest; see `views`."""
+        """The views of one scale, where 0 is the coarsest; see `views`."""
         size = self.image_size
         if image_bhwc.ndim != 4 or image_bhwc.shape[1:3] != (size, size):
             raise ValueError(f"image has shape {image_bhwc.shape}; stride {self.stride} and grid_sizes "
@@ -90,17 +99,25 @@ class Pyramid:
         return View(focused, downsampled, downsampled - focused)
 
     def views(self, image_bhwc: jax.Array, key: jax.Array | None = None) -> list[View]:
-        """The K views of an image in [-1, 1], coarse to fine; with a key, noise beta_k is added to L_k.
+        """The views of all K scales, coarse to fine.
 
-        Linear in the image when there is no key. At the last scale L = D = image, so A is the noise alone.
+        Without a key they are linear in the image. At the last scale L = D = image before the noise, so A is the
+        (negative) noise alone.
+
+        Args:
+          image_bhwc: Images in [-1, 1], (b, image_size, image_size, c).
+          key: With a key, noise with standard deviation beta_k is added to L_k.
+
+        Returns:
+          One `View` for each scale.
 
         Raises:
-          ValueError: the image is not (b, image_size, image_size, c).
+          ValueError: The image has another shape.
         """
         return [self.view(image_bhwc, scale, key) for scale in range(len(self.grid_sizes))]
 
 
 def views(image_bhwc: jax.Array, *, grid_sizes, stride: int, rho_max: float, psf: str = "disk",
           schedule: str = "cosine", downsample: str = "bilinear", key: jax.Array | None = None) -> list[View]:
-    """Focus views of an image (b, h, w, c) in [-1, 1]: see `Pyramid`, of which this is the one-call form."""
+    """Focus views of images (b, h, w, c) in [-1, 1], in one call. The arguments are those of `Pyramid`."""
     return Pyramid(tuple(grid_sizes), stride, rho_max, psf, schedule, downsample).views(image_bhwc, key)

@@ -1,1 +1,4 @@
-"""Networks as flax.linen modules and pure functions of their parameters. No input or output."""
+"""Networks as flax.linen modules and pure functions of their parameters.
+
+Nothing in this room reads or writes files.
+"""

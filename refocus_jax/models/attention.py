@@ -1,13 +1,14 @@
-"""Attention of the generator: over the prefix of scales that a query may see. Queries arrive scaled.
+"""Attention of the generator, over the prefix of scales that a query may see. Queries arrive already scaled.
 
-One function, `attention`, in three implementations that agree:
-  prefix   dense products over static slices: every platform
+The function `attention` has three implementations with the same results up to rounding:
+  prefix   dense products over static slices, for every platform
   splash   one Pallas kernel for TPUs, which keeps no logits in memory
-  cudnn    cuDNN's flash attention for GPUs, likewise, slice by slice; bfloat16 alone
+  cudnn    cuDNN's flash attention for GPUs, slice by slice, which keeps no logits in memory either; 16-bit types only
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +21,19 @@ CUDNN_MAX_HEAD_DIM = 128
 
 
 def scale_offsets(grid_sizes: Sequence[int]) -> tuple[int, ...]:
-    """First token of every scale in the flat sequence, and the total length at the end: K + 1 integers."""
+    """Index of the first token of each scale in the flat sequence, then the total length: K + 1 integers."""
     return (0, *(int(n) for n in np.cumsum(np.square(np.asarray(grid_sizes)))))
 
 
-# A CPU goes through its attention logits several times: beyond its caches it does better one sequence at a time.
+# A CPU passes over the attention logits several times. Above this size, which exceeds its caches, it is faster to
+# process one sequence at a time.
 _CPU_LOGITS_BYTES = 1 << 24
-# Accelerators have memory for one head's logits where those of all heads of a sequence take more than this.
+# Where the logits of all heads of a sequence take more than this, accelerators hold those of one head at a time.
 _HEADS_LOGITS_BYTES = 1 << 28
 
 
 def dense_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array) -> jax.Array:
-    """softmax(q k) v, with the softmax in float32: (b, n, l, h). Every query sees every key."""
+    """Attention of every query to every key: softmax(q k) v, (b, n, l, h), with the softmax in float32."""
     batch, heads, queries, _ = q_bnlh.shape
     logits_bytes = 4 * heads * queries * k_bnmh.shape[2]  # of one sequence
     if batch * logits_bytes <= _CPU_LOGITS_BYTES:
@@ -45,9 +47,9 @@ def dense_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array) -> 
 
 
 def _head_by_head(q_bnlh, k_bnmh, v_bnmh):
-    """Only one head's logits are ever in memory, computed once more for the gradient.
+    """Attention with the logits of one head at a time in memory; the gradient computes them again.
 
-    Over heads, since the examples of a batch may lie on several devices.
+    It loops over heads because the examples of a batch may lie on several devices.
     """
     heads_first = tuple(jnp.moveaxis(x, 1, 0)[:, :, None] for x in (q_bnlh, k_bnmh, v_bnmh))
     out_nb1lh = jax.lax.map(jax.checkpoint(lambda head: _attention(*head)), heads_first)
@@ -57,23 +59,33 @@ def _head_by_head(q_bnlh, k_bnmh, v_bnmh):
 def _attention(q_bnlh, k_bnmh, v_bnmh):
     logits = jnp.einsum("bnlh,bnmh->bnlm", q_bnlh, k_bnmh, preferred_element_type=jnp.float32)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    # Divided after the second product, which has far fewer numbers than there are weights.
+    # Divide after the second product, because its result has far fewer numbers than the weights.
     out = jnp.einsum("bnlm,bnmh->bnlh", weights.astype(v_bnmh.dtype), v_bnmh, preferred_element_type=jnp.float32)
     return (out / weights.sum(axis=-1, keepdims=True)).astype(v_bnmh.dtype)
 
 
 def attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_offsets: Sequence[int],
               key_ends: Sequence[int], implementation: str = "prefix") -> jax.Array:
-    """Scale-causal attention: queries query_offsets[i] ... query_offsets[i + 1] see the keys before key_ends[i].
+    """Scale-causal attention: each group of consecutive queries sees a prefix of the keys.
+
+    Args:
+      q_bnlh: Queries, already scaled.
+      k_bnmh: Keys.
+      v_bnmh: Values.
+      query_offsets: Where each group of queries starts, and where the last one ends: group i is
+        query_offsets[i] ... query_offsets[i + 1] - 1.
+      key_ends: For each group, how many keys it sees.
+      implementation: One of `IMPLEMENTATIONS`.
 
     Returns:
-      (b, n, l, h). The softmax is in float32.
+      The result, (b, n, l, h). The softmax is in float32.
 
     Raises:
-      ValueError: an unknown implementation, or not one end per group of queries.
+      ValueError: The implementation is unknown, or there is not one key end per group of queries.
     """
-    attend = {"prefix": prefix_attention, "splash": splash_attention,
-              "cudnn": functools.partial(prefix_attention, dense=cudnn_attention)}
+    attend: dict[str, Callable[..., jax.Array]] = {
+        "prefix": prefix_attention, "splash": splash_attention,
+        "cudnn": functools.partial(prefix_attention, dense=cudnn_attention)}
     if implementation not in attend:
         raise ValueError(f"attention is {implementation!r}; choose one of {IMPLEMENTATIONS}")
     return attend[implementation](q_bnlh, k_bnmh, v_bnmh, query_offsets, key_ends)
@@ -81,45 +93,72 @@ def attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_off
 
 def prefix_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_offsets: Sequence[int],
                      key_ends: Sequence[int], dense: Callable = dense_attention) -> jax.Array:
-    """`attention` without a mask: static slices, so that no masked product is ever computed."""
+    """Computes `attention` on static slices instead of with a mask, so that no masked product is computed.
+
+    Args:
+      q_bnlh: As in `attention`.
+      k_bnmh: As in `attention`.
+      v_bnmh: As in `attention`.
+      query_offsets: As in `attention`.
+      key_ends: As in `attention`.
+      dense: Function of queries, keys and values for attention without a mask.
+
+    Returns:
+      The result, (b, n, l, h).
+    """
     parts = [dense(q_bnlh[:, :, start:stop], k_bnmh[:, :, :end], v_bnmh[:, :, :end])
              for start, stop, end in zip(query_offsets[:-1], query_offsets[1:], key_ends, strict=True)]
     return jnp.concatenate(parts, axis=2)
 
 
-# With fewer queries there is little to gain from a kernel.
+# With fewer queries a kernel saves little.
 _CUDNN_MIN_QUERIES = 64
 
 
 def cudnn_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array,
-                    implementation: str = "cudnn") -> jax.Array:
-    """`dense_attention` by cuDNN, where there are queries enough; for heads that `cudnn_fits`.
+                    implementation: Literal["xla", "cudnn"] = "cudnn") -> jax.Array:
+    """Computes `dense_attention` with cuDNN if there are enough queries.
 
     Args:
-      implementation: of `jax.nn.dot_product_attention`.
+      q_bnlh: Queries, already scaled. `cudnn_fits` must accept their heads and dtype.
+      k_bnmh: Keys.
+      v_bnmh: Values.
+      implementation: Implementation of `jax.nn.dot_product_attention`; tests use "xla".
+
+    Returns:
+      The result, (b, n, l, h).
     """
     queries, keys = q_bnlh.shape[2], k_bnmh.shape[2]
     if queries < _CUDNN_MIN_QUERIES:
         return dense_attention(q_bnlh, k_bnmh, v_bnmh)
-    # jax refuses to differentiate odd lengths: one token more is there, and is not looked at.
+    # JAX refuses to differentiate odd lengths, so they are padded by one token, which no query sees.
     q, k, v = (jnp.swapaxes(_pad_tokens(x, 2), 1, 2) for x in (q_bnlh, k_bnmh, v_bnmh))
-    seen = {} if keys % 2 == 0 else {"key_value_seq_lengths": jnp.full((q.shape[0],), keys, jnp.int32)}
-    out = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation=implementation, **seen)
+    lengths_b = None if keys % 2 == 0 else jnp.full((q.shape[0],), keys, jnp.int32)
+    out = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation=implementation,
+                                       key_value_seq_lengths=lengths_b)
     return jnp.swapaxes(out, 1, 2)[:, :, :queries]
 
 
 def cudnn_fits(head_dim: int, dtype: jnp.dtype) -> bool:
-    """Whether cuDNN's attention takes such heads, on all GPUs that have it."""
+    """Whether cuDNN's attention supports such heads on every GPU that has it."""
     return head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM and dtype in (jnp.bfloat16, jnp.float16)
 
 
 def choose_implementation(name: str, platform: str, head_dim: int, dtype: jnp.dtype) -> str:
-    """The implementation for devices of a platform ('cpu', 'gpu' or 'tpu').
+    """Chooses the attention implementation for a platform.
 
-    The name 'auto' means 'prefix' everywhere: neither Splash nor cuDNN's attention has run on its own hardware yet.
+    Args:
+      name: The setting `generator.model.attention`: one of `IMPLEMENTATIONS`, or 'auto', which means 'prefix'
+        everywhere, because neither Splash nor cuDNN's attention has run on its own hardware yet.
+      platform: 'cpu', 'gpu' or 'tpu'.
+      head_dim: Dimension of the attention heads.
+      dtype: Compute dtype.
+
+    Returns:
+      One of `IMPLEMENTATIONS`.
 
     Raises:
-      ValueError: one that does not work there.
+      ValueError: The name is unknown, or the implementation does not work on the platform or with such heads.
     """
     fits = cudnn_fits(head_dim, dtype)
     if name == "auto":
@@ -137,26 +176,34 @@ def choose_implementation(name: str, platform: str, head_dim: int, dtype: jnp.dt
     return name
 
 
-_SPLASH_TILE = 128  # lengths and blocks are multiples of it
+_SPLASH_TILE = 128  # sequence lengths and blocks are multiples of it
 _SPLASH_MAX_BLOCK = 512
 
 
 def splash_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_offsets: Sequence[int],
                      key_ends: Sequence[int], interpret: bool = False) -> jax.Array:
-    """`attention` by the Splash kernel, which skips the blocks that no query sees.
+    """Computes `attention` with the Splash kernel, which skips the blocks that no query sees.
 
     On several devices it must run under their mesh (`runtime.mesh.on_mesh`).
 
     Args:
-      interpret: run the kernel's Python on any platform, for tests.
+      q_bnlh: As in `attention`.
+      k_bnmh: As in `attention`.
+      v_bnmh: As in `attention`.
+      query_offsets: As in `attention`.
+      key_ends: As in `attention`.
+      interpret: Whether to run the kernel's Python code, which works on any platform; for tests.
+
+    Returns:
+      The result, (b, n, l, h).
     """
-    # An experimental module of jax, and slow to import: needed where it is asked for alone.
+    # This module of JAX is experimental and slow to import, so it is imported only where it is used.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     queries = q_bnlh.shape[2]
     q, k, v = (_pad_tokens(x, _SPLASH_TILE) for x in (q_bnlh, k_bnmh, v_bnmh))
-    # The block-causal mask, computed inside the kernel: a query stands where the last key that it sees does. The
-    # queries of the padding see what the last one sees, and the keys of the padding stand behind all of them.
+    # The kernel computes the block-causal mask itself from positions: each query gets the position of the last key
+    # that it sees. Padding queries see what the last query sees; padding keys come after all keys that are seen.
     mask = splash.CausalMask((q.shape[2], k.shape[2]))
     sizes = np.diff(query_offsets)
     last_seen = np.concatenate([np.full(n, end - 1) for n, end in zip(sizes, key_ends, strict=True)])
@@ -178,11 +225,11 @@ def _pad_tokens(x_bnlh: jax.Array, multiple: int) -> jax.Array:
 
 
 def split_heads(x_bld: jax.Array, num_heads: int) -> jax.Array:
-    """(b, l, d) to (b, n, l, h): heads first, so that both products read their operands in order."""
+    """Reshapes (b, l, d) to (b, n, l, h). Heads come first, so that both products read their operands in order."""
     return jnp.swapaxes(x_bld.reshape(*x_bld.shape[:2], num_heads, -1), 1, 2)
 
 
 def merge_heads(x_bnlh: jax.Array) -> jax.Array:
-    """The inverse of `split_heads`."""
+    """Undoes `split_heads`."""
     batch, heads, length, head_dim = x_bnlh.shape
     return jnp.swapaxes(x_bnlh, 1, 2).reshape(batch, length, heads * head_dim)

@@ -1,7 +1,7 @@
-"""Networks between images and latents, channels last.
+"""Networks between images and latents, with channels last.
 
-`Encoder` and `Decoder` are VAR's, their submodules named as in the official state dict. `PatchAutoencoder` serves the
-alias residuals.
+`Encoder` and `Decoder` are those of VAR, and their submodules are named as in the official state dict.
+`PatchAutoencoder` is the network for alias residuals.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from refocus_jax.models.sharding import keep_divided
 
-# By name, what a block keeps of its forward pass. All but the convolutions is normalization: little work, but in
-# float32, so that keeping it takes several times the memory of the convolutions' results.
+# What a block keeps of its forward pass, by the name of the setting. "products" keeps the convolutions. The rest is
+# normalization, which is little work but runs in float32, so that keeping it takes several times their memory.
 REMAT = {"none": jax.checkpoint_policies.everything_saveable, "blocks": jax.checkpoint_policies.nothing_saveable,
          "products": jax.checkpoint_policies.save_only_these_names("convolution")}
 
@@ -24,13 +24,19 @@ def _recomputed(module: type[nn.Module], remat: str) -> type[nn.Module]:
 
 
 class Norm(nn.Module):
-    """GroupNorm in float32, epsilon 1e-6, and SiLU if asked for; the caller's activations keep their dtype."""
+    """GroupNorm in float32 with epsilon 1e-6, optionally followed by SiLU.
+
+    Attributes:
+      groups: Number of groups, a divisor of the channels.
+      silu: Whether SiLU follows.
+    """
 
     groups: int
     silu: bool = False
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Normalizes the input; the output has its shape and dtype."""
         if x_bhwc.shape[-1] % self.groups:
             raise ValueError(f"norm_groups {self.groups} does not divide {x_bhwc.shape[-1]} channels; "
                              "lower norm_groups or change channels")
@@ -39,7 +45,8 @@ class Norm(nn.Module):
         return nn.silu(x_bhwc) if self.silu else x_bhwc
 
 
-# PyTorch's default, which VAR's autoencoder uses: a third of the variance of flax's, so residual branches start small.
+# PyTorch's default initializer, which VAR's autoencoder uses. Its variance is a third of Flax's default, so residual
+# branches start small.
 _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -49,7 +56,13 @@ def _conv(features: int, size: int, dtype, name: str | None, strides: int = 1, p
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, norm, SiLU, conv, plus a 1x1 shortcut where the channels change."""
+    """Residual block: twice norm, SiLU and convolution, with a 1x1 shortcut where the number of channels changes.
+
+    Attributes:
+      features: Number of output channels.
+      groups: Groups of each norm.
+      dtype: Compute dtype.
+    """
 
     features: int
     groups: int
@@ -57,6 +70,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Maps (b, h, w, c) to (b, h, w, features)."""
         x_bhwc = keep_divided(x_bhwc)
         h = _conv(self.features, 3, self.dtype, "conv1")(Norm(self.groups, True, name="norm1")(x_bhwc))
         h = checkpoint_name(h, "convolution")
@@ -67,13 +81,19 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over all pixels, residual."""
+    """Single-head self-attention over all pixels, added to its input.
+
+    Attributes:
+      groups: Groups of the norm.
+      dtype: Compute dtype.
+    """
 
     groups: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Maps (b, h, w, c) to the same shape."""
         b, h, w, c = x_bhwc.shape
         qkv = _conv(3 * c, 1, self.dtype, "qkv")(Norm(self.groups, name="norm")(x_bhwc))
         q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * c), 3, axis=-1)
@@ -84,7 +104,17 @@ class AttentionBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image (b, h, w, 3) to features (b, h / f, w / f, latent_channels), f = 2 ** (levels - 1)."""
+    """VAR's encoder, which divides the side by f = 2 ** (levels - 1).
+
+    Attributes:
+      channels: Channels of the first level, before multiplication.
+      channel_multipliers: Factor on the channels of each level, from the largest side to the smallest.
+      num_residual_blocks: Residual blocks per level.
+      latent_channels: Channels of the output.
+      groups: Groups of each norm.
+      dtype: Compute dtype.
+      remat: What the backward pass keeps, one of `REMAT`.
+    """
 
     channels: int
     channel_multipliers: Sequence[int]
@@ -96,6 +126,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image_bhwc: jax.Array) -> jax.Array:
+        """Maps images (b, h, w, 3) to features (b, h / f, w / f, latent_channels)."""
         x = _conv(self.channels, 3, self.dtype, "conv_in")(image_bhwc)
         block, last = _recomputed(ResidualBlock, self.remat), len(self.channel_multipliers) - 1
         for level, multiplier in enumerate(self.channel_multipliers):
@@ -105,7 +136,7 @@ class Encoder(nn.Module):
                 if level == last:
                     x = AttentionBlock(self.groups, self.dtype, name=f"down_{level}_attn_{i}")(x)
             if level != last:
-                # Padded at the bottom and right only, as VAR does.
+                # Pad at the bottom and the right only, as VAR does.
                 x = _conv(x.shape[-1], 3, self.dtype, f"down_{level}_downsample", strides=2,
                           padding=((0, 1), (0, 1)))(x)
         x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x)
@@ -116,9 +147,19 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (b, p, p, c) to image (b, f p, f p, 3), not clamped. `head` is the last convolution alone.
+    """VAR's decoder, which multiplies the side by f = 2 ** (levels - 1).
 
-    The last layer stands apart because the adversarial weight is measured at its kernel.
+    `head` is the last convolution, `features` everything before it. They are separate because the adversarial weight
+    is measured at the kernel of the last convolution.
+
+    Attributes:
+      channels: Channels of the last level, before multiplication.
+      channel_multipliers: Factor on the channels of each level, from the largest side to the smallest.
+      num_residual_blocks: Residual blocks per level in the encoder; the decoder has one more.
+      image_channels: Channels of the image.
+      groups: Groups of each norm.
+      dtype: Compute dtype.
+      remat: What the backward pass keeps, one of `REMAT`.
     """
 
     channels: int
@@ -130,11 +171,12 @@ class Decoder(nn.Module):
     remat: str = "none"
 
     def setup(self):
+        """Creates the last convolution."""
         self.conv_out = _conv(self.image_channels, 3, self.dtype, None)
 
     @nn.compact
     def features(self, latent_bhwc: jax.Array) -> jax.Array:
-        """Everything before the last convolution: (b, f p, f p, channels)."""
+        """Activations before the last convolution, (b, f p, f p, channels), of latents (b, p, p, c)."""
         block, last = _recomputed(ResidualBlock, self.remat), len(self.channel_multipliers) - 1
         x = _conv(self.channels * self.channel_multipliers[-1], 3, self.dtype, "conv_in")(latent_bhwc)
         x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x)
@@ -152,18 +194,29 @@ class Decoder(nn.Module):
         return _recomputed(Norm, self.remat)(self.groups, True, name="norm_out")(x)
 
     def head(self, features_bhwc: jax.Array) -> jax.Array:
+        """Applies the last convolution; the image is float32 and not clamped."""
         return self.conv_out(features_bhwc).astype(jnp.float32)
 
     def __call__(self, latent_bhwc: jax.Array) -> jax.Array:
+        """Maps latents (b, p, p, c) to images (b, f p, f p, image_channels), float32 and not clamped."""
         return self.head(self.features(latent_bhwc))
 
 
 class PatchAutoencoder(nn.Module):
-    """Linear patches with residual blocks between them: the small network for alias residuals.
+    """Small autoencoder for alias residuals: linear patch layers at both ends, residual blocks between them.
 
-    A residual is what lies near the Nyquist rate, almost white noise. VAR's encoder, strided convolutions under
-    GroupNorm, stays on the plateau of predicting zero there even without quantization; linear patches reach what
-    principal components explain within a few hundred steps (docs/measurements/alias_tokenizer.md).
+    A residual holds the frequencies near the Nyquist rate and is almost white noise. VAR's encoder, with strided
+    convolutions and GroupNorm, never does better there than predicting zero, even without quantization. Linear patches
+    reach the variance that principal components explain within a few hundred steps
+    (docs/measurements/alias_tokenizer.md).
+
+    Attributes:
+      channels: Channels of the patch embedding and of the residual blocks.
+      num_residual_blocks: Residual blocks in the encoder, and as many in the decoder.
+      latent_channels: Channels of the latent.
+      norm_groups: Groups of each norm.
+      stride: Side of a patch in pixels.
+      dtype: Compute dtype.
     """
 
     channels: int
@@ -174,6 +227,7 @@ class PatchAutoencoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Creates the layers."""
         def blocks():
             return [ResidualBlock(self.channels, self.norm_groups, self.dtype)
                     for _ in range(self.num_residual_blocks)]
@@ -186,14 +240,14 @@ class PatchAutoencoder(nn.Module):
         self.to_patch = nn.Dense(3 * self.stride**2, dtype=self.dtype)
 
     def encode(self, image_bhwc: jax.Array) -> jax.Array:
-        """(b, h, w, 3) to float32 (b, h / stride, w / stride, latent_channels)."""
+        """Maps images (b, h, w, 3) to float32 latents (b, h / stride, w / stride, latent_channels)."""
         x = self.patch_embed(image_bhwc)
         for block in self.encoder_blocks:
             x = block(x)
         return self.to_latent(x).astype(jnp.float32)
 
     def decode(self, latent_bhwc: jax.Array) -> jax.Array:
-        """The inverse shapes, float32, not clamped."""
+        """Maps latents (b, h, w, latent_channels) to float32 images (b, h stride, w stride, 3), not clamped."""
         x = self.from_latent(latent_bhwc)
         for block in self.decoder_blocks:
             x = block(x)

@@ -1,4 +1,4 @@
-"""PatchGAN discriminator with GroupNorm: unlike BatchNorm it does not mix the samples of a batch or its devices."""
+"""PatchGAN discriminator with GroupNorm, which unlike BatchNorm mixes neither samples of a batch nor devices."""
 
 import flax.linen as nn
 import jax
@@ -8,9 +8,13 @@ from refocus_jax.models.autoencoder import Norm
 
 
 class PatchDiscriminator(nn.Module):
-    """Image (b, h, w, 3) to one real-or-fake logit per patch, float32.
+    """Discriminator of patches, as in pix2pix: strided 4x4 convolutions, whose channels double up to eightfold.
 
-    `num_layers` strided 4x4 convolutions, channels doubling up to eightfold, as in pix2pix.
+    Attributes:
+      channels: Channels of the first convolution.
+      num_layers: Number of convolutions with stride 2.
+      norm_groups: Groups of each norm.
+      dtype: Compute dtype.
     """
 
     channels: int
@@ -20,6 +24,7 @@ class PatchDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, image_bhwc: jax.Array) -> jax.Array:
+        """Maps images (b, h, w, 3) to one real-or-fake logit per patch, float32."""
         init = nn.initializers.normal(0.02)
 
         def conv(x, features, strides, name):

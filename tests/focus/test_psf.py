@@ -147,6 +147,6 @@ def test_an_unknown_psf_is_refused():
 
 
 def test_no_radius_meets_rounding():
-    """Squares of the radius taken by numpy and by Python differ in the last bit: a root of less than zero warns."""
+    """Squares of the radius by numpy and by Python differ in the last bit: the root of a negative number would warn."""
     for radius in np.random.default_rng(0).uniform(0, 30, 500):
         assert np.isfinite(disk_kernel(float(radius))).all()

@@ -121,7 +121,7 @@ def test_a_factor_that_does_not_divide_is_refused(function):
 
 @pytest.mark.parametrize("n, side", [(16, 8), (18, 5), (15, 13), (12, 12), (9, 1)])
 def test_cosines_below_the_nyquist_rate_of_a_view_pass_and_no_others(n, side):
-    """Also where the view's side is no divisor of the image's: cosine k of n has k / (2 n) cycles per pixel."""
+    """Also where the view's side does not divide the image's: cosine k of n has k / (2 n) cycles per pixel."""
     x = (np.arange(n) + 0.5) / n
     waves = np.cos(np.pi * np.arange(n)[:, None] * x[None, :])  # (frequency, pixel)
     images = jnp.asarray(waves[:, :, None, None] * waves[n // 3][None, None, :, None], jnp.float32)

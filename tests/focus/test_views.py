@@ -149,7 +149,7 @@ def test_blur_is_measured_in_pixels_of_the_image():
         return jnp.asarray(np.sin(20 * x + 13 * y * y)[None, :, :, None], jnp.float32)
 
     def inner_view(stride, rho_max):
-        """The coarse view at 16 x 16, without the border, where reflection is by half a pixel different."""
+        """The coarse view at 16 x 16, without the border, where the reflection differs by half a pixel."""
         pyramid = Pyramid((8, 32), stride, rho_max, downsample="area")
         focused = pyramid.views(scene(pyramid.image_size))[0].focused
         return focused.reshape(1, 16, stride // 2, 16, stride // 2, 1).mean((2, 4))[:, 3:-3, 3:-3]

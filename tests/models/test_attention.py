@@ -153,8 +153,8 @@ def test_attention_in_pieces_is_the_same(monkeypatch):
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     def logits_shape(platform):
-        """Of all products of queries and keys in the program for a platform, the largest."""
-        attend = jax.jit(lambda *qkv: attention.dense_attention(*qkv))  # traced anew
+        """The largest product of queries and keys in the program for a platform."""
+        attend = jax.jit(lambda *qkv: attention.dense_attention(*qkv))  # traced again
         program = attend.trace(q, k, v).lower(lowering_platforms=(platform,)).as_text()
         return max(math.prod(map(int, shape.split("x"))) for shape in re.findall(r"tensor<([0-9x]+x5x7)xf32>", program))
 

@@ -18,7 +18,7 @@ def test_one_logit_per_patch_and_channels_that_double_up_to_eightfold():
 
 
 def test_samples_do_not_mix():
-    """Unlike BatchNorm: the logits of a sample hang on that sample alone, and all of them do."""
+    """Unlike BatchNorm: all logits of a sample depend on that sample, and on no other."""
     network, image = PatchDiscriminator(channels=8, num_layers=1, norm_groups=4), small.random(0, 2, 16, 16, 3)
     params = small.random_params(network.init, image)
     gradient = np.asarray(jax.jit(jax.grad(lambda image: jnp.sum(jnp.sin(network.apply(params, image)[0]))))(image))

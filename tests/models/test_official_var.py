@@ -106,9 +106,9 @@ def test_everything_that_does_not_fit_is_listed_at_once(checkpoint):
 
 
 def test_one_network_given_as_the_other_is_said_first(checkpoint):
-    with pytest.raises(ValueError, match="these are the arrays of a generator .*, and a tokenizer is wanted; give"):
+    with pytest.raises(ValueError, match="these are the arrays of a generator .*, but a tokenizer is needed; give"):
         import_tokenizer(checkpoint.transformer, grids(checkpoint))
-    with pytest.raises(ValueError, match="these are the arrays of a tokenizer .*, and a generator is wanted; give"):
+    with pytest.raises(ValueError, match="these are the arrays of a tokenizer .*, but a generator is needed; give"):
         import_transformer(checkpoint.tokenizer, grids(checkpoint))
 
 

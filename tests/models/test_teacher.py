@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,14 +69,14 @@ def test_the_teacher_starts_as_the_student(settings, teacher):
 
 
 def test_no_leak(teacher):
-    """The logits of r_k hang on alias evidence of scales j < k, all of it, and on nothing of scales j >= k."""
+    """The logits of r_k depend on all alias evidence of scales j < k, and on none of scales j >= k."""
     tail = [o - teacher.start for o in OFFSETS[-1 - teacher.num_scales:]]
     weight = small.random(2, 2, tail[-1], small.VOCAB)
 
     def per_scale(inputs, vectors):
         _, captured = teacher.capture(inputs, None)
         logits = teacher.continue_from(captured, teacher.head_params, vectors, None).logits * weight
-        return jnp.stack([logits[:, a:b].sum() for a, b in zip(tail[:-1], tail[1:], strict=True)])
+        return jnp.stack([logits[:, a:b].sum() for a, b in itertools.pairwise(tail)])
 
     by_inputs, by_vectors = map(np.asarray, jax.jit(jax.jacrev(per_scale, argnums=(0, 1)))(INPUTS, VECTORS))
     for i, scale in enumerate(range(len(small.GRIDS) - teacher.num_scales, len(small.GRIDS))):
@@ -87,7 +89,7 @@ def test_no_leak(teacher):
 
 
 def test_tokens_before_the_tail_are_the_students(teacher):
-    """They enter as the student's keys and values alone; those of the tail are made anew."""
+    """They enter only as the student's keys and values; those of the tail are computed again."""
     _, captured = teacher.captured(INPUTS, KEEP)
     expected, _ = teacher.teach(captured, teacher.head_params)
 
@@ -161,7 +163,7 @@ def test_the_students_parameters_hold_nothing_of_the_teacher():
 
 
 def test_a_separate_network_teaches_with_its_own_weights():
-    """Its cross-entropy hangs on its own network, not on the student's."""
+    """Its cross-entropy depends on its own network, not on the student's."""
     task = generator_task(share_weights=False)
     frozen, structure = small.tokenizer_params(task.tokenizer), flatten_tokens(small.random_tokens(0))
     alias = flatten_tokens(small.random_tokens(1, vocab_size=small.VOCAB // 2)[:-1])

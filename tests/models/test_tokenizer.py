@@ -75,7 +75,7 @@ def test_decoded_images_lie_between_minus_one_and_one(focus):
 
 
 def test_token_maps_of_both_streams(dual):
-    tokenizer, params, encode = dual
+    _, params, encode = dual
     structure, alias = encode(params, IMAGE)
     assert [t.shape for t in structure] == [(2, p, p) for p in small.GRIDS]
     assert [t.shape for t in alias] == [(2, p, p) for p in small.GRIDS[:-1]]  # the last residual is noise alone
@@ -84,8 +84,8 @@ def test_token_maps_of_both_streams(dual):
 
 
 def test_residual_std_normalizes_the_alias_stream_alone(dual):
-    """Each scale by its own: with the image and the deviation multiplied alike, that scale stays as it was."""
-    tokenizer, params, encode = dual
+    """Each scale by its own: if the image and the deviation are multiplied by one factor, that scale stays the same."""
+    _, params, encode = dual
     structure, alias = encode(params, IMAGE)
     louder = {**params, "residual_std": params["residual_std"] * np.asarray([1, 1024], np.float32)}
     same_structure, changed = encode(louder, IMAGE)

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,7 @@ def test_a_scale_depends_on_inputs_up_to_itself_and_on_no_later_one(network):
 
     def per_scale(inputs):
         logits = network.apply(LABELS, inputs)[0] * weight
-        return jnp.stack([logits[:, a:b].sum() for a, b in zip(OFFSETS[:-1], OFFSETS[1:], strict=True)])
+        return jnp.stack([logits[:, a:b].sum() for a, b in itertools.pairwise(OFFSETS)])
 
     gradient = np.asarray(jax.jit(jax.jacrev(per_scale))(INPUTS))  # (K, b, L - 1, c)
     for scale in range(3):
@@ -74,7 +76,7 @@ def test_looking_into_blocks_changes_no_logits(network):
 
 
 def test_stochastic_depth_factors_of_zero_switch_a_sample_off(network):
-    """With both branches of all blocks off, a token no longer hears of the others."""
+    """With both branches of all blocks off, a token no longer depends on the others."""
     first_off = KEEP_ALL * np.asarray([0, 1], np.float32)
     changed = INPUTS + (np.arange(small.LENGTH - 1) < 4)[:, None].astype(np.float32)
     on, off, other = (np.asarray(network.logits(LABELS, *args))
@@ -102,9 +104,9 @@ def test_a_drop_path_rate_of_zero_draws_nothing():
 
 @pytest.fixture(scope="module")
 def sensitivity():
-    """Which of the six modulations the queries, the state after attention, and the output hang on.
+    """Which of the six modulations the queries, the state after attention, and the output depend on.
 
-    Attention hands out a constant; the tokens are constant vectors, so LayerNorm gives 0 and scales have no hold
+    Attention returns a constant; the tokens are constant vectors, so LayerNorm gives 0 and scales have no effect
     until something else is added.
     """
     block = Block(width=8, num_heads=2, depth=1, qk_norm=False, shared_modulation=False, gamma_init=1.0)

@@ -239,7 +239,7 @@ def test_official_checkpoints_that_do_not_fit_are_refused_before_anything_is_wri
         train.run(c, str(tmp_path / "run"))
     c = small()
     c.generator.init_from = exported[1]
-    with pytest.raises(ValueError, match="these are the arrays of a tokenizer .*, and a generator is wanted; give"):
+    with pytest.raises(ValueError, match="these are the arrays of a tokenizer .*, but a generator is needed; give"):
         train.run(c, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

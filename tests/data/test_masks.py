@@ -88,6 +88,6 @@ def test_hidden_pixels_have_no_say_in_what_is_white(tmp_path):
     """The largest value of 16 bits may be hidden: white must be given."""
     path = str(tmp_path / "deep.png")
     Image.fromarray(np.full((8, 8), 819, np.uint16)).save(path)
-    with pytest.raises(ValueError, match="edit.image=.*holds 16 bits and does not say.*; set data.sixteen_bit_max"):
+    with pytest.raises(ValueError, match="edit.image=.*has 16 bits and does not say.*; set data.sixteen_bit_max"):
         masks.read_image(path)
     assert (masks.read_image(path, 4095) == 51).all()

@@ -103,8 +103,8 @@ def test_npz_uses_its_own_mask_and_class_names(tmp_path):
         ({"x": np.zeros((20, 5, 6, 3), np.float32)}, "x must be uint8.*float32"),
         ({"x": np.zeros((20, 5, 6), np.uint8)}, "x must be uint8"),
         ({"x": np.zeros((20, 5, 6, 4), np.uint8)}, "x must be uint8"),
-        ({"x": np.zeros((20, 0, 6, 3), np.uint8)}, "6 x 0 pixels are not taken"),
-        ({"x": np.zeros((20, 1, 500, 3), np.uint8)}, "500 x 1 pixels are not taken"),
+        ({"x": np.zeros((20, 0, 6, 3), np.uint8)}, "6 x 0 pixels are not supported"),
+        ({"x": np.zeros((20, 1, 500, 3), np.uint8)}, "500 x 1 pixels are not supported"),
         ({"x": np.array([{}] * 20)}, "pickled objects, which are never loaded"),
         ({"y": np.zeros(20)}, "y must be integers"),
         ({"y": np.zeros(19, np.int32)}, "y must be integers"),
@@ -208,10 +208,10 @@ def test_folder_says_once_what_it_does_not_take(tmp_path, caplog):
     sources.load_splits(f"folder:{tmp_path}")
     sources.load(f"folder:{tmp_path}", "train")
     assert sorted(record.getMessage().partition("\n")[0] for record in caplog.records) == [
-        f"data.source folder:{tmp_path}: 26 images are taken. Left out: 1 of another suffix (a/x.heic)",
+        f"data.source folder:{tmp_path}: 26 images are taken. Left out: 1 with another suffix (a/x.heic)",
         f"data.source is a folder: of 27 image files in {tmp_path}, 1 cannot be read and will be skipped:"]
     kept = json.loads((tmp_path / ".refocus_manifest.json").read_text())
-    assert kept["left_out"] == {"of another suffix": ["a/x.heic"]} and list(kept["unreadable"]) == ["a/27.png"]
+    assert kept["left_out"] == {"with another suffix": ["a/x.heic"]} and list(kept["unreadable"]) == ["a/27.png"]
 
 
 def test_folder_reads_all_images_of_16_bits_alike(tmp_path, caplog):
@@ -223,11 +223,11 @@ def test_folder_reads_all_images_of_16_bits_alike(tmp_path, caplog):
     train, validation = sources.load_splits(spec)
     assert (values(train), values(validation)) == ([56, 125, 7], [255])
     assert values(sources.load(spec, "train")) == [56, 125, 7]
-    said = "3 images hold 16 bits, at most 4095 (in val/a/x.png); 4095 is taken for white"
+    said = "3 images have 16 bits with values up to 4095 (in val/a/x.png); 4095 is taken as white"
     assert caplog.text.count(f"data.source folder:{tmp_path}: {said}") == 1
     sixteen = sources.load(spec, "train", sources.SourceSettings(sixteen_bit_max=65535))
     assert values(sixteen) == [4, 8, 7] and sixteen.fingerprint != train.fingerprint
-    with pytest.raises(ValueError, match="val/a/x.png holds the value 4095, and data.sixteen_bit_max is 1023; set it"):
+    with pytest.raises(ValueError, match="val/a/x.png has the value 4095, and data.sixteen_bit_max is 1023; set it"):
         sources.load(spec, "train", sources.SourceSettings(sixteen_bit_max=1023))
 
 
@@ -420,7 +420,7 @@ def test_tfds_asks_what_is_white_in_16_bits():
     Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(file, "PNG")
     records = [{"image": file.getvalue(), "label": 0}]
     assert sources.EncodedSource("tfds:tiny", records, ("a",), "", 4095)[0]["image"].min() == 255
-    with pytest.raises(ValueError, match="record 0 of tfds:tiny holds 16 bits .*set data.sixteen_bit_max"):
+    with pytest.raises(ValueError, match="record 0 of tfds:tiny has 16 bits .*set data.sixteen_bit_max"):
         sources.EncodedSource("tfds:tiny", records, ("a",), "")[0]
 
 

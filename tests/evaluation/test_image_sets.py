@@ -73,7 +73,8 @@ def test_all_images_of_16_bits_in_a_folder_are_read_alike(tmp_path, caplog):
         save(tmp_path / f"{i:02d}.png", np.full((8, 8), 300 * (i + 1), np.uint16))
     found = image_sets.of_path("setting", str(tmp_path))
     assert [int(image.max()) for image in found.images] == [round(300 * (i + 1) / 4095 * 255) for i in range(12)]
-    assert f"12 images hold 16 bits, at most 3600 (in {tmp_path}/11.png); 4095 is taken for white" in caplog.text
+    assert (f"12 images have 16 bits with values up to 3600 (in {tmp_path}/11.png); 4095 is taken as white"
+            in caplog.text)
 
 
 def test_hidden_folders_never_count(images, tmp_path):

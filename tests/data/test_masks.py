@@ -71,7 +71,7 @@ def test_masks_and_images_are_refused(wide, tmp_path):
             (wide, (8, 8), "has 12 x 8 pixels and edit.image 8 x 8.*give a mask of the image's size"),
             (wide, (120, 80), "has 12 x 8 pixels and edit.image 80 x 120"),
             (str(tmp_path / "clear.png"), (8, 12), "edit.mask=.*has transparent pixels.*; give it without"),
-            (str(tmp_path / "ones.png"), (8, 12), "is 1 of 255 where it is lightest.*set to 255")):
+            (str(tmp_path / "ones.png"), (8, 12), "is at most 1 of 255, .*set the pixels to paint to 255")):
         with pytest.raises(ValueError, match=message):
             masks.read_mask(mask, shape, 8)
     clear[..., 3] = 255

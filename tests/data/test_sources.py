@@ -109,7 +109,7 @@ def test_npz_uses_its_own_mask_and_class_names(tmp_path):
         ({"y": np.zeros(20)}, "y must be integers"),
         ({"y": np.zeros(19, np.int32)}, "y must be integers"),
         ({"y": np.full(20, -1)}, "labels y run from -1"),
-        ({"y": np.arange(20) * 10**12}, r"labels y run from 0 to 19000000000000, .*\[0, 100000\), where no classes"),
+        ({"y": np.arange(20) * 10**12}, r"labels y run from 0 to 19000000000000, .*\[0, 100000\), if no classes"),
         ({"y": np.full(20, 2**64 - 1, np.uint64)}, "labels y run from 18446744073709551615"),
         ({"y": np.full(20, 2, np.uint8), "classes": np.array(["a", "b"])}, r"labels y run .* to 2.*\[0, 2\)"),
         ({"classes": np.arange(3)}, "classes must be strings"),
@@ -136,7 +136,7 @@ def test_npz_says_which_classes_are_empty_and_takes_as_many_as_the_setting_says(
     spec = write_npz(tmp_path / "b.npz", **thousands)
     source = sources.load(spec, "train", sources.SourceSettings(num_classes=4000))
     assert source.class_names == tuple(map(str, range(4000))) and source[1]["label"] == 1000
-    with pytest.raises(ValueError, match=r"y run from 0 to 3000, .*\[0, 3000\), as data.num_classes says; correct"):
+    with pytest.raises(ValueError, match=r"y run from 0 to 3000, .*\[0, 3000\), by data.num_classes; correct"):
         sources.load(spec, "train", sources.SourceSettings(num_classes=3000))
     caplog.clear()
     sources.load(write_npz(tmp_path / "c.npz", **with_gaps), "train")
@@ -147,7 +147,7 @@ def test_npz_says_which_arrays_are_not_used(tmp_path, caplog):
     write_npz(tmp_path / "a.npz", labels=np.zeros(20), mask=np.zeros(20))
     for split in sources.SPLITS:
         sources.load(f"npz:{tmp_path}/a.npz", split)
-    assert caplog.text.count("arrays labels, mask are not used, x, y, classes and val are") == 1
+    assert caplog.text.count("arrays labels, mask are not used; only x, y, classes and val are") == 1
 
 
 def test_npz_refuses_other_files(tmp_path):
@@ -253,7 +253,7 @@ def test_settings_reach_the_folder(tmp_path):
     for i in range(4):
         (tmp_path / "dog" / "poodle" / f"{i:02d}.png").write_bytes(b"")
     spec = f"folder:{tmp_path}"
-    with pytest.raises(ValueError, match="4 cannot be read, which is more than data.max_unreadable, 0.01"):
+    with pytest.raises(ValueError, match="4 cannot be read, more than the share data.max_unreadable=0.01"):
         sources.load(spec, "train", sources.SourceSettings(class_depth=2))
     source = sources.load(spec, "train", sources.SourceSettings(class_depth=2, max_unreadable=0.2))
     assert source.class_names == ("dog/poodle",) and len(source) == 14
@@ -275,7 +275,7 @@ def test_folder_refuses_a_class_without_a_readable_image(tmp_path):
     with pytest.raises(ValueError, match=r"no image files \(.*.jpg, .*\) in bad; add some, or remove"):
         sources.load(f"folder:{tmp_path}", "train")
     (tmp_path / "bad" / "x.png").write_bytes(b"not an image")
-    with pytest.raises(ValueError, match="data.source is folder:.*no image in .*bad can be read; repair or remove"):
+    with pytest.raises(ValueError, match="data.source is folder:.*no image in .*bad can be read; repair the images or remove"):
         sources.load(f"folder:{tmp_path}", "train")
 
 
@@ -296,7 +296,7 @@ def test_folder_refuses_what_is_not_the_layout(tmp_path):
         sources.load(spec, "train")
     write_image(tmp_path / "train" / "cat" / "x.png", coloured(1))
     write_image(tmp_path / "val" / "dog" / "x.png", coloured(1))
-    with pytest.raises(ValueError, match="val/dog, classes that train/ lacks"):
+    with pytest.raises(ValueError, match="validation images of classes that train/ lacks \\(val/dog\\)"):
         sources.load(spec, "validation")
 
 
@@ -374,7 +374,7 @@ def test_tfds_explains_how_to_prepare_missing_data(tfds_data_dir):
 
 @pytest.mark.parametrize("name", ["imagenet2012:99.0.0", "imagenet2012/no_such_config", "../imagenet2012", "a b"])
 def test_tfds_refuses_malformed_names_and_unknown_versions(tfds_data_dir, name):
-    with pytest.raises(ValueError, match="(?s)data.source is tfds:.* cannot be opened: .*Write tfds:NAME"):
+    with pytest.raises(ValueError, match="(?s)data.source is tfds:.* cannot be opened: .*Give tfds:NAME"):
         sources.load(f"tfds:{name}", "train")
 
 
@@ -397,7 +397,7 @@ def test_tfds_refuses_datasets_without_class_labels(monkeypatch):
     info = types.SimpleNamespace(features={"image": tfds.features.Image(), "text": tfds.features.Text()})
     opened = {"train": types.SimpleNamespace(dataset_info=info)}
     monkeypatch.setattr(tfds, "data_source", lambda *_, **__: opened)
-    with pytest.raises(ValueError, match="has .*'text'.*; take a dataset with an image and a class label"):
+    with pytest.raises(ValueError, match="has .*'text'.*; use a dataset with an image and a class label"):
         sources.load("tfds:captions", "train")
     with pytest.raises(ValueError, match="no test split"):
         sources.load("tfds:captions", "validation")

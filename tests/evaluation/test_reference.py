@@ -80,7 +80,7 @@ def test_a_covariance_may_be_rounded_and_of_any_rank(settings, extractor, tmp_pa
 
 
 def test_a_reference_that_does_not_serve_is_named(settings, extractor, tmp_path):
-    with pytest.raises(FileNotFoundError, match="evaluate.reference is 'test', which is neither a split nor an existing "
+    with pytest.raises(FileNotFoundError, match="is .test., which is neither a split nor an existing "
                                                 "path; give train, validation, a folder or an .npz file"):
         opened(settings("test"), extractor)
     np.savez(tmp_path / "a.npz", mu=np.zeros(6), sigma=np.eye(5))

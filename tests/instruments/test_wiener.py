@@ -49,7 +49,7 @@ def test_gates_are_taken_apart_by_scale():
 
 
 def test_gates_stand_beside_the_gains_of_what_they_see():
-    """Scales 3 and 4 of four are taught: the evidence is of scales 2 and 3."""
+    """Scales 3 and 4 of four are taught, so the Wiener gains are those of scales 2 and 3."""
     gains = [ScaleGains(*(Gain(np.array([0.25]), np.array([g]), g) for g in pair))
              for pair in ((0.1, 0.2), (0.5, 0.4), (0.75, 0.8))]
     mean = np.stack([np.full((2, 11), 0.4), np.full((2, 11), 0.4)])

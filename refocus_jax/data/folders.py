@@ -1,4 +1,4 @@
-"""Lists all files of a folder and finds out how its images are arranged in splits and classes."""
+"""Listing of all files of a folder, and the arrangement of its images in splits and classes."""
 
 import dataclasses
 import os

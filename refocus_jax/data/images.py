@@ -1,4 +1,4 @@
-"""Decodes image files of any origin to RGB.
+"""Decoding of image files of any origin to RGB.
 
 This module and `npz` are the only readers of bytes that other programs wrote.
 """

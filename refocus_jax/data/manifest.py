@@ -1,4 +1,4 @@
-"""Checks which files of a folder can be read as images; results are remembered until a file changes."""
+"""Check which files of a folder can be read as images; results are remembered until a file changes."""
 
 import hashlib
 import stat

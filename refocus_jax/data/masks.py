@@ -1,4 +1,4 @@
-"""Reads images to edit and their masks, which hide pixels of the file and of the model's square."""
+"""Images to edit and their masks, which hide pixels of the file and of the model's square."""
 
 from typing import IO
 

@@ -1,4 +1,4 @@
-"""Reads arrays of `.npz` files of any origin.
+"""Reading of arrays from `.npz` files of any origin.
 
 This module and `images` are the only readers of bytes that other programs wrote.
 """

@@ -1,4 +1,4 @@
-"""Draws labelled grids of images for people to look at, as uint8 arrays."""
+"""Labelled grids of images for people to look at, as uint8 arrays."""
 
 from collections.abc import Sequence
 

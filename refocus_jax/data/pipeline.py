@@ -1,4 +1,4 @@
-"""Makes batches of square crops, and of other shuffled examples such as tokens, with grain.
+"""Batches of square crops, and of other shuffled examples such as tokens, made with grain.
 
 A stream of examples has one order, and a batch can start at any example of it. Every process of a multi-process run
 builds the same stream and takes its part of each batch. So the next examples depend neither on the number of processes

@@ -1,4 +1,4 @@
-"""Keeps the results of checks of large files as JSON until the files change."""
+"""Results of checks of large files, kept as JSON until the files change."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Compares features of samples with those of a reference: all metrics, and warnings about their limits."""
+"""Comparison of features of samples with those of a reference: all metrics, and warnings about their limits."""
 
 import dataclasses
 from collections.abc import Mapping

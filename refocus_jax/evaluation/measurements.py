@@ -1,4 +1,4 @@
-"""Measures many images (features, errors, tokens) with all processes and devices, and keeps the results on disk."""
+"""Measurements of many images (features, errors, tokens) by all processes and devices, kept on disk."""
 
 import hashlib
 import json

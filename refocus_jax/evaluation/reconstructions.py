@@ -1,4 +1,4 @@
-"""Runs a tokenizer on images: tokens, errors, and features of the reconstructions."""
+"""Measurements of a tokenizer on images: tokens, errors, and features of the reconstructions."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Draws many images and writes them as a picture, a folder of PNG files or ADM's npz; interrupted calls are resumed."""
+"""Drawing of many images, resumable, into a picture, a folder of PNG files or ADM's npz."""
 
 import dataclasses
 import shutil

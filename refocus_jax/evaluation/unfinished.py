@@ -1,4 +1,4 @@
-"""Keeps the images that have been drawn so far on disk, so that an interrupted call can continue."""
+"""Storage for the images that have been drawn so far, so that an interrupted call can continue."""
 
 import hashlib
 import json

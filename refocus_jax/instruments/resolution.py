@@ -1,4 +1,4 @@
-"""Measures which detail a tokenizer preserves or invents, with gratings, a zone plate, slanted edges and small text.
+"""The detail that a tokenizer preserves or invents, measured with gratings, a zone plate, slanted edges and text.
 
 A tokenizer is a function from images (b, size, size, 3) in [-1, 1] to their reconstructions. All patterns are grey, and
 all measurements use the luminance.

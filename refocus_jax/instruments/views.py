@@ -1,4 +1,4 @@
-"""Measures how much of a focus view is aliasing; exact and without a reference, because views are linear in the image.
+"""The share of aliasing in focus views; exact and without a reference, because views are linear in the image.
 
 An image is the sum of the part that the pixels of a view can represent (its cosines below their Nyquist rate, x_in) and
 the rest (x_out). The view operator V acts on both parts: V(x) consists of the signal V(x_in) and the aliases V(x_out).

@@ -56,7 +56,7 @@ def resize(pixels_bhwc: jax.Array, side: int = IMAGE_SIZE) -> jax.Array:
 
 
 class DepthwiseConv(nn.Module):
-    """Filters every channel separately and adds a bias, with TensorFlow's SAME padding.
+    """A convolution of every channel separately, with a bias and TensorFlow's SAME padding.
 
     It is computed as a sum of shifted products, which XLA fuses: on CPUs, a convolution with one group per channel
     takes 3 to 20 times as long.

@@ -1,4 +1,4 @@
-"""Extracts features of images with frozen networks; distances between sets of images are computed from them.
+"""Features of images from frozen networks; distances between sets of images are computed from them.
 
 There are two networks. `inception` is FID's network and needs its published weights. `efficientnet_lite0` needs only
 installed packages; a distance of its features is called FD-EffLite0 and cannot be compared with an FID.

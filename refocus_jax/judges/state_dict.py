@@ -1,4 +1,4 @@
-"""Converts PyTorch state dicts of feature networks: transposes kernels and folds in batch statistics."""
+"""Conversion of PyTorch state dicts of feature networks: kernels are transposed, batch statistics are folded in."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

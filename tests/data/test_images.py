@@ -1,4 +1,4 @@
-"""Decoding: every mode and orientation to the right colours, and nothing but ValueError for damaged files."""
+"""Decoding gives the right colours for every mode and orientation, and only ValueError for damaged files."""
 
 import io
 import random
@@ -246,7 +246,7 @@ def test_sizes_that_no_crop_rule_can_use_are_refused(size):
 
 
 def png_of_size(width, height):
-    """A PNG file that declares a size and holds next to nothing."""
+    """A PNG file that declares a size and holds almost no data."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -291,7 +291,7 @@ def test_what_is_no_photograph_is_refused_by_name(content):
 
 
 def damaged(content, rng):
-    """A copy that is cut, or of which a few bytes are changed, added or lost; half of them near its beginning."""
+    """A truncated copy, or one with a few bytes changed, added or removed, half of them near the beginning."""
     if rng.random() < 0.2:
         return content[: rng.randrange(len(content))]
     content = bytearray(content)
@@ -310,7 +310,7 @@ def damaged(content, rng):
 
 
 def with_valid_checksums(content):
-    """A PNG whose chunks Pillow will look into, damaged as they are."""
+    """A damaged PNG with corrected checksums, so that Pillow reads its chunks."""
     chunks, at = [content[:8]], 8
     while at + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, at)

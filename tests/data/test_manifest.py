@@ -118,7 +118,7 @@ def test_more_than_a_hundredth_is_an_error_that_lists_ten(root, decoded):
 
 
 def test_a_changed_file_is_noticed_by_whatever_means_it_looks_the_same(root, decoded):
-    """The time of modification can be set back, and that of the status cannot."""
+    """The time of modification can be set back, the time of the status change cannot."""
     path, before = root / "cat" / "003.png", (root / "cat" / "003.png").stat()
     digest = manifest.check(root, names_in(root))["cat/003.png"].digest
     decoded.clear()

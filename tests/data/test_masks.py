@@ -9,7 +9,7 @@ from refocus_jax.data import masks
 
 @pytest.fixture
 def wide(tmp_path) -> str:
-    """12 x 8 pixels, the brighter the farther to the right; as a mask, the right half is hidden."""
+    """An image of 12 x 8 pixels that becomes brighter to the right; as a mask, it hides the right half."""
     gradient = np.arange(12, dtype=np.uint8)[None].repeat(8, 0) * 20 + 18
     Image.fromarray(gradient).save(tmp_path / "wide.png")
     return str(tmp_path / "wide.png")
@@ -46,7 +46,7 @@ def test_mask_files_are_light_where_they_hide(wide, tmp_path):
 @pytest.mark.parametrize("size", [4, 8, 20])
 @pytest.mark.parametrize("mask", ["box:1,0,3,3", "outside:1,0,3,3", "file"])
 def test_hidden_pixels_of_a_file_leave_no_trace(wide, mask, size):
-    """Smaller, larger and as large as the file."""
+    """Squares that are smaller than the file, larger, and of the same size."""
     mask, picture = wide if mask == "file" else mask, np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     hidden, square = masks.read_mask(mask, (8, 12), size)
     image, _ = masks.hide(picture, mask, size)

@@ -1,4 +1,4 @@
-"""The reader of .npz files: what numpy writes comes back, and nothing but ValueError for damaged or hostile files."""
+"""The reader of .npz files returns what numpy wrote, and raises only ValueError for damaged or hostile files."""
 
 import io
 import os
@@ -126,7 +126,7 @@ def test_what_is_not_asked_for_is_not_looked_at(tmp_path):
 
 
 class Bomb:
-    """Pickled, it makes a file when it is unpickled."""
+    """An object whose pickle creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -210,7 +210,7 @@ def test_characters_that_do_not_exist_are_refused(tmp_path):
 
 
 def damaged(content, rng):
-    """A copy that is cut, or of which a few bytes are changed, added or lost; half of them near an end."""
+    """A truncated copy, or one with a few bytes changed, added or removed; half of the changes are near an end."""
     if rng.random() < 0.2:
         return content[: rng.randrange(len(content))]
     content = bytearray(content)

@@ -215,7 +215,7 @@ def test_folder_says_once_what_it_does_not_take(tmp_path, caplog):
 
 
 def test_folder_reads_all_images_of_16_bits_alike(tmp_path, caplog):
-    """White is that of the brightest of both splits, which a darker one alone would not tell."""
+    """The white level is that of the brightest image in both splits."""
     for name, value in (("train/a/x", 900), ("train/a/y", 2000), ("val/a/x", 4095)):
         write_image(tmp_path / f"{name}.png", np.full((4, 4), value, np.uint16))
     write_image(tmp_path / "train/a/z.png", coloured(7))
@@ -415,7 +415,7 @@ def test_tfds_tells_one_preparation_from_another(tfds_data_dir):
 
 
 def test_tfds_asks_what_is_white_in_16_bits():
-    """It does not look at all images before it begins, and one alone cannot tell."""
+    """It does not read all images in advance, and one image cannot determine the white level."""
     file = io.BytesIO()
     Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(file, "PNG")
     records = [{"image": file.getvalue(), "label": 0}]

@@ -154,7 +154,7 @@ def test_damaged_and_foreign_descriptions_are_named(tmp_path):
 
 
 def test_differences_are_those_of_what_a_run_needs():
-    """A cache may be longer, of other crops and hold more than is read; all else must be the same."""
+    """A cache may be longer, have other crops and hold more than is read; everything else must be the same."""
     plain = dataclasses.replace(DESCRIPTION, examples=5, seed=7, batch_size=8, vocab_sizes={"structure": 65536},
                                 tokenizers={"structure": "ab"})
     assert token_cache.differences(DESCRIPTION, plain) == []

@@ -142,7 +142,7 @@ def test_tables_and_charts_say_the_numbers():
     assert len(views.charts("here", found, GRIDS, own="disk cosine + area")[0].lines) == 2
 
 
-def test_radii_stand_beside_what_the_nyquist_rate_asks_for():
+def test_radii_are_compared_with_the_nyquist_radii():
     table = views.radii_table("k4", (2, 4, 8, 16), 12.0)
     assert table.rows[0][1:] == [8.0, 4.0, 2.0] and table.rows[1] == ["radius, cosine from 12", 12.0, 9.0, 3.0]
     assert table.rows[2][1:] == [9.76, 4.88, 2.44] and table.rows[3][1:] == [1.23, 1.84, 1.23]

@@ -266,7 +266,7 @@ def test_a_tokenizer_alone_is_evaluated_alone(start, small, tmp_path):
 @pytest.mark.parametrize(("changes", "error", "message"), [
     ({"evaluate.count": 3}, ValueError, "evaluate.count is 3; give 10 or more"),
     ({"evaluate.samples": "/nowhere"}, FileNotFoundError, "evaluate.samples is /nowhere, but there is no such"),
-    ({"evaluate.reference": "/nowhere"}, FileNotFoundError, "evaluate.reference is '/nowhere', which is no split"),
+    ({"evaluate.reference": "/nowhere"}, FileNotFoundError, "evaluate.reference is '/nowhere', which is neither"),
     ({"data.source": "npz:/nowhere"}, FileNotFoundError, "data.source is npz:/nowhere"),
     ({"image_size": 16}, ValueError, "image_size is 16, and the tokenizer's in .* is 8; give the config"),
     ({"sampling.top_p": 5.0}, ValueError, "sampling.top_p is 5"),

@@ -1,1 +1,4 @@
-"""Image sources, the batches cut from them, and the cache of their tokens."""
+"""Image sources, the readers of image files, batches of crops, and the token cache for stage 2.
+
+Everything that turns data on disk into arrays for training, evaluation or editing belongs here.
+"""

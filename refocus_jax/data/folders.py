@@ -1,4 +1,4 @@
-"""What a folder holds, every file of it, and how its images are arranged in splits and classes."""
+"""Listing of all files of a folder, and the arrangement of its images in splits and classes."""
 
 import dataclasses
 import os
@@ -8,12 +8,12 @@ from pathlib import Path, PurePosixPath
 
 from refocus_jax.data import images, notices
 
-OWN_PREFIX = ".refocus_"  # of files that this package leaves in a folder
-# Copies and thumbnails that systems leave: of macOS in archives, of Synology's photo index.
+OWN_PREFIX = ".refocus_"  # of the files that this package writes into a folder
+# Folders of copies and thumbnails: macOS puts the first into archives, Synology's photo index makes the second.
 _HIDDEN = ("__MACOSX", "@eaDir")
-_NAMED = 3  # files that a line names
+_NAMED = 3  # how many files or suffixes a message names
 
-# The split that a folder of such a name is.
+# Folders with these names hold a split.
 _SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
@@ -22,11 +22,13 @@ _SPLIT_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What lies in a folder, at any depth; names are relative to it, with slashes, in order.
+    """The content of a folder at any depth; names are sorted, relative to the folder, and have slashes.
 
     Attributes:
-      images: files with a suffix of `images.SUFFIXES`. unreadable: what is named like an image and is no file: broken
-      links, pipes. folders: all that are not hidden. left_out: what else there is, by what is the matter with it.
+      images: Files with a suffix of `images.SUFFIXES`.
+      unreadable: Entries with such a suffix that are not files, such as broken links and pipes.
+      folders: All folders that are not hidden.
+      left_out: Everything else, by the reason why it is left out.
     """
 
     images: tuple[str, ...]
@@ -36,8 +38,11 @@ class Listing:
 
 
 def walk(root: Path) -> Listing:
-    """Looks at everything in a folder. Links are followed, except those to a folder that they lie in."""
-    found, unreadable, folders, left_out = [], [], [], defaultdict(list)
+    """List everything in a folder. Links are followed, except links to a folder that contains them."""
+    found: list[str] = []
+    unreadable: list[str] = []
+    folders: list[str] = []
+    left_out: defaultdict[str, list[str]] = defaultdict(list)
     pending = [("", frozenset([_inode(root)]))]
     while pending:
         prefix, above = pending.pop()
@@ -54,14 +59,14 @@ def walk(root: Path) -> Listing:
             if entry.name.startswith(".") or entry.name in _HIDDEN:
                 left_out["hidden"].append(name)
             elif kind == "folder" and (inode := _inode(entry)) in above:
-                left_out["links to a folder that they lie in"].append(name)
+                left_out["links to a folder that contains them"].append(name)
             elif kind == "folder":
                 folders.append(name)
                 pending.append((f"{name}/", above | {inode}))
             elif entry.name.lower().endswith(images.SUFFIXES):
                 (found if kind == "file" else unreadable).append(name)
             else:
-                left_out["of another suffix" if kind == "file" else "broken links and devices"].append(name)
+                left_out["with another suffix" if kind == "file" else "broken links and devices"].append(name)
     return Listing(tuple(sorted(found)), tuple(sorted(unreadable)), tuple(sorted(folders)),
                    {reason: sorted(names) for reason, names in sorted(left_out.items())})
 
@@ -79,13 +84,13 @@ def _inode(path: Path | os.DirEntry) -> tuple[int, int]:
 
 
 def report(place: str, taken: int, left_out: Mapping[str, Sequence[str]]) -> None:
-    """Says once what of a folder does not count as images, in one line."""
+    """Log once, in one line, which entries of a folder are not taken as images."""
     if parts := [f"{len(names)} {reason} ({_some(names)})" for reason, names in left_out.items() if names]:
         notices.say(f"{place}: {taken} images are taken. Left out: {'; '.join(parts)}")
 
 
 def _some(names: Sequence[str]) -> str:
-    """The most frequent suffixes, or a few names."""
+    """Return a few of the names, or the most frequent suffixes if there are more names."""
     if len(names) <= _NAMED:
         return ", ".join(map(shown, names))
     suffixes = Counter(PurePosixPath(name).suffix.lower() or shown(PurePosixPath(name).name) for name in names)
@@ -94,7 +99,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def shown(name: str) -> str:
-    """A file's name as text, also where its bytes are not UTF-8: those are escaped, as in `caf\\xe9`."""
+    r"""Return a file name as printable text; bytes that are not UTF-8 are escaped, as in `caf\xe9`."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
@@ -103,8 +108,10 @@ class ClassFolder:
     """The images of one class.
 
     Attributes:
-      path: of the folder. label: the class. split: "train" or "validation"; None if some of the images are for each.
-      images: their names in order, those that cannot be read among them.
+      path: Path of the folder, relative to the root.
+      label: Number of the class.
+      split: "train" or "validation"; None if the images have to be divided between the two.
+      images: Their sorted names, including those that cannot be read.
     """
 
     path: str
@@ -115,7 +122,13 @@ class ClassFolder:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the images of a `Listing` are arranged; `left_out` counts those that are not."""
+    """The arrangement of the images of a `Listing` in classes and splits.
+
+    Attributes:
+      class_names: Names of the classes; the label is the position.
+      members: The folders of the classes, per split.
+      left_out: Names that are in no class, by the reason.
+    """
 
     class_names: tuple[str, ...]
     members: tuple[ClassFolder, ...]
@@ -123,23 +136,32 @@ class Layout:
 
 
 def arrange(root: Path, listing: Listing, class_depth: int = 0) -> Layout:
-    """Finds splits and classes: ROOT/CLASS/..., or ROOT/train/CLASS/... with a folder of validation or test next to it.
+    """Find splits and classes in a folder.
 
-    Whatever lies in the folder of a class, however deep, is of the class. The classes are those of train. If folders
-    are named for splits, `val`, `valid` and `validation` are one thing, and `test` stands in where there is none.
+    The layouts are ROOT/CLASS/..., and ROOT/train/CLASS/... with a folder for validation or test next to train. All
+    images in the folder of a class belong to the class, at any depth. The classes are those of train. As names of the
+    validation split, `val`, `valid` and `validation` mean the same; `test` is used where there is none of them.
 
     Args:
-      root: for errors. class_depth: of a class in folders: 2 makes `dog/poodle` a class. 0 is 1, and refuses classes
-        whose images all lie in sub-folders, which may be the classes that were meant.
+      root: The folder, for error messages.
+      listing: What the folder holds, from `walk`.
+      class_depth: Depth of a class in folders: 2 makes `dog/poodle` a class. 0 means 1, but refuses classes whose
+        images all lie in sub-folders, because these may be the intended classes.
+
+    Returns:
+      The classes, their images per split, and what is left out.
 
     Raises:
-      ValueError: folders that are arranged otherwise.
+      ValueError: If the folders are arranged in any other way.
     """
-    names, left_out = sorted(listing.images + listing.unreadable), defaultdict(list)
+    names = sorted(listing.images + listing.unreadable)
+    left_out: defaultdict[str, list[str]] = defaultdict(list)
     splits = _splits(root, [name for name in listing.folders if "/" not in name])
-    members, class_names = [], ()
+    members: list[ClassFolder] = []
+    class_names: tuple[str, ...] = ()
     for split, prefix in splits.items():
-        classes, depth = defaultdict(list), prefix.count("/") + (class_depth or 1)
+        classes: defaultdict[str, list[str]] = defaultdict(list)
+        depth = prefix.count("/") + (class_depth or 1)
         for name in names:
             if name.startswith(prefix):
                 parts = name.split("/")
@@ -150,44 +172,44 @@ def arrange(root: Path, listing: Listing, class_depth: int = 0) -> Layout:
         if split == "validation":
             left_out["validation folders of a class without images"] += empty
             if unknown := sorted(set(classes) - {prefix + name for name in class_names}):
-                raise ValueError(f"data.source is folder:{root}: there are images for validation in "
-                                 f"{_list(unknown)}, classes that {splits['train']} lacks; remove them, or add the "
-                                 "classes to it: the classes are those of train")
+                raise ValueError(f"data.source is folder:{root}: there are validation images of classes that "
+                                 f"{splits['train']} lacks ({_list(unknown)}); remove them, or add these classes to "
+                                 f"{splits['train']}, which determines the classes")
         else:
             _check_classes(root, prefix, classes, empty, class_depth)
             class_names = tuple(sorted(path.removeprefix(prefix) for path in classes))
         members += [ClassFolder(prefix + name, label, split, tuple(classes[prefix + name]))
                     for label, name in enumerate(class_names) if prefix + name in classes]
-    left_out["in folders that are no part of the splits"] += [
+    left_out["in folders that belong to no split"] += [
         name for name in names if not name.startswith(tuple(splits.values()))]
     displayed = tuple(map(shown, class_names))
     if len(set(displayed)) < len(displayed):
-        raise ValueError(f"data.source is folder:{root}: two class folders are both shown as "
+        raise ValueError(f"data.source is folder:{root}: two class folders have the same printed name, "
                          f"{Counter(displayed).most_common(1)[0][0]}; rename one")
     return Layout(displayed, tuple(members), {**listing.left_out, **{k: v for k, v in left_out.items() if v}})
 
 
 def _layouts(root: Path) -> str:
-    return (f"the layouts are {root}/<class>/<image files>, of which every tenth is held out, and "
+    return (f"the layouts are {root}/<class>/<image files>, where every tenth image is held out, and "
             f"{root}/train/<class>/<image files> with {root}/val (or valid, validation, test)/<class>/<image files>")
 
 
 def _splits(root: Path, folders: Sequence[str]) -> dict[str | None, str]:
-    """The prefix of the files of each split; of None, where they have no folders of their own."""
+    """Return the path prefix of the files of each split; the key is None where the splits have no folders."""
     named = defaultdict(list)
     for folder in folders:
         if folder.lower() in _SPLIT_NAMES:
             named[_SPLIT_NAMES[folder.lower()]].append(folder)
     classes = len(folders) - sum(map(len, named.values()))
     if not named or (classes and ("train" not in named or len(named) == 1)):
-        return {None: ""}  # a train among other things is a class, as a test without train
+        return {None: ""}  # a train folder among other folders is a class, and so is a test folder without train
     if "train" not in named:
-        raise ValueError(f"data.source is folder:{root}, which has {_list(folders)} and no train; {_layouts(root)}; "
-                         "give one of them")
+        raise ValueError(f"data.source is folder:{root}, which has {_list(folders)} but no train; use one of the "
+                         f"layouts: {_layouts(root)}")
     for split, same in named.items():
         if len(same) > 1:
-            raise ValueError(f"data.source is folder:{root}, which has {_list(same)}, all of them for {split}; keep "
-                             "one, or remove the others")
+            raise ValueError(f"data.source is folder:{root}, which has several folders for the {split} split "
+                             f"({_list(same)}); keep one of them")
     if len(named) == 1:
         return {None: f"{named['train'][0]}/"}
     held_out = named.get("validation") or named["test"]
@@ -196,7 +218,7 @@ def _splits(root: Path, folders: Sequence[str]) -> dict[str | None, str]:
 
 def _check_classes(root: Path, prefix: str, classes: Mapping[str, Sequence[str]], empty: Sequence[str],
                    class_depth: int) -> None:
-    """Raises a ValueError if there are no classes, empty ones, or such whose sub-folders may be what was meant."""
+    """Raise a ValueError if there are no classes, empty ones, or ones whose sub-folders may be the intended classes."""
     if empty:
         raise ValueError(f"data.source is folder:{root}: there are no image files ({', '.join(images.SUFFIXES)}) in "
                          f"{_list(empty)}; add some, or remove the folder")
@@ -208,8 +230,8 @@ def _check_classes(root: Path, prefix: str, classes: Mapping[str, Sequence[str]]
         nested = {name.split("/")[path.count("/") + 1] for name in names}
         if class_depth == 0 and all(name.count("/") > path.count("/") + 1 for name in names):
             raise ValueError(
-                f"data.source is folder:{root}: {shown(path)} holds images in sub-folders alone "
-                f"({_list(sorted(nested))}); set data.class_depth=1 if they all are of the class "
+                f"data.source is folder:{root}: {shown(path)} holds images only in sub-folders "
+                f"({_list(sorted(nested))}); set data.class_depth=1 if they all belong to the class "
                 f"{shown(path.removeprefix(prefix))}, or 2 if the sub-folders are the classes; {_layouts(root)}")
 
 

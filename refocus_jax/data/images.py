@@ -1,63 +1,72 @@
-"""Image files of any origin, decoded to RGB. With `npz`, the reader of bytes that others wrote."""
+"""Decoding of image files of any origin to RGB.
+
+This module and `npz` are the only readers of bytes that other programs wrote.
+"""
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from refocus_jax.data import notices
 
-# The formats that photographs are kept in, as far as this Pillow has them. It knows more: its reader of EPS starts
-# another program, TGA has no beginning by which it could be known, and others are for icons, fonts or films.
+# The formats of photographs, as far as the installed Pillow supports them. Pillow supports more formats, which are not
+# read: the reader of EPS starts another program, TGA has no signature that identifies it, and others are for icons,
+# fonts or films.
 _PHOTOGRAPHIC = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "GIF", "BMP", "DIB", "PPM", "QOI")
 Image.init()
 _FORMATS = tuple(name for name in _PHOTOGRAPHIC if name in Image.OPEN)
 SUFFIXES = tuple(suffix for suffix, name in sorted(Image.registered_extensions().items())
-                 if name in _FORMATS and suffix != ".pfm")  # floats, whose range nobody knows
+                 if name in _FORMATS and suffix != ".pfm")  # .pfm holds floats of unknown range
 
-# 240 MB decoded, and several images are decoded at a time. Pillow begins to warn at 89 million.
+# This is 240 MB per decoded image, and several images are decoded at a time. Pillow begins to warn at 89 million.
 _MAX_PIXELS = 80_000_000
-# The crop rule enlarges the short side to the crop, and with it the long one: a line of pixels would fill the memory.
+# The crop rule enlarges the short side to the crop and the long side with it: a line of pixels would fill the memory.
 _MAX_ASPECT_RATIO = 100
 
 _SIXTEEN_BIT_MAX = 2**16 - 1
-# White of cameras and scanners that write their 8, 10, 12, 14 or 16 bits into files of 16.
+# White levels of cameras and scanners that write 8, 10, 12, 14 or 16 bits into files of 16 bits.
 _WHITES = (255, 1023, 4095, 16383, _SIXTEEN_BIT_MAX)
-_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION = 258, 262  # tags of a TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION = 258, 262  # TIFF tags
 
 
 class SixteenBits(NamedTuple):
-    """A picture of 16 bits whose file does not say which of the values is white: PNG, and TIFF of 16 bits.
+    """A 16-bit image whose file does not say which value is white (PNG and 16-bit TIFF).
 
     Attributes:
-      largest: value of its pixels, at least 1.
-      colour: whether it has colours. Of these Pillow keeps the upper 8 bits, and `largest` is what they may have been.
+      largest: Largest value of its pixels, at least 1.
+      colour: Whether it has colours. Pillow keeps only the upper 8 bits of these, and `largest` is then the largest
+        value that they may have had.
     """
 
     largest: int
     colour: bool
 
 
-def decode_rgb(file: BinaryIO, name: str, sixteen_bit_max: int | None = None) -> np.ndarray:
-    """Decodes an image file to uint8 RGB (h, w, 3), upright as its EXIF orientation says.
+def decode_rgb(file: IO[bytes], name: str, sixteen_bit_max: int | None = None) -> np.ndarray:
+    """Decode an image file to uint8 RGB (h, w, 3), turned upright by its EXIF orientation.
 
-    Greyscale is repeated, Lab and CMYK are converted, 16 bits are scaled to 8, transparency is laid on white, an
-    animation gives its first frame. The format is known by the content, whatever the file is called.
+    Greyscale is repeated in all three channels, Lab and CMYK are converted, 16 bits are scaled to 8, transparent pixels
+    are composited on white, and an animation gives its first frame. The format is determined from the content, not from
+    the file name.
 
     Args:
-      file: seekable, opened for reading bytes.
-      name: what errors call it.
-      sixteen_bit_max: the value that is white in pictures of `SixteenBits`; 0 refuses them. None, for a picture that
-        stands alone: white of the fewest of 8, 10, 12, 14 or 16 bits that hold its values, which is said.
+      file: Seekable file, opened for reading bytes.
+      name: Name of the file in error messages.
+      sixteen_bit_max: The value that is white in images of `SixteenBits`; 0 refuses them. None, for a single image,
+        takes the white level of the fewest of 8, 10, 12, 14 or 16 bits that hold its values, and logs it.
+
+    Returns:
+      The image, uint8 (h, w, 3).
 
     Raises:
-      ValueError: not an image in a known format, damaged, of a size that `check_size` refuses, of a mode without a
-        known range (32 bits, floats), or of 16 bits that `check_white` refuses.
+      ValueError: If the file is not an image in a known format, is damaged, has a size that `check_size` refuses, has a
+        mode without a known range (32 bits, floats), or has 16 bits that `check_white` refuses.
     """
     with _loaded(file, name) as (image, white):
         if white is None:
@@ -65,15 +74,22 @@ def decode_rgb(file: BinaryIO, name: str, sixteen_bit_max: int | None = None) ->
             white = white_for(found.largest) if sixteen_bit_max is None else sixteen_bit_max
             check_white(name, found, white)
             if sixteen_bit_max is None:
-                logging.warning("%s holds 16 bits, at most %d: %d is taken for white", name, found.largest, white)
+                logging.warning("%s has 16 bits with values up to %d: %d is taken as white", name, found.largest, white)
         return np.asarray(_to_rgb(image, white))
 
 
-def sixteen_bits(file: BinaryIO, name: str) -> SixteenBits | None:
-    """Decodes an image file and tells whether its 16 bits leave open what is white; None if it has none, or says so.
+def sixteen_bits(file: IO[bytes], name: str) -> SixteenBits | None:
+    """Decode an image file and check whether it has 16 bits without a declared white level.
+
+    Args:
+      file: Seekable file, opened for reading bytes.
+      name: Name of the file in error messages.
+
+    Returns:
+      The range of its values; None if the image does not have 16 bits, or if its file declares the white level.
 
     Raises:
-      ValueError: as for `decode_rgb`.
+      ValueError: As for `decode_rgb`.
     """
     with _loaded(file, name) as (image, white):
         if white is None:
@@ -83,18 +99,23 @@ def sixteen_bits(file: BinaryIO, name: str) -> SixteenBits | None:
 
 
 def white_for(largest: int) -> int:
-    """White of the fewest of 8, 10, 12, 14 or 16 bits that hold a value."""
+    """Return the white level of the fewest of 8, 10, 12, 14 or 16 bits that hold a value."""
     return next(white for white in _WHITES if largest <= white)
 
 
 def choose_white(place: str, found: Mapping[str, SixteenBits], setting: int | None = None) -> int:
-    """One white for all pictures of 16 bits of a place, which is said; 0 if there are none.
+    """Choose one white level for all 16-bit images of a place, and log it.
 
     Args:
-      place: what it is called. found: the pictures by name. setting: `data.sixteen_bit_max`, where that applies.
+      place: Name of the folder or set of files in messages.
+      found: The 16-bit images by name.
+      setting: `data.sixteen_bit_max`, where that applies.
+
+    Returns:
+      The value that is white; 0 if there are no such images.
 
     Raises:
-      ValueError: a picture does not fit, see `check_white`.
+      ValueError: If `check_white` refuses one of the images.
     """
     if not found:
         return 0
@@ -104,18 +125,18 @@ def choose_white(place: str, found: Mapping[str, SixteenBits], setting: int | No
     for name, bits in {brightest: found[brightest], **found}.items():
         check_white(f"{place}: {name}", bits, white)
     remedy = ", set data.sixteen_bit_max if it is another value" if setting == 0 else ""
-    notices.say(f"{place}: {len(found)} images hold 16 bits, at most {largest} (in {brightest}); {white} is taken for "
-                f"white{remedy}")
+    notices.say(f"{place}: {len(found)} images have 16 bits with values up to {largest} (in {brightest}); {white} is "
+                f"taken as white{remedy}")
     return white
 
 
 def common_white(place: str, paths: Sequence[Path]) -> int:
-    """`choose_white` for files that nothing is known of yet; of those without 16 bits, only the beginning is read."""
+    """Apply `choose_white` to files that have not been read yet; only 16-bit images are read beyond the header."""
     def look(path: Path) -> SixteenBits | None:
         try:
             with path.open("rb") as file, _loaded(file, str(path), only_sixteen_bits=True) as (image, white):
                 return _sixteen_bits(image) if white is None else None
-        except ValueError:  # which is for those to say who decode it
+        except ValueError:  # is reported when the file is decoded
             return None
 
     with ThreadPool() as pool:
@@ -124,69 +145,79 @@ def common_white(place: str, paths: Sequence[Path]) -> int:
 
 
 def check_white(name: str, found: SixteenBits, white: int) -> None:
-    """Refuses a picture of 16 bits that cannot be scaled so that `white` becomes 255.
+    """Refuse a 16-bit image that cannot be scaled so that `white` becomes 255.
+
+    Args:
+      name: Name of the image in error messages.
+      found: The range of its values.
+      white: The value that is white; 0 if it is not known.
 
     Raises:
-      ValueError: white is 0, which is none, or less than a value; or there are colours, and white is not 65535.
+      ValueError: If white is 0 or less than one of the values, or if the image has colours and white is not 65535.
     """
     if white == 0:
-        raise ValueError(f"{name} holds 16 bits and does not say which value is white; set data.sixteen_bit_max, to "
+        raise ValueError(f"{name} has 16 bits and does not say which value is white; set data.sixteen_bit_max to "
                          "1023, 4095, 16383 or 65535 for 10, 12, 14 or 16 bits")
     if found.colour and white != _SIXTEEN_BIT_MAX:
-        raise ValueError(f"{name} holds colours of 16 bits, of which white is {white}: Pillow reads the upper 8 bits "
-                         "alone, which are nearly black then. Save it with 8 bits per colour, or, if it is dark and "
+        raise ValueError(f"{name} has colours of 16 bits with white at {white}: Pillow reads only the upper 8 bits, "
+                         "which are nearly black then. Save it with 8 bits per colour, or, if it is dark and "
                          f"white is {_SIXTEEN_BIT_MAX}, set data.sixteen_bit_max={_SIXTEEN_BIT_MAX}")
     if not found.colour and found.largest > white:
-        raise ValueError(f"{name} holds the value {found.largest}, and data.sixteen_bit_max is {white}; set it to "
-                         f"{white_for(found.largest)} or another value that is white, or 0 to have it recognised")
+        raise ValueError(f"{name} has the value {found.largest}, and data.sixteen_bit_max is {white}; set it to "
+                         f"{white_for(found.largest)} or another value that is white, or to 0 to detect it")
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuses sizes (pixels) of which no crop can be cut, or none within reasonable memory.
+    """Refuse image sizes that cannot be cropped, or only with too much memory.
 
-    Small images are no reason: the crop rule enlarges them.
+    Small images are accepted: the crop rule enlarges them.
+
+    Args:
+      height: Height in pixels.
+      width: Width in pixels.
 
     Raises:
-      ValueError: no pixels, too many, or sides too unlike each other.
+      ValueError: If there are no pixels or too many, or if one side is more than 100 times as long as the other.
     """
     short, long = sorted((height, width))
     if short < 1 or height * width > _MAX_PIXELS or long > _MAX_ASPECT_RATIO * short:
         raise ValueError(
-            f"images of {width} x {height} pixels are not taken; give at least 1 x 1, at most "
+            f"images of {width} x {height} pixels are not supported; give at least 1 x 1 pixels, at most "
             f"{_MAX_PIXELS // 10**6} million, and sides of at most {_MAX_ASPECT_RATIO} : 1"
         )
 
 
 @contextlib.contextmanager
-def _loaded(file: BinaryIO, name: str, *, only_sixteen_bits: bool = False) -> Iterator[tuple[Image.Image, int | None]]:
-    """The image, decoded and upright, and which value its file says is white; None if it does not say.
+def _loaded(file: IO[bytes], name: str, *, only_sixteen_bits: bool = False) -> Iterator[tuple[Image.Image, int | None]]:
+    """Yield the image, decoded and upright, and the value that its file declares white; None if it declares none.
 
-    With `only_sixteen_bits`, one that says it is not decoded. Whatever goes wrong until the block ends is a ValueError
-    that names the file.
+    With `only_sixteen_bits`, an image whose file declares the white level is not decoded. Any error until the block
+    ends becomes a ValueError that names the file.
     """
     try:
         with Image.open(file, formats=_FORMATS) as image:
             check_size(image.height, image.width)  # before anything is decoded
-            white = _declared_white(image)  # likewise: loading forgets how the pixels are stored
+            white = _declared_white(image)  # also before: loading discards how the pixels are stored
             yield image if only_sixteen_bits and white is not None else _upright(image), white
     except UnidentifiedImageError as error:
         formats = ", ".join(_FORMATS)
-        raise ValueError(f"{name} cannot be read as an image: its beginning is that of no {formats} file") from error
-    except Exception as error:  # whatever a damaged file does to the decoders
+        raise ValueError(f"{name} cannot be read as an image: it does not begin like a {formats} file") from error
+    except Exception as error:  # damaged files make the decoders raise errors of any type
         reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"{name} cannot be read as an image: {reason}") from error
 
 
 def _declared_white(image: Image.Image) -> int | None:
-    """Which value is white once the image is loaded; None where 16 bits leave it open."""
+    """Return which value is white once the image is loaded; None if 16 bits leave it open."""
     if (image.format == "PPM" and image.mode == "I") or (image.format == "JPEG2000" and image.mode.startswith("I;16")):
         return _SIXTEEN_BIT_MAX  # these formats declare their range, and Pillow scales it
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels (mode {image.mode}) have no known range; save it with 8 or 16 bits")
-    stored_as = str(image.tile[0].args) if image.tile else ""
-    if image.format == "TIFF":
+    tile = getattr(image, "tile", None)  # only images from files have it
+    stored_as = str(tile[0].args) if tile else ""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         if image.mode.startswith("I;16") and image.tag_v2.get(_PHOTOMETRIC_INTERPRETATION) == 0:
-            raise ValueError("its 0 is white, which Pillow leaves so in 16 bits; save it with 0 as black")
+            raise ValueError("its value 0 is white, which Pillow does not invert in 16 bits; save it with 0 as black")
         if ";12" in stored_as:
             return 2**12 - 1
         if 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ()) and ";16" not in stored_as:
@@ -199,9 +230,10 @@ def _sixteen_bits(image: Image.Image) -> SixteenBits:
     if image.mode.startswith("I;16"):
         return SixteenBits(max(1, int(np.asarray(image).max())), colour=False)
     if "transparency" in image.info:
-        raise ValueError("one of its colours of 16 bits is transparent, and Pillow reads the upper 8 bits alone; save "
+        raise ValueError("one of its 16-bit colours is transparent, and Pillow reads only the upper 8 bits; save "
                          "it with an alpha channel, or with 8 bits")
-    largest = max(high for band, (_, high) in zip(image.getbands(), image.getextrema(), strict=True) if band != "A")
+    extrema = cast(Iterable[tuple[int, int]], image.getextrema())  # of an image with several bands
+    largest = max(high for band, (_, high) in zip(image.getbands(), extrema, strict=True) if band != "A")
     return SixteenBits((largest << 8) + 255, colour=True)
 
 
@@ -209,13 +241,13 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF, which ImageNet has too, is no reason to lose a picture whose pixels are sound
+    except Exception:  # an image with damaged EXIF data (ImageNet has some) is used as it is
         return image
 
 
 def _to_rgb(image: Image.Image, white: int) -> Image.Image:
     if image.mode.startswith("I"):
-        return Image.fromarray(_scaled(image, white)).convert("RGB")  # Pillow itself would clip at 255
+        return Image.fromarray(_scaled(image, white)).convert("RGB")  # Pillow's own conversion clips at 255
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
@@ -223,7 +255,7 @@ def _to_rgb(image: Image.Image, white: int) -> Image.Image:
 
 
 def _scaled(image: Image.Image, white: int) -> np.ndarray:
-    """Grey of more than 8 bits as uint8 (h, w), with a transparent value laid on white."""
+    """Scale grey of more than 8 bits to uint8 (h, w); a value that means transparent becomes white."""
     values = np.asarray(image).astype(np.uint32)
     grey = ((values * 255 + white // 2) // white).astype(np.uint8)
     if "transparency" in image.info:

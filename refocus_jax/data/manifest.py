@@ -1,4 +1,4 @@
-"""Which files of a folder are images that can be read: each is decoded once, and remembered until it changes."""
+"""Check which files of a folder can be read as images; results are remembered until a file changes."""
 
 import hashlib
 import stat
@@ -14,15 +14,17 @@ from refocus_jax.data import folders, notices, remembered
 from refocus_jax.data.images import SixteenBits, sixteen_bits
 
 _FILE_NAME = f"{folders.OWN_PREFIX}manifest.json"
-_VERSION = 2  # to be raised when `decode_rgb` begins to refuse what it has read
-_LISTED = 10
+_VERSION = 2  # increase it when `decode_rgb` begins to refuse files that it accepted before
+_LISTED = 10  # how many problems a message lists
 
 
 class Entry(NamedTuple):
-    """What is known of a file that can be read.
+    """The facts known about a file that can be read.
 
     Attributes:
-      stamp: see `remembered.stamp`. digest: BLAKE2 of its bytes. sixteen_bits: see `images.sixteen_bits`.
+      stamp: Size and times of change, see `remembered.stamp`.
+      digest: BLAKE2 of its bytes.
+      sixteen_bits: Range of 16-bit values, see `images.sixteen_bits`; None for other images.
     """
 
     stamp: list[int]
@@ -32,28 +34,31 @@ class Entry(NamedTuple):
 
 def check(root: Path, names: Sequence[str], left_out: Mapping[str, Sequence[str]] | None = None,
           max_unreadable: float = 0.01) -> dict[str, Entry]:
-    """Those files that can be decoded, in the order given; the others are listed in a warning.
+    """Find the files that can be decoded; the others are listed in a warning.
 
-    The first time takes as long as it takes all cores to decode every file. What could be decoded is remembered by
-    `remembered.stamp` in `root/.refocus_manifest.json`, or in `~/.cache/refocus_jax` where root cannot be written to.
-    What could not, or has just been written, is looked at again each time. Processes on several hosts check the files
-    each for itself.
+    The first check decodes every file, on all cores. Files that could be decoded are remembered by `remembered.stamp`
+    in `root/.refocus_manifest.json`, or in `~/.cache/refocus_jax` if root is not writable. Files that could not be
+    decoded, or have just been written, are checked again each time. With several hosts, every process checks the files
+    itself.
 
     Args:
-      root: the folder.
-      names: of the files, relative to it.
-      left_out: what else the folder holds, for the manifest to list.
-      max_unreadable: share of the files that may be skipped; a single one always may.
+      root: The folder.
+      names: Names of the files, relative to `root`.
+      left_out: Other entries of the folder, by the reason; they are listed in the manifest.
+      max_unreadable: Share of the files that may be skipped; a single one may always be skipped.
+
+    Returns:
+      What is known about each readable file, in the order given.
 
     Raises:
-      ValueError: more of the files cannot be read.
+      ValueError: If more of the files cannot be read.
     """
     places = (root / _FILE_NAME, remembered.at_home(root))
     known = remembered.recall(places, _VERSION)
     entries = _entries(known.get("files"))
 
     def look(name: str) -> tuple[Entry | None, str]:
-        """What is known of a file, or why it cannot be read."""
+        """Return what is known about a file, or why it cannot be read."""
         path = root / name
         try:
             status = path.stat()
@@ -65,11 +70,13 @@ def check(root: Path, names: Sequence[str], left_out: Mapping[str, Sequence[str]
         except (OSError, ValueError) as error:
             return None, folders.shown(str(error))
 
-    began, good, problems = time.time_ns(), {}, {}
+    began = time.time_ns()
+    good: dict[str, Entry] = {}
+    problems: dict[str, str] = {}
     try:
         with ThreadPool() as pool:
             verdicts = pool.imap(look, names, chunksize=16)
-            # The bar appears where there is much to decode.
+            # The bar appears only if decoding takes more than three seconds.
             bar = tqdm(verdicts, f"checking the images in {root}", len(names), leave=False, delay=3, disable=None)
             for name, (entry, problem) in zip(names, bar, strict=True):
                 if entry is None:
@@ -77,7 +84,7 @@ def check(root: Path, names: Sequence[str], left_out: Mapping[str, Sequence[str]
                 else:
                     good[name] = entry
     finally:
-        # Also where it was interrupted, so as to go on from there.
+        # Also after an interruption, so that the next check continues there.
         listed = {"left_out": dict(left_out or {}), "unreadable": problems}
         new = {name: entry for name, entry in good.items()
                if entries.get(name) != entry and remembered.is_settled(entry.stamp, began)}
@@ -97,7 +104,7 @@ def _decoded(path: Path, stamp: list[int]) -> Entry:
 
 
 def _entries(files: Any) -> dict[str, Entry]:
-    """The entries of a manifest, as far as they are such."""
+    """Return the well-formed entries of a manifest."""
     entries = {}
     for name, value in files.items() if isinstance(files, dict) else ():
         match value:
@@ -112,6 +119,6 @@ def _report(root: Path, problems: Sequence[str], count: int, max_unreadable: flo
     listed = "\n  ".join([*problems[:_LISTED], *(["..."] if len(problems) > _LISTED else [])])
     found = f"data.source is a folder: of {count} image files in {root}, {len(problems)} cannot be read"
     if len(problems) > max(1, max_unreadable * count):
-        raise ValueError(f"{found}, which is more than data.max_unreadable, {max_unreadable:g} of them; repair or "
-                         f"remove them:\n  {listed}")
+        raise ValueError(f"{found}, more than the share data.max_unreadable={max_unreadable:g}; repair or remove "
+                         f"them:\n  {listed}")
     notices.say(f"{found} and will be skipped:\n  {listed}")

@@ -1,4 +1,4 @@
-"""What people should know about their data: one line each, said once by a process however often the data are opened."""
+"""Notices to users about their data, logged once per process however often the data are opened."""
 
 import functools
 import logging
@@ -6,5 +6,5 @@ import logging
 
 @functools.cache
 def say(line: str) -> None:
-    """Logs a line as a warning, unless this process has said it already."""
+    """Log a line as a warning, unless this process has already logged it."""
     logging.warning("%s", line)

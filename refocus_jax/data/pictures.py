@@ -1,4 +1,4 @@
-"""Pictures for people: labelled grids of images, as uint8 arrays."""
+"""Labelled grids of images for people to look at, as uint8 arrays."""
 
 from collections.abc import Sequence
 
@@ -6,24 +6,24 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 GAP = 2  # pixels between cells
-LABEL_SIZE = 11  # pixels, height of the labels' font
+LABEL_SIZE = 11  # height of the labels' font in pixels
 BACKGROUND = 255
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """[-1, 1] to uint8, rounded."""
+    """Convert values in [-1, 1] to uint8, rounded and clipped."""
     return np.rint((np.clip(np.asarray(image, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def enlarge(image_hwc: np.ndarray, side: int, smooth: bool) -> np.ndarray:
-    """A uint8 image at a larger side: bicubic for band-limited views, or nearest, which shows pixels as they are."""
+    """Enlarge a uint8 image to a side: bicubic if `smooth`, for band-limited views, else with visible pixels."""
     method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(image_hwc).resize((side, side), method))
 
 
 def grid(cells: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str] | None = None,
          column_labels: Sequence[str] | None = None) -> np.ndarray:
-    """Rows of equally large uint8 images as one picture, with a label before each row and above each column."""
+    """Combine rows of equally large uint8 images to one picture, with a label before each row and above each column."""
     rows, columns = len(cells), max(len(row) for row in cells)
     height, width = cells[0][0].shape[:2]
     font = ImageFont.load_default(LABEL_SIZE)
@@ -43,12 +43,18 @@ def grid(cells: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str] | None
 
 
 def focus_pyramid(views: Sequence, grid_sizes: Sequence[int], rho: Sequence[float], side: int) -> np.ndarray:
-    """The pyramids of a few images: per image one row each of L_k, D_k and A_k (contrast doubled), coarse to fine.
+    """Draw the pyramids of a few images: per image a row each of L_k, D_k and A_k (contrast doubled), coarse to fine.
 
-    Pixels are enlarged as they are, so that aliasing in D_k shows.
+    Pixels are enlarged without smoothing, so that aliasing in D_k is visible.
 
     Args:
-      views: per scale a View of (n, s, s, 3) arrays in [-1, 1]. rho: radii in pixels. side: of the image.
+      views: Per scale a View of (n, s, s, 3) arrays in [-1, 1].
+      grid_sizes: Grid sizes p_k of the scales.
+      rho: Radii of the scales in pixels.
+      side: Side of the image in pixels.
+
+    Returns:
+      The picture, uint8 (h, w, 3).
     """
     cells, labels = [], []
     for i in range(len(views[0].focused)):
@@ -61,22 +67,27 @@ def focus_pyramid(views: Sequence, grid_sizes: Sequence[int], rho: Sequence[floa
 
 
 def reconstructions(images: np.ndarray, thumbnails: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """Rows: images, their enlarged p_K x p_K thumbnails, what the tokens hold; columns: (n, h, w, 3) in [-1, 1]."""
+    """Draw rows of images, their enlarged p_K x p_K thumbnails and their decoded tokens: (n, h, w, 3) in [-1, 1]."""
     return grid([list(map(to_uint8, row)) for row in (images, thumbnails, decoded)],
                 ["image", "thumbnail", "decoded"])
 
 
 def sample_grid(images: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """One row per class: images (classes, n, h, w, 3) in [-1, 1]."""
+    """Draw one row per class: images (classes, n, h, w, 3) in [-1, 1]."""
     return grid([list(map(to_uint8, row)) for row in images], class_names)
 
 
 def focus_pull(stages: Sequence[np.ndarray], class_names: Sequence[str], grid_sizes: Sequence[int]
                ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The same samples after every scale, coarse views enlarged smoothly: a strip, and the frames of an animation.
+    """Draw the same samples after every scale, with coarse views enlarged smoothly.
 
     Args:
-      stages: per scale (n, s, s, 3) in [-1, 1], s = stride * p_k. class_names: of the n samples.
+      stages: Per scale (n, s, s, 3) in [-1, 1], s = stride * p_k.
+      class_names: Class names of the n samples.
+      grid_sizes: Grid sizes p_k of the scales.
+
+    Returns:
+      A strip with one row per sample and one column per scale, and the frames of an animation, one per scale.
     """
     side = stages[-1].shape[1]
     enlarged = [[enlarge(to_uint8(image), side, smooth=True) for image in stage] for stage in stages]

@@ -1,4 +1,4 @@
-"""What was found out about large files, kept as JSON until they change."""
+"""Results of checks of large files, kept as JSON until the files change."""
 
 import contextlib
 import hashlib
@@ -10,31 +10,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# A file that has changed so recently may change again within one tick of the file system's clock.
+# A file that has changed this recently may change again within one tick of the file system's clock.
 _UNSETTLED_NS = 2 * 10**9
 
 
 def stamp(status: os.stat_result) -> list[int]:
-    """What no change of a file leaves as it is: its size in bytes, and when its content and its status last changed.
+    """Return a list that any change of a file alters: its size, and when its content and its status last changed.
 
-    Times are in nanoseconds. The last of them cannot be set back.
+    The size is in bytes and the times are in nanoseconds. The time of the status cannot be set back.
     """
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def is_settled(stamp: list[int], looked_ns: int) -> bool:
-    """Whether no change after a look at the file, at a time in ns, can leave the stamp as it is."""
+    """Return whether any change after the time of a check, in ns, would alter the stamp."""
     return stamp[2] < looked_ns - _UNSETTLED_NS
 
 
 def at_home(path: Path) -> Path:
-    """Where to keep what is known of a file or folder whose own folder cannot be written to."""
+    """Return where to keep results about a file or folder that lies in a place without write access."""
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
     return Path(os.path.expanduser("~/.cache/refocus_jax")) / f"{name}.json"
 
 
 def recall(places: Sequence[Path], version: int) -> dict[str, Any]:
-    """What was kept last; nothing if it is of another version, damaged, or not there."""
+    """Return the results that were kept last; empty if they have another version, are damaged or do not exist."""
     written = [place for place in places if os.path.isfile(place)]
     if not written:
         return {}
@@ -46,7 +46,7 @@ def recall(places: Sequence[Path], version: int) -> dict[str, Any]:
 
 
 def keep(places: Sequence[Path], version: int, content: dict[str, Any]) -> None:
-    """Writes to the first place that can be written to, atomically, whoever else is writing it."""
+    """Write to the first writable place, atomically, also if other processes write the same file."""
     text = json.dumps({"version": version} | content)
     for place in places:
         temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
@@ -57,7 +57,7 @@ def keep(places: Sequence[Path], version: int, content: dict[str, Any]) -> None:
             return
         except OSError as error:
             problem = error
-            # On a full disk it may have been begun; where it could not be, it is not there either.
+            # On a full disk there may be a partial file; without write access there is none.
             with contextlib.suppress(OSError):
                 temporary.unlink()
-    logging.warning("A check of files cannot be remembered and will be repeated: %s", problem)
+    logging.warning("The result of a check of files cannot be saved, so the check will be repeated: %s", problem)

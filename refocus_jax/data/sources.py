@@ -1,4 +1,4 @@
-"""Image sources: labelled photographs, random access, one `load(spec, split, settings)` for every kind.
+"""Image sources: labelled images with random access; `load(spec, split, settings)` opens every kind.
 
 | spec          | what it reads                                                                        |
 |---------------|--------------------------------------------------------------------------------------|
@@ -25,17 +25,22 @@ from refocus_jax.data import folders, images, manifest, notices, npz
 
 SPLITS = ("train", "validation")
 
-# Where a source does not say which images are for validation, every tenth is held out.
+# If a source does not say which images are for validation, every tenth image is held out.
 _HELD_OUT_PERIOD = 10
 
-# Each class of a model has an embedding: a label above this is no class, but a damaged number.
+# Each class of a model has an embedding: a label above this is not a class, but a damaged number.
 _MAX_CLASSES = 100_000
-# Where a larger share of the classes would have no image, labels are hardly numbers of classes.
+# If a larger share of the classes had no image, the labels would hardly be class numbers.
 _MAX_EMPTY_SHARE = 0.5
 
 
 class Record(TypedDict):
-    """One example: `image` is uint8 RGB (h, w, 3), `label` indexes the source's `class_names`."""
+    """One labelled image.
+
+    Attributes:
+      image: uint8 RGB (h, w, 3).
+      label: Index into the `class_names` of the source.
+    """
 
     image: np.ndarray
     label: int
@@ -45,13 +50,18 @@ class Source(Protocol):
     """A random-access sequence of records, in the form that `grain.MapDataset.source` takes.
 
     Attributes:
-      fingerprint: a digest of all that the records and their order are made of. Equal fingerprints: equal records.
+      class_names: Names of the classes, by label.
+      fingerprint: A digest of everything that determines the records and their order. Sources with equal fingerprints
+        have equal records.
     """
 
-    class_names: tuple[str, ...]
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A digest of everything that determines the records and their order."""
 
     def __len__(self) -> int: ...
 
@@ -63,11 +73,13 @@ class SourceSettings:
     """How a source is read: the settings `data.<name>` of a config.
 
     Attributes:
-      num_classes: None for as many as the source has; needed for an `.npz` file without names of which most are empty.
-      class_depth: of a class in a folder, see `folders.arrange`.
-      max_unreadable: share of a folder's images that may be skipped, see `manifest.check`.
-      sixteen_bit_max: the value that is white in images of 16 bits that do not say it, see `images.SixteenBits`. 0: in
-        a folder, white of the fewest of 8, 10, 12, 14 or 16 bits that hold all of them; elsewhere they are refused.
+      num_classes: Number of classes; None takes as many as the source has. It must be given for an `.npz` file without
+        class names in which most classes are empty.
+      class_depth: Depth of a class in a folder, see `folders.arrange`.
+      max_unreadable: Share of a folder's images that may be skipped, see `manifest.check`.
+      sixteen_bit_max: The value that is white in 16-bit images that do not declare it, see `images.SixteenBits`. With
+        0, a folder takes the white level of the fewest of 8, 10, 12, 14 or 16 bits that hold all values, and other
+        sources refuse such images.
     """
 
     num_classes: int | None = None
@@ -77,16 +89,20 @@ class SourceSettings:
 
 
 def load(spec: str, split: str, settings: SourceSettings = SourceSettings()) -> Source:
-    """Opens one split of a source.
+    """Open one split of a source.
 
     Args:
       spec: `photos`, `npz:PATH`, `folder:PATH` or `tfds:NAME`.
       split: `train` or `validation`. Both splits of a source have the same `class_names`.
-      settings: how it is read.
+      settings: How the source is read.
+
+    Returns:
+      The images of the split.
 
     Raises:
-      ValueError: for an unknown kind or split, damaged or malformed data, or a split without images.
-      FileNotFoundError: where the data does not exist.
+      ValueError: If the kind or the split is unknown, if the data are damaged or malformed, or if the split has no
+        images.
+      FileNotFoundError: If the data do not exist.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
@@ -94,7 +110,7 @@ def load(spec: str, split: str, settings: SourceSettings = SourceSettings()) -> 
 
 
 def load_splits(spec: str, settings: SourceSettings = SourceSettings()) -> tuple[Source, ...]:
-    """Opens a source once, and gives all of its `SPLITS`; otherwise as `load`."""
+    """Open a source once and return all of its `SPLITS`; otherwise the same as `load`."""
     opened = _open(spec, settings)
     return tuple(_split_of(spec, opened, split) for split in SPLITS)
 
@@ -110,7 +126,7 @@ def _split_of(spec: str, opened: Callable[[str], Source], split: str) -> Source:
 
 
 def _open(spec: str, settings: SourceSettings) -> Callable[[str], Source]:
-    """What gives the splits of a source."""
+    """Return a function from the name of a split to the split of a source."""
     kind, _, argument = spec.partition(":")
     if kind in ("npz", "folder", "tfds") and not argument:
         argument = "NAME" if kind == "tfds" else "PATH"
@@ -128,7 +144,7 @@ def _open(spec: str, settings: SourceSettings) -> Callable[[str], Source]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images that are already decoded: uint8 (h, w, 3) each, not necessarily of one size."""
+    """Images that are already decoded: uint8 (h, w, 3) each, not necessarily all of the same size."""
 
     images: Sequence[np.ndarray] = dataclasses.field(repr=False)
     labels: Sequence[int] = dataclasses.field(repr=False)
@@ -142,6 +158,7 @@ class ArraySource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
+        """A digest of the class names, the labels and the pixels."""
         digest = _digest(self.class_names, np.asarray(self.labels, np.int64).tolist())
         for image_hwc in self.images:
             digest.update(f"{image_hwc.shape}".encode() + np.ascontiguousarray(image_hwc).tobytes())
@@ -185,21 +202,21 @@ class EncodedSource:
         record, where = self.records[index], f"record {index} of {self.name}"
         label = int(record["label"])
         if not 0 <= label < len(self.class_names):
-            raise ValueError(f"{where} has label {label}; take a dataset with labels in [0, {len(self.class_names)})")
+            raise ValueError(f"{where} has label {label}; use a dataset with labels in [0, {len(self.class_names)})")
         return {"image": images.decode_rgb(io.BytesIO(record["image"]), where, self.sixteen_bit_max), "label": label}
 
 
 def _digest(*content: Any) -> Any:
-    """A BLAKE2 that has taken in the content, as JSON has it."""
+    """Return a BLAKE2 hash object, updated with the content as JSON."""
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16)
 
 
 def _held_out(count: int) -> np.ndarray:
-    """Which of `count` images are held out, bool (count,)."""
+    """Return which of `count` images are held out, bool (count,)."""
     return np.arange(count) % _HELD_OUT_PERIOD == _HELD_OUT_PERIOD - 1
 
 
-# Left out: drawings and text, the second view of the motorcycle, and two nearly empty pictures (cell, clock).
+# These are left out: drawings and text, the second view of the motorcycle, and two nearly empty images (cell, clock).
 PHOTOGRAPHS = {
     "astronaut": "astronaut.png",
     "brick": "brick.png",
@@ -217,21 +234,21 @@ PHOTOGRAPHS = {
     "tissue": "ihc.png",
 }
 
-# The square inside the retina's round field of view, around which the picture is black.
+# The square inside the round field of view of the retina image, which is black outside of it.
 _RETINA_SQUARE = slice(225, 1185)
 
 
 def photograph_columns(width: int, split: str) -> slice:
-    """Pixel columns of a photograph that belong to a split: the right quarter (>= 96) is for validation."""
+    """Return the pixel columns of a photograph in a split: the right quarter (at least 96) is for validation."""
     boundary = width - max(width // 4, 96)
     return slice(0, boundary) if split == "train" else slice(boundary, width)
 
 
 def read_photograph(class_name: str) -> np.ndarray:
-    """Reads one of `PHOTOGRAPHS` from the installed scikit-image, uint8 (h, w, 3)."""
+    """Read one of `PHOTOGRAPHS` from the installed scikit-image, uint8 (h, w, 3)."""
     file = importlib.resources.files("skimage") / "data" / PHOTOGRAPHS[class_name]
     if not file.is_file():
-        raise FileNotFoundError(f"the installed scikit-image does not ship {file.name}: install version 0.26")
+        raise FileNotFoundError(f"the installed scikit-image does not ship {file.name}; install version 0.26")
     with file.open("rb") as stream:
         image_hwc = images.decode_rgb(stream, class_name)
     return image_hwc[_RETINA_SQUARE, _RETINA_SQUARE] if class_name == "retina" else image_hwc
@@ -246,7 +263,7 @@ def _load_photographs(split: str) -> ArraySource:
     )
 
 
-# What ADM calls images and labels; --mode=sample writes them so.
+# ADM's names of images and labels; --mode=sample writes them with these names.
 _ADM_NAMES = {"arr_0": "x", "arr_1": "y"}
 
 
@@ -255,16 +272,17 @@ def _open_npz(path: Path, settings: SourceSettings) -> Callable[[str], ArraySour
         raise FileNotFoundError(f"data.source is npz:{path}, but there is no such file; correct the path")
     try:
         arrays = npz.read(path, ("x", "y", "classes", "val"))
-        read = arrays.keys()
+        read = set(arrays)
         if arrays.keys().isdisjoint({"x", "y"}):
             adm = npz.read(path, _ADM_NAMES)
             read, arrays = read | adm.keys(), arrays | {_ADM_NAMES[name]: array for name, array in adm.items()}
         _check_npz_arrays(arrays, settings.num_classes)
         class_names = _npz_class_names(path, arrays, settings.num_classes)
         if unused := sorted(npz.names(path) - read):
-            notices.say(f"data.source npz:{path}: arrays {', '.join(unused)} are not used, x, y, classes and val are")
+            notices.say(f"data.source npz:{path}: arrays {', '.join(unused)} are not used; only x, y, classes and val "
+                        "are")
     except ValueError as error:
-        raise ValueError(f"data.source is npz:{path}, which is not taken: {error}") from error
+        raise ValueError(f"data.source is npz:{path}, which cannot be used: {error}") from error
     labels = arrays["y"].astype(np.int64)
     held_out = arrays.get("val", _held_out(len(labels)))
 
@@ -276,7 +294,7 @@ def _open_npz(path: Path, settings: SourceSettings) -> Callable[[str], ArraySour
 
 
 def _npz_class_names(path: Path, arrays: dict[str, np.ndarray], num_classes: int | None) -> tuple[str, ...]:
-    """The given names, or numbers. Says how many classes are empty, and refuses labels of which most would be."""
+    """Return the given class names, or numbers. Log how many classes are empty; refuse labels if most would be."""
     used = set(arrays["y"].tolist())
     number = num_classes or max(used, default=-1) + 1
     names = tuple(folders.shown(str(name)) for name in arrays.get("classes", range(number)))
@@ -284,8 +302,8 @@ def _npz_class_names(path: Path, arrays: dict[str, np.ndarray], num_classes: int
         found = f"of {len(names)} classes, {len(names) - len(used)} have no image"
         counted = "classes" not in arrays and num_classes is None
         if counted and len(names) - len(used) > _MAX_EMPTY_SHARE * len(names):
-            raise ValueError(f"{found}, as labels y run to {number - 1}; number the classes from 0 without gaps, or "
-                             f"set data.num_classes={number} if they are meant so")
+            raise ValueError(f"{found}, because the labels y run to {number - 1}; number the classes from 0 without "
+                             f"gaps, or set data.num_classes={number} if this is intended")
         notices.say(f"data.source npz:{path}: {found}")
     return names
 
@@ -293,7 +311,7 @@ def _npz_class_names(path: Path, arrays: dict[str, np.ndarray], num_classes: int
 def _check_npz_arrays(arrays: dict[str, np.ndarray], num_classes: int | None) -> None:
     missing = sorted({"x", "y"} - arrays.keys())
     if missing:
-        raise ValueError(f"it lacks {missing}; it must hold images x (n, h, w, 3) and labels y (n,)")
+        raise ValueError(f"it lacks {missing}; give images x (n, h, w, 3) and labels y (n,)")
     count = arrays["x"].shape[:1]
     rules = {
         "x": ("uint8 (n, h, w, 3)", lambda x: x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] == 3),
@@ -311,18 +329,18 @@ def _check_npz_arrays(arrays: dict[str, np.ndarray], num_classes: int | None) ->
     if "classes" in arrays:
         class_count, origin = len(arrays["classes"]), "the number of classes"
     elif num_classes is not None:
-        class_count, origin = num_classes, "as data.num_classes says; correct one of them"
+        class_count, origin = num_classes, "by data.num_classes; correct one of them"
     else:
-        class_count, origin = _MAX_CLASSES, "where no classes are given"
+        class_count, origin = _MAX_CLASSES, "if no classes are given"
     if labels.size and not 0 <= labels.min() <= labels.max() < class_count:
         raise ValueError(f"labels y run from {labels.min()} to {labels.max()}, they must lie in [0, {class_count}), "
                          f"{origin}")
 
 
 def _open_folder(root: Path, settings: SourceSettings) -> Callable[[str], FileSource]:
-    """Every file in the folder is counted, and what is not taken is said.
+    """Open a folder: every file is counted, and files that are left out are logged.
 
-    Which images are held out depends on all their names, not on which of them can be read.
+    Which images are held out depends on the names of all images, not on which of them can be read.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"data.source is folder:{root}, but there is no such folder; correct the path")
@@ -332,7 +350,7 @@ def _open_folder(root: Path, settings: SourceSettings) -> Callable[[str], FileSo
     for member in layout.members:
         if sound.keys().isdisjoint(member.images):
             raise ValueError(f"data.source is folder:{root}: no image in {folders.shown(str(root / member.path))} can "
-                             "be read; repair or remove the class")
+                             "be read; repair the images or remove the class")
     folders.report(f"data.source folder:{root}", len(sound), layout.left_out)
     sixteen_bits = {folders.shown(name): entry.sixteen_bits for name, entry in sound.items() if entry.sixteen_bits}
     sixteen_bit_max = images.choose_white(f"data.source folder:{root}", sixteen_bits, settings.sixteen_bit_max)
@@ -356,18 +374,18 @@ def _images_of(member: folders.ClassFolder, split: str) -> Sequence[str]:
 
 
 def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSource]:
-    # Only this kind of source needs tfds, which takes a while to import.
+    # Only this kind of source needs tfds, and importing it is slow.
     import tensorflow_datasets as tfds
 
-    # Image files are decoded here: without TensorFlow, tfds leaves greyscale and CMYK ones as they are.
+    # This package decodes the image files: without TensorFlow, tfds would not convert greyscale and CMYK images.
     decoders = {"image": tfds.decode.SkipDecoding()}
     try:
         splits = tfds.data_source(name, download=False, decoders=decoders)
     except tfds.core.DatasetNotFoundError:
         raise ValueError(f"data.source is tfds:{name}, but tensorflow_datasets knows no dataset of this name") from None
-    except Exception as error:  # a malformed name, an unknown version or configuration, files of another format
+    except Exception as error:  # a malformed name, an unknown version or configuration, files in another format
         raise ValueError(
-            f"data.source is tfds:{name}, which cannot be opened: {error}\nWrite tfds:NAME, tfds:NAME/CONFIG or "
+            f"data.source is tfds:{name}, which cannot be opened: {error}\nGive tfds:NAME, tfds:NAME/CONFIG or "
             "tfds:NAME:VERSION of a dataset that is prepared in array_record format"
         ) from error
     if not splits:
@@ -386,10 +404,10 @@ def _tfds_split(name: str, splits: dict[str, Any], settings: SourceSettings, spl
     image, label = features.get("image"), features.get("label")
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
         raise ValueError(
-            f"data.source is tfds:{name}, which has {sorted(features)}; take a dataset with an image and a class label"
+            f"data.source is tfds:{name}, which has {sorted(features)}; use a dataset with an image and a class label"
         )
-    # Version and shards tell one preparation from another; ArrayRecord checks its own bytes whenever it reads them, so
-    # that damage cannot pass for the same data.
+    # Version and shards distinguish one preparation of the dataset from another. ArrayRecord verifies its bytes
+    # whenever it reads them, so damaged data are not mistaken for the same data.
     info = records.dataset_info.splits[tfds_split]
     shards = [(os.path.basename(path), os.path.getsize(path)) for path in info.filepaths]
     fingerprint = _digest(records.dataset_info.full_name, tfds_split, info.shard_lengths, info.num_bytes, shards,

@@ -1,4 +1,4 @@
-"""Digests of files' content, read once and remembered until the files change."""
+"""Digests of the content of files, computed once and remembered until the files change."""
 
 import hashlib
 import json
@@ -14,20 +14,24 @@ from refocus_jax.runtime.files import write_json
 
 
 def of_file(path: Path) -> str:
-    """BLAKE2 of a file's content."""
+    """Return the BLAKE2 digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def of_files(paths: Sequence[Path], memory: Path) -> list[str]:
-    """BLAKE2 of each file's content, in the order given; for process 0 alone.
+    """Compute the BLAKE2 digest of each file's content; only for process 0.
 
     Args:
-      memory: a JSON file that holds, by path, what was found before, and the size and times that the file had then:
-      those that still have them are not read again. Of the times, that of the change of status cannot be set back.
+      paths: Paths of the files.
+      memory: A JSON file with earlier results by path, each with the size and times that the file had then. Files that
+        still have the same size and times are not read again; the time of the last change of status cannot be set back.
+
+    Returns:
+      The digests, in the order of `paths`.
 
     Raises:
-      OSError: a file cannot be read, or the memory not be written.
+      OSError: If a file cannot be read, or if `memory` cannot be written.
     """
     known = _recall(memory)
 
@@ -48,7 +52,7 @@ def of_files(paths: Sequence[Path], memory: Path) -> list[str]:
 
 
 def _recall(memory: Path) -> dict[str, list]:
-    """Nothing where there is none, or a damaged one."""
+    """Read earlier results; empty if the file is missing or damaged."""
     try:
         known = json.loads(memory.read_bytes())
     except (OSError, ValueError):

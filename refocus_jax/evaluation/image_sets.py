@@ -1,4 +1,4 @@
-"""Images to be measured, by random access: crops of a data source, a folder, an `.npz` file."""
+"""Sets of images to be measured, with random access: crops of a data source, a folder or an `.npz` file."""
 
 import collections
 import dataclasses
@@ -19,9 +19,11 @@ from refocus_jax.data.sources import Source
 from refocus_jax.evaluation import digests
 from refocus_jax.runtime import processes
 
-MIN_IMAGES = 10  # the splits of an Inception Score; fewer say nothing in any case
-_ARRAYS = ("arr_0", "x")  # ADM's name of images, and that of our data sources
-_LOSSLESS = ("PNG", "BMP", "DIB", "PPM", "TIFF", "QOI")  # as Pillow calls formats
+MIN_IMAGES = 10  # the number of splits of an Inception Score; fewer images are meaningless for the other metrics too
+_ARRAYS = ("arr_0", "x")  # the names of images in ADM's files and in data sources
+_LOSSLESS = ("PNG", "BMP", "DIB", "PPM", "TIFF", "QOI")  # Pillow's names of formats
+
+Images = Sequence[np.ndarray] | np.ndarray  # equally large images, by random access
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +31,14 @@ class ImageSet:
     """Equally large uint8 images (h, w, 3).
 
     Attributes:
-      says: what they are, in words. made_of: given a file that remembers digests of files, all that the images are made
-      of, as JSON; None: their pixels are digested. warnings: what about them moves distances, in sentences.
+      images: The images.
+      says: Description in words.
+      made_of: Function from a file that remembers digests of files to everything that determines the images, as JSON.
+        None computes a digest of the pixels instead.
+      warnings: Function that returns sentences about properties of the images that change distances.
     """
 
-    images: Sequence[np.ndarray] = dataclasses.field(repr=False)
+    images: Images = dataclasses.field(repr=False)
     says: str
     made_of: Callable[[Path], Any] | None = None
     warnings: Callable[[], list[str]] = list
@@ -42,10 +47,13 @@ class ImageSet:
         return len(self.images)
 
     def identity(self, memory: Path) -> Any:
-        """What measurements of the set may be kept under, as JSON: equal identities, equal images in equal order.
+        """Return the key under which measurements of the set may be stored.
 
         Args:
-          memory: see `digests.of_files`.
+          memory: File that remembers digests, see `digests.of_files`.
+
+        Returns:
+          The key, as JSON. Sets with equal keys have equal images in the same order.
         """
         return processes.from_first(functools.partial(self.made_of, memory) if self.made_of else self._digest)
 
@@ -57,26 +65,39 @@ class ImageSet:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mapped(Sequence):
-    """A function of each item, when it is asked for."""
+class _Mapped(Sequence[np.ndarray]):
+    """A sequence that applies a function to each item when the item is accessed."""
 
-    items: Sequence
+    items: Sequence | np.ndarray
     function: Callable[[Any], np.ndarray]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        if not 0 <= index < len(self):  # grain's datasets go round
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):  # grain's datasets start again after the last item
             raise IndexError(f"{index} of {len(self)} images")
         return self.function(self.items[index])
 
 
 def of_source(source: Source, name: str, rule: CropRule, limit: int) -> ImageSet:
-    """The crops that `pipeline.validation_batches` takes, `limit` of them at most; `name` is what they are called."""
+    """Open the crops that `pipeline.validation_batches` uses.
+
+    Args:
+      source: The images.
+      name: Name of the source in messages.
+      rule: How the images become crops.
+      limit: Maximum number of crops.
+
+    Returns:
+      The crops.
+
+    Raises:
+      ValueError: If there are too few crops.
+    """
     crops = pipeline.spread_crops(source, rule)[:limit]
     if len(crops) < MIN_IMAGES:
-        raise ValueError(f"{name} has {len(crops)} crops to compare with; give more images, or more "
+        raise ValueError(f"{name} has {len(crops)} crops to compare with; give more images, or raise "
                          "data.crops_per_image")
     says = f"{len(crops)} crops of {name} ({len(source)} images), {rule}"
     described = {"image_size": rule.image_size, "resize_ratio": rule.resize_ratio,
@@ -86,14 +107,20 @@ def of_source(source: Source, name: str, rule: CropRule, limit: int) -> ImageSet
 
 
 def of_path(setting: str, path: str, rule: CropRule | None = None) -> ImageSet:
-    """The images of a folder, however deep and not hidden, by name; or `arr_0` or `x` of an `.npz` file.
+    """Open the images of a folder, at any depth but not hidden, by name; or `arr_0` or `x` of an `.npz` file.
 
     Args:
-      setting: what errors call the path.
-      rule: images of another size are cut to the centre as those of validation are. None: they must be of one size.
+      setting: Name of the path in error messages.
+      path: Path of the folder or file.
+      rule: Images of another size are cropped at the centre by this rule, as validation images are. With None, all
+        images must have the same size.
+
+    Returns:
+      The images.
 
     Raises:
-      FileNotFoundError: there is no such path. ValueError: it has no images, too few, or they are of several sizes.
+      FileNotFoundError: If the path does not exist.
+      ValueError: If there are no or too few images, or if they have different sizes.
     """
     location = Path(path).expanduser()
     if location.is_dir():
@@ -101,7 +128,7 @@ def of_path(setting: str, path: str, rule: CropRule | None = None) -> ImageSet:
     elif location.is_file() and location.suffix == ".npz":
         found = _of_npz(setting, location, rule)
     elif location.exists():
-        raise ValueError(f"{setting} is {path}, which is not a folder and not an .npz file; give one of them")
+        raise ValueError(f"{setting} is {path}, which is neither a folder nor an .npz file; give one of them")
     else:
         raise FileNotFoundError(f"{setting} is {path}, but there is no such file or folder; correct the path")
     if len(found) < MIN_IMAGES:
@@ -110,19 +137,19 @@ def of_path(setting: str, path: str, rule: CropRule | None = None) -> ImageSet:
 
 
 def _described(rule: CropRule | None) -> dict[str, Any] | None:
-    return rule and {"image_size": rule.image_size, "resize_ratio": rule.resize_ratio}
+    return None if rule is None else {"image_size": rule.image_size, "resize_ratio": rule.resize_ratio}
 
 
 def _of_npz(setting: str, path: Path, rule: CropRule | None) -> ImageSet:
     try:
         name = next((name for name in _ARRAYS if name in npz.names(path)), None)
         if name is None:
-            raise ValueError("it has neither arr_0 nor x; give uint8 images (n, h, w, 3) by one of these names")
+            raise ValueError("it has neither arr_0 nor x; give uint8 images (n, h, w, 3) with one of these names")
         images = npz.memory_map(path, name)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"{name} is {images.dtype} {images.shape}; give uint8 (n, h, w, 3)")
     except ValueError as error:
-        raise ValueError(f"{setting} is {path}, which is not taken: {error}") from error
+        raise ValueError(f"{setting} is {path}, which cannot be used: {error}") from error
     says, made_of = f"{len(images)} images of {path.name}", functools.partial(_file, path, name, rule)
     if rule is None or images.shape[1:3] == (rule.image_size, rule.image_size):
         return ImageSet(images, f"{says}, {images.shape[2]} x {images.shape[1]} pixels", made_of)
@@ -143,14 +170,14 @@ def _of_folder(folder: Path, rule: CropRule | None) -> ImageSet:
     made_of, warnings = functools.partial(_files, files, rule), functools.partial(_warnings, files, rule)
     if rule is not None:
         read = functools.partial(_cropped_file, rule, white)
-        return ImageSet(_Mapped(files, read), f"{says}, {rule} where they are not so", made_of, warnings)
+        return ImageSet(_Mapped(files, read), f"{says}, {rule} if they have another size", made_of, warnings)
     shape = _read_file(white, files[0]).shape if files else (0, 0, 3)
     read = functools.partial(_file_of_shape, shape, white)
     return ImageSet(_Mapped(files, read), f"{says}, {shape[1]} x {shape[0]} pixels", made_of, warnings)
 
 
 def _files(files: Sequence[Path], rule: CropRule | None, memory: Path) -> dict[str, Any]:
-    """What they hold, in their order, whatever they and their folder are called."""
+    """Describe the content of files in their order, independent of the names of the files and their folder."""
     content = "".join(digests.of_files(files, memory))
     return {"files": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(), "crop": _described(rule)}
 
@@ -161,26 +188,25 @@ def _warnings(files: Sequence[Path], rule: CropRule | None) -> list[str]:
     said, formats = [], collections.Counter(name for name, _ in headers)
     if lossy := {name: count for name, count in sorted(formats.items()) if name not in _LOSSLESS}:
         counts = ", ".join(f"{count} {name}" for name, count in lossy.items())
-        said.append(f"{sum(lossy.values())} of {len(files)} files are of formats that may lose detail ({counts}). That "
-                    "alone moves distances, by tens for JPEG; make them as PNG.")
+        said.append(f"{sum(lossy.values())} of {len(files)} files are of formats that may lose detail ({counts}). This "
+                    "alone changes distances, by tens for JPEG; save the images as PNG.")
     if rule is not None and (resized := sum(size != (rule.image_size, rule.image_size) for _, size in headers)):
         said.append(_says_resized(resized, len(files), rule))
     return said
 
 
 def _header(path: Path) -> tuple[str, tuple[int, int]]:
-    """Format and size of an image file, by its content. What is damaged is said where it is decoded."""
+    """Return format and size of an image file from its content. Damaged files are reported when they are decoded."""
     try:
         with Image.open(path) as image:
-            return image.format, image.size
+            return image.format or "unknown", image.size
     except Exception:
         return "unknown", (0, 0)
 
 
 def _says_resized(number: int, count: int, rule: CropRule) -> str:
-    return (f"{number} of {count} images are not {rule.image_size} x {rule.image_size} pixels and were cut or "
-            "resized to fit, which "
-            "moves distances unless the samples have gone through the same.")
+    return (f"{number} of {count} images are not {rule.image_size} x {rule.image_size} pixels and were cropped or "
+            "resized to fit, which changes distances unless the samples were processed in the same way.")
 
 
 def _read_file(white: int, path: Path) -> np.ndarray:
@@ -191,7 +217,7 @@ def _read_file(white: int, path: Path) -> np.ndarray:
 def _file_of_shape(shape: tuple[int, ...], white: int, path: Path) -> np.ndarray:
     image_hwc = _read_file(white, path)
     if image_hwc.shape != shape:
-        raise ValueError(f"{path} is of {image_hwc.shape[1]} x {image_hwc.shape[0]} pixels, and the first image of "
+        raise ValueError(f"{path} has {image_hwc.shape[1]} x {image_hwc.shape[0]} pixels, but the first image has "
                          f"{shape[1]} x {shape[0]}; give images of one size")
     return image_hwc
 
@@ -207,10 +233,16 @@ def _cropped(rule: CropRule, image_hwc: np.ndarray) -> np.ndarray:
 
 
 def has_images(path: str) -> bool:
-    """Whether `of_path` would look for images there: in a folder, or in an `.npz` file that has some.
+    """Check whether a path is a folder, or an `.npz` file with images, so that `of_path` can open it.
+
+    Args:
+      path: Path of the folder or file.
+
+    Returns:
+      True if it is.
 
     Raises:
-      ValueError: a damaged `.npz` file.
+      ValueError: If an `.npz` file is damaged.
     """
     location = Path(path).expanduser()
     return location.is_dir() or (location.is_file() and not npz.names(location).isdisjoint(_ARRAYS))

@@ -1,11 +1,11 @@
-"""Measurements of many images by all processes and devices, kept on disk: features, errors, tokens."""
+"""Measurements of many images (features, errors, tokens) by all processes and devices, kept on disk."""
 
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,34 @@ import numpy as np
 import refocus_jax
 from refocus_jax.data import pipeline
 from refocus_jax.evaluation import digests
-from refocus_jax.evaluation.image_sets import ImageSet
+from refocus_jax.evaluation.image_sets import Images, ImageSet
 from refocus_jax.judges.features import BATCH_PER_DEVICE, Extractor, Features
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.files import write_json, writing
 from refocus_jax.runtime.progress import Progress
 
-DIGESTS = "digests.json"  # in the directory of what is kept: those of the files that images came from
-_RECORD = "identity.json"  # next to what was measured: what it was made with, and the digests of its files
+DIGESTS = "digests.json"  # in the directory of the results: digests of the files of the images
+_RECORD = "identity.json"  # next to the results: everything they depend on, and digests of the files of the results
 
-# Of images uint8 (b, h, w, 3): arrays of b rows by name.
+# A function from images, uint8 (b, h, w, 3), to arrays with b rows, by name.
 Measure = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def of_all(images: Sequence[np.ndarray], measure: Measure, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Measures equally large images, in their order: rows of some of them at a time, the same in every process.
+def of_all(images: Images, measure: Measure, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Measure equally large images, in their order.
 
     Args:
-      images: uint8 (h, w, 3) each, all of them for every process. measure: of `batch_size` images, by the devices of
-      this process; 64-bit numbers are cut to 32 bits where there are several processes.
+      images: uint8 (h, w, 3) each; every process must pass all of them.
+      measure: Function that measures `batch_size` images on the devices of this process. With several processes, its
+        64-bit numbers are reduced to 32 bits.
+      batch_size: Number of images that `measure` takes.
+
+    Yields:
+      The rows of the next images by name, the same in every process.
     """
     at_once = batch_size * jax.process_count()
     batches = -(-len(images) // at_once)
-    # The last batch is filled up with images that are dropped again.
+    # The last batch is padded with images whose rows are dropped.
     examples = grain.MapDataset.source(images).repeat()[:batches * at_once]
     left = len(images)
     for batch_bhwc in pipeline.Batches(examples, at_once):
@@ -49,16 +54,23 @@ def of_all(images: Sequence[np.ndarray], measure: Measure, batch_size: int) -> I
 
 def keep(directory: Path, name: str, made_with: dict[str, Any], images: ImageSet, measure: Measure,
          batch_size: int) -> dict[str, np.ndarray]:
-    """Measurements (n, ...) of all images, mapped from files; made once for all that they depend on.
+    """Measure all images, or reuse results on disk that were made with the same images and settings.
 
-    What is kept and has changed since it was written is made again.
+    Results that have changed since they were written are made again.
 
     Args:
-      name: of them all, shown while they are made. made_with: what they depend on except the images, as JSON. The
-      others as for `of_all`.
+      directory: The directory of all results.
+      name: Name of these results, shown while they are made.
+      made_with: Everything that the results depend on except the images, as JSON.
+      images: The images.
+      measure: Function that measures a batch, see `of_all`.
+      batch_size: Number of images that `measure` takes.
+
+    Returns:
+      Arrays (n, ...) by name, mapped from files.
 
     Raises:
-      OSError: a file cannot be written.
+      OSError: If a file cannot be written.
     """
     identity = {"images": images.identity(directory / DIGESTS), **made_with}
     folder = directory / folder_name(name, identity)
@@ -72,19 +84,20 @@ def keep(directory: Path, name: str, made_with: dict[str, Any], images: ImageSet
             with writing(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(temporary, folder)
-        processes.barrier(f"{folder} is there")
+        processes.barrier(f"{folder} is complete")
     return {path.stem: np.load(path, "r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
 
 def folder_name(name: str, identity: dict[str, Any]) -> str:
-    """Of what was made under an identity, by this version of the package."""
+    """Return the name of the folder for results with an identity, made by this version of the package."""
     identity = {"refocus_jax": refocus_jax.__version__} | identity
     return f"{name}_{hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()}"
 
 
 def say_kept(name: str, images: ImageSet, folder: Path) -> None:
+    """Print, in process 0, that results exist already."""
     if jax.process_index() == 0:
-        print(f"{name} of {images.says}: there already, in {folder}")
+        print(f"{name} of {images.says}: found in {folder}")
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -92,7 +105,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _is_sound(folder: Path) -> bool:
-    """Whether there are measurements in a folder, as they were written."""
+    """Return whether a folder has results that have not changed since they were written."""
     if not folder.is_dir():
         return False
     try:
@@ -101,7 +114,7 @@ def _is_sound(folder: Path) -> bool:
         expected = None
     if _digests(folder) == expected:
         return True
-    logging.warning("%s has changed since it was written, and is made again", folder)
+    logging.warning("%s has changed since it was written and is made again", folder)
     return False
 
 
@@ -109,8 +122,8 @@ def _temporary(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.tmp")
 
 
-def _write(folder: Path, name: str, images: Sequence[np.ndarray], blocks: Iterator[dict[str, np.ndarray]]) -> None:
-    """Process 0 writes; the others only take part."""
+def _write(folder: Path, name: str, images: Images, blocks: Iterator[dict[str, np.ndarray]]) -> None:
+    """Compute all blocks in every process; process 0 writes them."""
     count, done = len(images), 0
     if jax.process_index() == 0:
         shutil.rmtree(_temporary(folder), ignore_errors=True)
@@ -126,7 +139,7 @@ def _write(folder: Path, name: str, images: Sequence[np.ndarray], blocks: Iterat
 
 
 def _append(path: Path, rows: np.ndarray, count: int) -> None:
-    """Writes the next rows of an array of `count`. Not through a memory map: a full disk would end the process."""
+    """Write the next rows of an array of `count`. With a memory map, a full disk would kill the process."""
     with writing(path, count * rows[:1].nbytes), open(path, "ab") as file:
         if not file.tell():
             np.lib.format.write_array_header_1_0(file, {
@@ -136,28 +149,33 @@ def _append(path: Path, rows: np.ndarray, count: int) -> None:
 
 
 def of_features(images: ImageSet, extractor: Extractor, directory: Path) -> dict[str, np.ndarray]:
-    """`Features` of all images by their names, those that there are; kept in a directory.
+    """Compute the features of all images, or reuse them from disk.
 
     Args:
-      extractor: on the devices of this process alone.
+      images: The images.
+      extractor: The network, on the devices of this process only.
+      directory: The directory of all results.
+
+    Returns:
+      The arrays of `Features` by name, without those that the network does not have.
     """
     return keep(directory, "features", {"features": extractor.identity}, images,
                 lambda batch_bhwc: columns(extractor(batch_bhwc)), BATCH_PER_DEVICE * extractor.mesh.size)
 
 
 def features_now(image_bhwc: np.ndarray, extractor: Extractor) -> dict[str, np.ndarray]:
-    """As `of_features`, of images that every process holds, and not kept."""
+    """Compute features as `of_features` does, of images (n, h, w, 3) that every process holds; nothing is stored."""
     blocks = list(of_all(image_bhwc, lambda batch_bhwc: columns(extractor(batch_bhwc)),
                          BATCH_PER_DEVICE * extractor.mesh.size))
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def columns(features: Features) -> dict[str, np.ndarray]:
-    """Those that there are, by name."""
+    """Return the features that are not None, by name."""
     return {name: array for name, array in features._asdict().items() if array is not None}
 
 
 def dimensions(extractor: Extractor) -> dict[str, int]:
-    """How many features of each name there are; nothing is computed."""
+    """Return the number of features of each name, without computing any."""
     found = jax.eval_shape(extractor.apply, extractor.params, jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8))
     return {name: shape.shape[-1] for name, shape in columns(found).items()}

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of images: tokens, errors, and features of the reconstructions."""
+"""Measurements of a tokenizer on images: tokens, errors, and features of the reconstructions."""
 
 import dataclasses
 import functools
@@ -17,16 +17,34 @@ from refocus_jax.runtime import mesh as mesh_lib
 
 
 def code_counts(tokens_nl: np.ndarray, model: DualTokenizer, stream: str) -> np.ndarray:
-    """How often each code occurs at each scale, (k, V)."""
-    codebook = model.structure.quantizer if stream == "structure" else model.alias.codebook
-    offsets = scale_offsets(model.grid_sizes if stream == "structure" else model.grid_sizes[:-1])
-    return np.stack([np.bincount(tokens_nl[:, a:b].ravel(), minlength=codebook.vocab_size)
-                     for a, b in itertools.pairwise(offsets)])
+    """Count how often each code occurs at each scale.
+
+    Args:
+      tokens_nl: Flat token maps (n, L).
+      model: The tokenizer.
+      stream: "structure" or "alias".
+
+    Returns:
+      The counts (scales, V).
+    """
+    if stream == "structure":
+        vocab_size, grid_sizes = model.structure.quantizer.vocab_size, model.grid_sizes
+    else:
+        assert model.alias is not None  # otherwise there are no alias tokens
+        vocab_size, grid_sizes = model.alias.codebook.vocab_size, model.grid_sizes[:-1]
+    return np.stack([np.bincount(tokens_nl[:, a:b].ravel(), minlength=vocab_size)
+                     for a, b in itertools.pairwise(scale_offsets(grid_sizes))])
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruct:
-    """Images uint8 (b, h, w, 3) to tokens, errors and features of their reconstructions, on the extractor's devices."""
+    """A function from images to tokens, errors and features of their reconstructions, on the extractor's devices.
+
+    Attributes:
+      tokenizer: The tokenizer.
+      params: Its parameters.
+      extractor: The network for the features.
+    """
 
     tokenizer: DualTokenizer
     params: Any
@@ -52,6 +70,7 @@ class Reconstruct:
         return jax.jit(mesh_lib.on_mesh(mesh, run), out_shardings=mesh_lib.replicated(mesh))
 
     def __call__(self, image_bhwc: np.ndarray) -> dict[str, np.ndarray]:
+        """Measure images, uint8 (b, h, w, 3); the arrays have b rows."""
         found, rounded = jax.device_get(self._jitted(self.params, mesh_lib.put_whole(
             image_bhwc, mesh_lib.batch_sharding(self.extractor.mesh))))
         return found | measurements.columns(self.extractor(rounded))

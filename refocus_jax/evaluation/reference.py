@@ -1,4 +1,4 @@
-"""What sets of images are compared with: crops of a data source, a folder, or a file of images or of moments."""
+"""References that sets of images are compared with: crops of a data source, folders, files of images or moments."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,33 +14,43 @@ from refocus_jax.evaluation.distances import Moments
 from refocus_jax.evaluation.image_sets import ImageSet
 from refocus_jax.judges.features import Extractor
 
-# Of the largest number in a covariance, or of its largest eigenvalue: what rounding to float32, in which some are
-# published, may do to one of 2048 features.
+# Relative to the largest number in a covariance, or to its largest eigenvalue: the possible effect of rounding a
+# covariance of 2048 features to float32, in which some are published.
 _TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceSettings:
-    """Where references come from.
+    """The origin of references.
 
     Attributes:
-      reference: "validation" or "train", crops of a data source, or a path: a folder of images, or an `.npz` file with
-      images (`arr_0` or `x`), with moments (`mu`, `sigma`, `mu_s`, `sigma_s`), or with both, as ADM publishes them.
-      count: crops at most. source: a data source, see `sources.load`. rule: how its images become crops; of "train" as
-      many crops of an image are taken as `count` needs. source_settings: how the source is read.
+      reference: "validation" or "train", for crops of a data source, or a path: a folder of images, or an `.npz` file
+        with images (`arr_0` or `x`), with moments (`mu`, `sigma`, `mu_s`, `sigma_s`), or with both, as ADM publishes
+        them.
+      count: Maximum number of crops.
+      source: A data source, see `sources.load`.
+      rule: How the images of the source become crops. For "train", each image gives as many crops as `count` needs.
+      source_settings: How the source is read.
     """
 
     reference: str
     count: int
     source: str
     rule: CropRule
-    source_settings: sources.SourceSettings = sources.SourceSettings()
+    source_settings: sources.SourceSettings = dataclasses.field(default_factory=sources.SourceSettings)
 
     def crops(self, split: str) -> ImageSet:
-        """Of one split of the data source.
+        """Open the crops of one split of the data source.
+
+        Args:
+          split: "train" or "validation".
+
+        Returns:
+          The crops.
 
         Raises:
-          ValueError, FileNotFoundError: as for `sources.load`.
+          ValueError: As for `sources.load`, or if there are too few crops.
+          FileNotFoundError: As for `sources.load`.
         """
         source = sources.load(self.source, split, self.source_settings)
         rule = self.rule
@@ -49,42 +59,46 @@ class ReferenceSettings:
         return image_sets.of_source(source, f"the {split} split of {self.source}", rule, self.count)
 
     def open(self, dimensions: Mapping[str, int]) -> "OpenedReference":
-        """Finds the reference; nothing is measured yet.
+        """Find the reference; nothing is measured yet.
 
         Args:
-          dimensions: of the features "pool", and of "spatial" if there are any.
+          dimensions: Number of features of "pool", and of "spatial" if the network has them.
+
+        Returns:
+          The reference.
 
         Raises:
-          FileNotFoundError: there is no such path. ValueError: it holds nothing that fits.
+          FileNotFoundError: If the path does not exist.
+          ValueError: If the reference has neither images nor moments of as many features.
         """
         if self.reference in sources.SPLITS:
             return OpenedReference(self.crops(self.reference), {})
         setting, path = "evaluate.reference", Path(self.reference).expanduser()
         if not path.exists():
-            raise FileNotFoundError(f"{setting} is {self.reference!r}, which is no split and no path; give "
-                                    f"{', '.join(sources.SPLITS)}, a folder or an .npz file")
+            raise FileNotFoundError(f"{setting} is {self.reference!r}, which is neither a split nor an existing path; "
+                                    f"give {', '.join(sources.SPLITS)}, a folder or an .npz file")
         try:
             stored = stored_moments(path) if path.suffix == ".npz" else {}
             with_images = image_sets.has_images(self.reference)
         except ValueError as error:
-            raise ValueError(f"{setting} is {path}, which is not taken: {error}") from error
+            raise ValueError(f"{setting} is {path}, which cannot be used: {error}") from error
         fitting = {name: moments for name, moments in stored.items() if len(moments.mean) == dimensions.get(name)}
         if with_images:
             return OpenedReference(image_sets.of_path(setting, self.reference, self.rule), fitting)
         if "pool" not in fitting:
             held = f"moments of {len(stored['pool'].mean)} features" if "pool" in stored else "no images and no moments"
-            raise ValueError(f"{setting} is {path}, which holds {held}, and evaluate.features give "
-                             f"{dimensions['pool']}; give other evaluate.features, or a reference with images")
+            raise ValueError(f"{setting} is {path}, which has {held}, but evaluate.features computes "
+                             f"{dimensions['pool']} features; give other evaluate.features, or a reference with images")
         return OpenedReference(None, fitting)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What is known of the features of a reference.
+    """The features of a reference, as far as they are known.
 
     Attributes:
-      moments: of "pool" features, and of "spatial" ones where there are any. pool: (m, d) features, of which precision,
-      recall and kernel distance are made; None if only moments are known.
+      moments: Moments of the "pool" features, and of the "spatial" ones if there are any.
+      pool: Features (m, d), for precision, recall and kernel distance; None if only moments are known.
     """
 
     moments: Mapping[str, Moments]
@@ -92,25 +106,31 @@ class Reference:
 
     @classmethod
     def of(cls, columns: Mapping[str, np.ndarray]) -> Self:
-        """Of features (m, d) by name: "pool", and "spatial" if there are any."""
+        """Create a reference from features (m, d) by name: "pool", and "spatial" if there are any."""
         return cls({name: Moments.of(columns[name]) for name in ("pool", "spatial") if name in columns},
                    columns["pool"])
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenedReference:
-    """A reference before it is measured: its images, its moments where somebody else has measured it, or both."""
+    """A reference before it is measured.
+
+    Attributes:
+      images: The images; None if only moments are known.
+      stored: Moments that were read from a file, by the name of the features.
+    """
 
     images: ImageSet | None
     stored: Mapping[str, Moments]
 
     @property
     def says(self) -> str:
+        """Description in words."""
         parts = ["means and covariances from a file, of unknown images"] if self.stored else []
         return "; ".join(parts + ([self.images.says] if self.images else []))
 
     def measure(self, extractor: Extractor, directory: Path) -> Reference:
-        """Features of the images, kept in a directory; stored moments take the place of those of the images."""
+        """Compute features of the images, or reuse them from a directory; stored moments have priority over them."""
         if self.images is None:
             return Reference(self.stored, None)
         measured = Reference.of(measurements.of_features(self.images, extractor, directory))
@@ -118,10 +138,16 @@ class OpenedReference:
 
 
 def stored_moments(path: Path) -> dict[str, Moments]:
-    """Moments "pool" and "spatial" in an `.npz` file of ADM's layout, as far as it holds them: nobody says of how many.
+    """Read the moments in an `.npz` file with ADM's layout, which does not hold the number of images.
+
+    Args:
+      path: Path of the file.
+
+    Returns:
+      The moments "pool" and "spatial", as far as the file holds them.
 
     Raises:
-      ValueError: they are no means and covariances. To name the file is left to the caller.
+      ValueError: If they are not means and covariances. The message does not name the file; callers add its name.
     """
     arrays, found = npz.read(path, ("mu", "sigma", "mu_s", "sigma_s")), {}
     for name, mean, covariance in (("pool", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
@@ -141,7 +167,7 @@ def _moments(mean_name: str, mean: np.ndarray, covariance_name: str, covariance:
 
 
 def _check_covariance(name: str, covariance_dd: np.ndarray) -> None:
-    """Raises a ValueError unless it can be one: a distance from anything else is a number without a meaning."""
+    """Raise a ValueError unless the matrix can be a covariance; other distances would be meaningless."""
     asymmetry = np.abs(covariance_dd - covariance_dd.T).max()
     values = np.linalg.eigvalsh(covariance_dd)
     if asymmetry > _TOLERANCE * np.abs(covariance_dd).max():

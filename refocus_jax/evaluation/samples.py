@@ -1,4 +1,4 @@
-"""Many drawn images on their way to disk: resumable, as a picture, a folder of PNG files or ADM's npz."""
+"""Drawing of many images, resumable, into a picture, a folder of PNG files or ADM's npz."""
 
 import dataclasses
 import shutil
@@ -18,18 +18,24 @@ from refocus_jax.runtime import processes
 from refocus_jax.runtime.files import atomically, write_json, writing
 
 FORMATS = ("grid", "png", "npz")
-MAX_GRID = 1024  # images that one picture may show
+MAX_GRID = 1024  # maximum number of images in one picture
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawSettings:
-    """What `--mode=sample` draws.
+    """The settings of `--mode=sample`.
 
     Attributes:
-      classes: numbers or names, see `class_numbers`; empty is all. count: images in all, shared evenly among the
-      classes. seed: image i depends on it, on i and on its class alone. batch_size: drawn at a time. format: 'grid',
-      one picture with a row per class; 'png', a folder of files; 'npz', what ADM's evaluation reads. output: a
-      directory, default WORKDIR/samples.
+      classes: Numbers or names of classes, see `class_numbers`; empty means all classes.
+      count: Total number of images, divided evenly among the classes.
+      seed: Image i depends only on its index, the seed and its class.
+      batch_size: Number of images drawn at a time.
+      format: "grid" for one picture with a row per class; "png" for a folder of files; "npz" for the file that ADM's
+        evaluation reads.
+      output: A directory; the default is WORKDIR/samples.
+
+    Raises:
+      ValueError: If a setting is out of its range.
     """
 
     classes: tuple[int | str, ...] = ()
@@ -49,21 +55,26 @@ class DrawSettings:
         if self.format not in FORMATS:
             raise ValueError(f"sample.format is {self.format!r}; choose one of {FORMATS}")
         if self.format == "grid" and self.count > MAX_GRID:
-            raise ValueError(f"sample.count is {self.count}, and sample.format 'grid' shows at most {MAX_GRID}; choose "
+            raise ValueError(f"sample.count is {self.count}, but sample.format 'grid' shows at most {MAX_GRID}; choose "
                              "'png' or 'npz'")
 
 
 def class_numbers(setting: str, classes: Sequence[int | str], names: Sequence[str]) -> np.ndarray:
-    """Numbers of classes that are given by number or by name; all of them if none is given.
+    """Return the numbers of classes that are given by number or by name; all classes if none is given.
 
-    A string is a name where a class has it, and otherwise a number; an integer is a number, and refused where another
-    class has it as its name.
+    A string is a name if a class has this name, and otherwise a number. An integer is a number, and is refused if
+    another class has it as its name.
 
     Args:
-      setting: what errors call it.
+      setting: Name of the setting in error messages.
+      classes: The given classes.
+      names: Names of all classes.
+
+    Returns:
+      The numbers, int32.
 
     Raises:
-      ValueError: there is no such class, or it cannot be told which is meant.
+      ValueError: If there is no such class, or if it is ambiguous which class is meant.
     """
     if not classes:
         return np.arange(len(names), dtype=np.int32)
@@ -88,31 +99,36 @@ def _class_number(setting: str, given: int | str, names: Sequence[str]) -> int:
 
 
 def say_classes(numbers: np.ndarray, names: Sequence[str]) -> str:
-    """Numbers and names of classes, of many the first."""
+    """Describe classes by number and name; of many classes, only the first eight."""
     shown = [f"{number} {names[number]!r}" for number in numbers[:8]]
     return f"{len(numbers)} class{'es' * (len(numbers) > 1)}: {', '.join(shown)}" + ", ..." * (len(numbers) > 8)
 
 
 def draw(draw_batch: Callable[[np.ndarray, int], np.ndarray], settings: DrawSettings, class_names: Sequence[str],
          side: int, directory: Path, identity: dict[str, Any], origin: dict[str, Any]) -> Iterator[int]:
-    """Draws all images, going on from where an interrupted call stopped, and writes them in the chosen format.
+    """Draw all images, continuing where an interrupted call stopped, and write them in the chosen format.
 
     All processes must call it: they draw together, and process 0 writes.
 
     Args:
-      draw_batch: (labels (b,), number of the first image) to uint8 images (b, side, side, 3); b is always the batch
-      size. identity: all that the images depend on, which must not change while they are unfinished. origin: what else
-      is to be known of them. Both are written next to the images, with the names of their classes.
+      draw_batch: Function from (labels (b,), number of the first image) to uint8 images (b, side, side, 3); b is always
+        the batch size.
+      settings: What to draw.
+      class_names: Names of all classes.
+      side: Side of the images in pixels.
+      directory: Directory of the result; created if it does not exist.
+      identity: Everything that the images depend on; must not change while they are unfinished.
+      origin: Further facts about the images. Both are written next to the images, with the names of their classes.
 
     Yields:
       The number of images drawn so far.
 
     Raises:
-      ValueError: unknown classes, or the directory holds unfinished samples of other settings. OSError: a file cannot
-      be written.
+      ValueError: If classes are unknown, or if the directory holds unfinished samples of other settings.
+      OSError: If a file cannot be written.
     """
     classes = class_numbers("sample.classes", settings.classes, class_names)
-    # Class after class, as even as the count allows: a row of the grid is a class.
+    # Class after class, divided as evenly as the count allows: a row of the grid is a class.
     labels = np.sort(np.resize(np.arange(len(classes)), settings.count))
     labels = classes[labels]
     with writing(directory):
@@ -135,7 +151,7 @@ def draw(draw_batch: Callable[[np.ndarray, int], np.ndarray], settings: DrawSett
 
 def _write(directory: Path, settings: DrawSettings, images: np.ndarray, labels: np.ndarray,
            class_names: Sequence[str]) -> Path:
-    """Returns what was written."""
+    """Write all images; return the path of the file or folder."""
     if settings.format == "grid":
         path = directory / "samples.png"
         _write_grid(path, images, labels, class_names)
@@ -150,8 +166,8 @@ def _write(directory: Path, settings: DrawSettings, images: np.ndarray, labels: 
 
 def _write_grid(path: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
     rows = [list(images[labels == label]) for label in dict.fromkeys(labels.tolist())]
-    names = [class_names[label] for label in dict.fromkeys(labels.tolist())]
-    if len(rows) == 1:  # one class needs no labels, and is easier to see as a square
+    names: list[str] | None = [class_names[label] for label in dict.fromkeys(labels.tolist())]
+    if len(rows) == 1:  # one class needs no labels and is easier to look at as a square
         columns = int(np.ceil(np.sqrt(len(images))))
         rows, names = [list(images[i:i + columns]) for i in range(0, len(images), columns)], None
     with atomically(path) as temporary:
@@ -159,7 +175,7 @@ def _write_grid(path: Path, images: np.ndarray, labels: np.ndarray, class_names:
 
 
 def _write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """`NUMBER_CLASS.png` each."""
+    """Write each image as `NUMBER_CLASS.png`."""
     temporary = folder.with_suffix(".tmp")
     with writing(folder):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -171,10 +187,17 @@ def _write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def write_npz(path: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], seed: int) -> None:
-    """ADM's layout, `arr_0` images and `arr_1` labels, and `classes`, the names of all classes.
+    """Write images in ADM's layout: `arr_0` images, `arr_1` labels, and `classes`, the names of all classes.
 
-    In shuffled order, on which ADM's Inception Score depends. One image at a time: 50,000 of them need not fit into
-    memory.
+    The order is shuffled, because ADM's Inception Score depends on it. Images are written one at a time: 50,000 of them
+    need not fit into memory.
+
+    Args:
+      path: Path of the file.
+      images: Images, uint8 (n, h, w, 3); may be mapped from disk.
+      labels: Their classes (n,).
+      class_names: Names of all classes.
+      seed: Seed of the shuffled order.
     """
     order = np.random.default_rng(seed).permutation(len(images))
     with atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:

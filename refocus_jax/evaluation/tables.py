@@ -1,4 +1,4 @@
-"""Tables and line charts as plain data: what measuring returns, JSON holds and `reporting` draws."""
+"""Tables and line charts as plain data: results that are stored as JSON and drawn by `reporting`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,17 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of cells: text, numbers or None, one per column. note: what the reader must know, in plain sentences."""
+    """A table.
+
+    Attributes:
+      title: Title.
+      columns: Names of the columns.
+      rows: Rows of cells, one per column: text, numbers or None.
+      note: Sentences that the reader needs to interpret the table.
+
+    Raises:
+      ValueError: If a row does not have as many cells as there are columns.
+    """
 
     title: str
     columns: Sequence[str]
@@ -22,10 +32,16 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """y over x; low and high, if given, bound an interval around it; None and what is not finite are gaps.
+    """A line of a chart; values that are None or not finite are gaps.
 
-    color: a place in `COLORS`, for lines that belong together; default the line's own place. A line without a name is
-    not in the legend.
+    Attributes:
+      name: Name in the legend; a line with an empty name is not in the legend.
+      x: Horizontal positions.
+      y: Values.
+      low: Lower ends of an interval around the values, if there is one.
+      high: Upper ends of this interval.
+      dashed: Whether the line is dashed.
+      color: Index into `COLORS`, so that related lines can have the same colour; by default the index of the line.
     """
 
     name: str
@@ -39,7 +55,17 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """Lines over a common axis. log_x, log_y: logarithmic, if anything is positive."""
+    """Lines over a common axis.
+
+    Attributes:
+      title: Title.
+      x_label: Label of the horizontal axis.
+      y_label: Label of the vertical axis.
+      lines: The lines.
+      log_x: Whether the horizontal axis is logarithmic, if any value is positive.
+      log_y: Whether the vertical axis is logarithmic, if any value is positive.
+      note: Sentences that the reader needs to interpret the chart.
+    """
 
     title: str
     x_label: str
@@ -51,17 +77,17 @@ class Chart:
 
 
 def to_json(item: Table | Chart) -> dict[str, Any]:
-    """Plain dicts and lists."""
+    """Convert a table or chart to plain dicts and lists."""
     return dataclasses.asdict(item)
 
 
 def chart_from_json(values: dict[str, Any]) -> Chart:
-    """The inverse of `to_json` for charts; a table is `Table(**values)`."""
+    """Invert `to_json` for charts; for tables, use `Table(**values)`."""
     return Chart(**{**values, "lines": [Line(**line) for line in values["lines"]]})
 
 
 def text(table: Table) -> str:
-    """The table in columns of text, under its title."""
+    """Format a table as columns of text under its title."""
     cells = [list(table.columns)] + [["-" if cell is None else str(cell) for cell in row] for row in table.rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(

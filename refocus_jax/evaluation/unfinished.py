@@ -1,4 +1,4 @@
-"""Images on their way: as many as are drawn so far, on disk, so that an interrupted call goes on with them."""
+"""Storage for the images that have been drawn so far, so that an interrupted call can continue."""
 
 import hashlib
 import json
@@ -16,17 +16,23 @@ from refocus_jax.runtime.files import atomically, writing
 
 
 class Unfinished:
-    """The first `done` of some images, their bytes in `unfinished.rgb`.
+    """The first `done` images of a set that is being drawn, with their bytes in `unfinished.rgb`.
 
-    `unfinished.jsonl` knows its parts: what the images are made with, then the number and the digest of the images of
-    every batch. What was cut off or has changed since is not counted as done. All processes must make one and call its
-    methods; process 0 alone reads and writes.
+    `unfinished.jsonl` describes this file: first the identity of the images, then the number and the digest of the
+    images in every batch. Images that were truncated or have changed since are not counted as done. All processes must
+    create an object and call its methods; only process 0 reads and writes.
 
     Args:
-      directory: must exist. shape: (n, h, w, 3) of all images, uint8. identity: all that they depend on, as JSON.
+      directory: Directory of the files; must exist.
+      shape: Shape (n, h, w, 3) of all images, which are uint8.
+      identity: Everything that the images depend on, as JSON.
+
+    Attributes:
+      done: Number of images that are on disk.
 
     Raises:
-      ValueError: the directory holds unfinished images of another identity. OSError: it cannot be written.
+      ValueError: If the directory holds unfinished images with another identity.
+      OSError: If the directory cannot be written.
     """
 
     def __init__(self, directory: Path, shape: tuple[int, int, int, int], identity: dict[str, Any]):
@@ -35,7 +41,7 @@ class Unfinished:
         self.done = processes.from_first(self._go_on)
 
     def _go_on(self) -> int:
-        """How many images are there; whatever follows them is cut off."""
+        """Return how many images are on disk, after truncating everything that follows them."""
         kept = list(self._sound()) if self._log.exists() and self._images.exists() else []
         done = sum(line["images"] for line in kept)
         with atomically(self._log) as log:
@@ -45,7 +51,7 @@ class Unfinished:
         return done
 
     def _sound(self) -> Iterator[dict[str, Any]]:
-        """The lines of the batches that are on disk as they were written, up to the first that is not."""
+        """Yield the lines of the batches that are on disk unchanged, up to the first one that is not."""
         done = 0
         with open(self._log, "rb") as log, open(self._images, "rb") as images:
             try:
@@ -56,7 +62,7 @@ class Unfinished:
                     yield line
                     done += line["images"]
             except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-                # A kill while a line was written leaves half of it; anything else is damage.
+                # A process that is killed while it writes leaves a partial line; all other causes are damage.
                 logging.warning("%s is damaged after its first %d images; those after them are drawn again",
                                 self._images, done)
 
@@ -66,11 +72,11 @@ class Unfinished:
                      if before.get(name) != now.get(name)]
         if differing:
             raise ValueError(f"{self._images.parent} holds unfinished samples of other settings: "
-                             f"{'; '.join(differing)}. Finish them with those, remove the directory, or give another "
-                             "sample.output")
+                             f"{'; '.join(differing)}. Finish them with their own settings, remove the directory, or "
+                             "give another sample.output")
 
     def add(self, images_nhwc: np.ndarray) -> None:
-        """The next images, uint8; they are counted as soon as they are on disk."""
+        """Add the next images, uint8; they are counted as soon as they are on disk."""
         if jax.process_index() == 0:
             content = np.ascontiguousarray(images_nhwc).tobytes()
             with writing(self._images, self._shape[0] * self._bytes_each):
@@ -82,7 +88,7 @@ class Unfinished:
 
     @property
     def images(self) -> np.ndarray:
-        """All of them, mapped from disk; for process 0, when they are done."""
+        """All images, mapped from disk; only for process 0, when all are done."""
         return np.memmap(self._images, np.uint8, "r", shape=self._shape)
 
     @property
@@ -90,6 +96,7 @@ class Unfinished:
         return int(np.prod(self._shape[1:]))
 
     def remove(self) -> None:
+        """Remove the files."""
         if jax.process_index() == 0:
             self._log.unlink(missing_ok=True)
             self._images.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Test patterns: images whose spectrum is known, and small text."""
+"""Test patterns: images with a known spectrum, and small text."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,30 +10,46 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def zone_plate(size: int) -> np.ndarray:
-    """Rings, ever finer from near the centre outwards: (size, size) float32 in [-1, 1].
+    """Draw a zone plate, rings that become finer outwards: (size, size) float32 in [-1, 1].
 
-    The local frequency along each axis is proportional to the distance from the rings' centre along it, and reaches the
-    Nyquist rate, half a cycle per pixel, at the farthest border. So every frequency that the pixels can hold has about
-    an equal share of the picture, and rings around any other centre are aliases. The centre is a little off the
-    middle: a symmetric plate gives views that are grey by coincidence.
+    The local frequency along each axis is proportional to the distance from the rings' centre along this axis, and
+    reaches the Nyquist rate, half a cycle per pixel, at the farthest border. So every frequency that the pixels can
+    represent has about an equal share of the picture, and rings around any other centre are aliases. The rings are
+    slightly off-centre: a symmetric plate gives views that happen to be grey.
     """
     y, x = (np.arange(size) - (size - 1) / 2 - offset * size for offset in (0.02, -0.03))
     return np.cos(np.pi / (1.06 * size) * (y[:, None] ** 2 + x[None, :] ** 2)).astype(np.float32)
 
 
 def grating(size: int, frequency: float, angle: float, phase: float = 0.0) -> np.ndarray:
-    """A plane wave (size, size) in [-1, 1]; frequency in cycles per pixel, angle of its normal to the x axis."""
+    """Draw a plane wave (size, size) in [-1, 1].
+
+    Args:
+      size: Side in pixels.
+      frequency: Frequency in cycles per pixel.
+      angle: Angle between the normal of the wave and the x axis, in radians.
+      phase: Phase at the first pixel, in radians.
+
+    Returns:
+      The wave, float64.
+    """
     x, y = np.arange(size)[None, :], np.arange(size)[:, None]
     return np.cos(2 * np.pi * frequency * (x * np.cos(angle) + y * np.sin(angle)) + phase)
 
 
 def slanted_edge(size: int, angle: float, contrast: float, supersampling: int = 16) -> np.ndarray:
-    """A straight edge through the centre, dark left and light right: (size, size) in [-contrast, contrast].
+    """Draw a straight edge through the centre, dark on the left and light on the right.
 
-    Each pixel is the mean of the edge over its square, as of an ideal sensor.
+    Each pixel is the mean of the edge over its square, as for an ideal sensor.
 
     Args:
-      angle: of the edge to the vertical, radians.
+      size: Side in pixels.
+      angle: Angle of the edge to the vertical, in radians.
+      contrast: Largest value.
+      supersampling: Number of samples per pixel along each axis.
+
+    Returns:
+      The picture (size, size), in [-contrast, contrast].
     """
     fine = (np.arange(size * supersampling) + 0.5) / supersampling - size / 2
     light = fine[None, :] * np.cos(angle) > fine[:, None] * np.sin(angle)
@@ -42,18 +58,24 @@ def slanted_edge(size: int, angle: float, contrast: float, supersampling: int = 
 
 
 class Text(NamedTuple):
-    """Characters in cells, and the pages of cells that show them.
+    """Characters in cells, and the pages that show them.
 
-    Character i is on page i // (pages' rows * columns), row by row.
+    The cells of a page are filled row by row: character i is on page i // (rows * columns).
+
+    Attributes:
+      characters: Indices (n,) into CHARACTERS.
+      pages: The pages (pages, size, size) in [-1, 1], black on white.
+      glyphs: The cell of each character alone, (62, h, w).
+      columns: Number of columns of a page.
     """
 
-    characters: np.ndarray  # (n,) indices into CHARACTERS
-    pages: np.ndarray  # (pages, size, size) in [-1, 1], black on white
-    glyphs: np.ndarray  # (62, h, w), each character's cell alone
+    characters: np.ndarray
+    pages: np.ndarray
+    glyphs: np.ndarray
     columns: int
 
     def cells(self, pages: np.ndarray, margin: int) -> np.ndarray:
-        """The cells (n, h + 2 margin, w + 2 margin) of the characters on pages of this layout, white beyond borders."""
+        """Cut the cells (n, h + 2 margin, w + 2 margin) out of pages with this layout; white beyond the borders."""
         h, w = self.glyphs.shape[1:]
         padded = np.pad(pages, ((0, 0), (margin, margin), (margin, margin)), constant_values=1.0)
         per_page = self.columns * (pages.shape[1] // h)
@@ -66,15 +88,19 @@ class Text(NamedTuple):
 
 
 def text(size: int, height: int, repeats: int, seed: int = 0) -> Text | None:
-    """Pages of `size` pixels with every letter and digit `repeats` times, in Pillow's embedded font (Aileron).
+    """Draw pages with every letter and digit `repeats` times, in Pillow's embedded font (Aileron).
 
     Args:
-      height: of the font in pixels (its em; capitals are about 0.7 of it).
+      size: Side of a page in pixels.
+      height: Height of the font in pixels (its em; capitals have about 0.7 of it).
+      repeats: How often each character occurs.
+      seed: Seed of the order of the characters.
 
     Returns:
-      None if a page cannot hold one character.
+      The pages; None if a page cannot hold one character.
     """
     font = ImageFont.load_default(height)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # as always if a height is given
     ascent, descent = font.getmetrics()
     w, h = max(int(np.ceil(font.getlength(c))) for c in CHARACTERS) + 2, ascent + descent
     columns, rows = size // w, size // h
@@ -97,5 +123,5 @@ def _glyph(character: str, font: ImageFont.FreeTypeFont, w: int, h: int) -> np.n
 
 
 def luminance(images_bhwc: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    """Rec. 709 luma of RGB images, (b, h, w) float64 in the images' own units."""
+    """Return the Rec. 709 luma of RGB images (b, h, w, 3), (b, h, w) float64 in the units of the images."""
     return np.asarray(images_bhwc, np.float64) @ np.array([0.2126, 0.7152, 0.0722])

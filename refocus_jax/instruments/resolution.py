@@ -1,30 +1,30 @@
-"""What detail a tokenizer passes on, and what it invents: gratings, zone plate, slanted edges and small text.
+"""The detail that a tokenizer preserves or invents, measured with gratings, a zone plate, slanted edges and text.
 
-A tokenizer is a function from images (b, size, size, 3) in [-1, 1] to its reconstructions of them. All patterns are
-grey, and all that is measured is luminance.
+A tokenizer is a function from images (b, size, size, 3) in [-1, 1] to their reconstructions. All patterns are grey, and
+all measurements use the luminance.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refocus_jax.evaluation.tables import Chart, Line, Table
 from refocus_jax.instruments import patterns
 
-CONTRAST = 0.6  # of gratings and edges: dark 0.2 and light 0.8 of white, ISO 12233's 4 : 1
-ANGLES = {"vertical": 0.0, "diagonal": math.pi / 4, "horizontal": math.pi / 2}  # of the gratings' lines
+CONTRAST = 0.6  # of gratings and edges: dark is 0.2 and light 0.8 of white, the 4 : 1 of ISO 12233
+ANGLES = {"vertical": 0.0, "diagonal": math.pi / 4, "horizontal": math.pi / 2}  # of the lines of gratings
 EDGE_ANGLE = math.radians(5)
-OVERSAMPLING = 4  # of the edge-spread function
-MIN_EDGE_SIZE = 32  # pixels; in less, an edge of 5 degrees does not cross enough of them
+OVERSAMPLING = 4  # bins per pixel of the edge-spread function
+MIN_EDGE_SIZE = 32  # pixels; on a smaller image, an edge of 5 degrees does not cross enough pixels
 TEXT_HEIGHTS = (6, 8, 10, 12, 16, 20, 24, 32)  # pixels
 TEXT_REPEATS = 3
 _BATCH = 8
 
 
 def reconstruct_grey(reconstruct: Callable[[np.ndarray], np.ndarray], images: Sequence[np.ndarray]) -> np.ndarray:
-    """Luminance (n, size, size) of what a tokenizer makes of grey images (size, size), some at a time."""
+    """Return the luminance (n, size, size) of a tokenizer's reconstructions of grey images (size, size), in batches."""
     decoded = []
     for start in range(0, len(images), _BATCH):
         batch = np.stack([images[min(i, len(images) - 1)] for i in range(start, start + _BATCH)])  # one shape
@@ -34,39 +34,60 @@ def reconstruct_grey(reconstruct: Callable[[np.ndarray], np.ndarray], images: Se
 
 
 class SineFit(NamedTuple):
-    """A grating's image in relation to the grating."""
+    """The image of a grating, relative to the grating.
 
-    gain: float  # amplitude at the grating's frequency, any phase
-    moire: float  # energy of all else but the mean
+    Attributes:
+      gain: Amplitude at the frequency of the grating, with any phase.
+      moire: Energy of everything else except the mean.
+    """
+
+    gain: float
+    moire: float
 
 
 def sine_fit(grating: np.ndarray, image: np.ndarray, frequency: float, angle: float) -> SineFit:
-    """Least squares of a constant and a wave of the grating's frequency, under a Hann window."""
+    """Fit a constant and a wave of the grating's frequency by least squares, under a Hann window.
+
+    Args:
+      grating: The grating (size, size).
+      image: Its image (size, size).
+      frequency: Frequency of the grating in cycles per pixel.
+      angle: Angle between its normal and the x axis, in radians.
+
+    Returns:
+      The image relative to the grating.
+    """
     size = len(grating)
     root = np.sqrt(np.outer(*[np.hanning(size + 2)[1:-1]] * 2)).ravel()
     waves = [patterns.grating(size, frequency, angle, phase).ravel() for phase in (0.0, -np.pi / 2)]
     basis = np.stack([np.ones(size * size), *waves], axis=1) * root[:, None]
     power, rest = [], []
     for values in (grating.ravel() * root, image.ravel() * root):
-        fitted = np.linalg.lstsq(basis, values, rcond=1e-6)[0]  # at the Nyquist rate the two waves may be one
+        fitted = np.linalg.lstsq(basis, values, rcond=1e-6)[0]  # at the Nyquist rate, the two waves may be equal
         power.append(np.square(basis[:, 1:] @ fitted[1:]).sum())
         rest.append(np.square(values - basis @ fitted).sum())
     return SineFit(float(np.sqrt(power[1] / power[0])), float((rest[1] - rest[0]) / power[0]))
 
 
 class Gratings(NamedTuple):
-    """Per direction of `ANGLES` and frequency, (3, n)."""
+    """Results for gratings of every direction in `ANGLES` and every frequency.
 
-    frequencies: np.ndarray  # cycles per pixel, up to 1/2
+    Attributes:
+      frequencies: Frequencies (n,) in cycles per pixel, up to 1/2.
+      gain: Gains (3, n), see `SineFit`.
+      moire: Energies of moire (3, n), see `SineFit`.
+    """
+
+    frequencies: np.ndarray
     gain: np.ndarray
     moire: np.ndarray
 
 
 def gratings(reconstruct: Callable, size: int, count: int = 16) -> Gratings:
-    """Gain and moire of gratings of `count` frequencies up to the Nyquist rate, in three directions."""
+    """Measure gain and moire of gratings of `count` frequencies up to the Nyquist rate, in three directions."""
     frequencies = 0.5 * np.arange(1, count + 1) / count
     settings = [(frequency, angle) for angle in ANGLES.values() for frequency in frequencies]
-    # This phase is no node of the grating whose frequency is the Nyquist rate.
+    # With this phase, the pixels are not on the nodes of the grating at the Nyquist rate.
     shown = [CONTRAST * patterns.grating(size, *setting, phase=np.pi / 4) for setting in settings]
     fits = [sine_fit(a, b, *setting)
             for a, b, setting in zip(shown, reconstruct_grey(reconstruct, shown), settings, strict=True)]
@@ -75,10 +96,17 @@ def gratings(reconstruct: Callable, size: int, count: int = 16) -> Gratings:
 
 
 def zone_plate_moire(plate: np.ndarray, image: np.ndarray) -> float:
-    """Energy in a zone plate's image that is not the plate with a gain that varies smoothly, over the plate's energy.
+    """Compute the energy of moire in the image of a zone plate, relative to the energy of the plate.
 
-    The gain at each point is that of least squares under a Gaussian window of an area 2 % of the picture: of noise,
-    so much passes for the plate.
+    Moire is everything that is not the plate times a smoothly varying gain. The gain at each point is fitted by least
+    squares under a Gaussian window with 2 % of the area of the picture, so 2 % of noise is taken for the plate.
+
+    Args:
+      plate: The zone plate (size, size).
+      image: Its image (size, size).
+
+    Returns:
+      The relative energy.
     """
     size = len(plate)
     place = np.arange(size)
@@ -89,14 +117,19 @@ def zone_plate_moire(plate: np.ndarray, image: np.ndarray) -> float:
 
 
 class Mtf(NamedTuple):
-    """Modulation transfer: frequencies in cycles per pixel up to 1, and the response, 1 at frequency 0."""
+    """The modulation transfer function.
+
+    Attributes:
+      frequencies: Frequencies in cycles per pixel, up to 1.
+      response: The response, 1 at frequency 0.
+    """
 
     frequencies: np.ndarray
     response: np.ndarray
 
     @property
     def mtf50(self) -> float | None:
-        """Where the response first falls to one half; None if it does not."""
+        """The frequency where the response first falls to one half; None if it does not."""
         below = np.flatnonzero(self.response < 0.5)
         if not len(below) or below[0] == 0:
             return None
@@ -106,21 +139,24 @@ class Mtf(NamedTuple):
 
 
 def edge_mtf(image: np.ndarray) -> Mtf | None:
-    """MTF of an image (size, size) of a slanted edge, dark left and light right, after ISO 12233 (e-SFR).
+    """Compute the MTF of an image of a slanted edge after ISO 12233 (e-SFR).
 
-    The edge is found in every row and fitted with a line. All pixels, by their distance to it, make one edge-spread
-    function of 1/4 pixel. Its derivative, under a Hamming window, is transformed, and corrected for the bins and the
-    difference.
+    The edge is located in every row, and a line is fitted. All pixels, sorted by their distance to the line, give one
+    edge-spread function with bins of 1/4 pixel. Its derivative is Fourier-transformed under a Hamming window and
+    corrected for the bins and the finite difference.
+
+    Args:
+      image: Image (size, size) of the edge, dark on the left and light on the right.
 
     Returns:
-      None if no edge is found: what should be one does not lie between the borders, or leaves bins empty.
+      The MTF; None if no edge is found, because the line is not between the borders or bins are empty.
     """
     size = len(image)
     rows, columns = np.arange(size), np.arange(size - 1) + 0.5
     slope = np.diff(image, axis=1)
 
     def line(weights):
-        """Centroid of each row's slope, as offset and inclination of a line through all."""
+        """Fit a line through the centroids of the rows' slopes; return its inclination and offset."""
         mass = (slope * weights).sum(axis=1)
         if (mass <= 0).any():
             return None
@@ -130,7 +166,7 @@ def edge_mtf(image: np.ndarray) -> Mtf | None:
     fitted = line(window)
     if fitted is None:
         return None
-    # Once more, with the window centred on the edge of each row, as the standard does.
+    # Fit again with the window centred on the edge in each row, as the standard demands.
     fitted = line(np.cos(np.clip((columns - np.polyval(fitted, rows)[:, None]) / size, -0.5, 0.5) * np.pi) ** 2)
     if fitted is None or not 0 < np.polyval(fitted, size / 2) < size - 1:
         return None
@@ -152,15 +188,23 @@ def edge_mtf(image: np.ndarray) -> Mtf | None:
 
 
 def slanted_edges(size: int) -> dict[str, np.ndarray]:
-    """Edges near the vertical and the horizontal, (size, size)."""
+    """Draw an edge near the vertical and one near the horizontal, (size, size)."""
     edge = patterns.slanted_edge(size, EDGE_ANGLE, CONTRAST)
     return {"vertical": edge, "horizontal": edge.T}
 
 
 def read_text(text: patterns.Text, pages: np.ndarray, shift: int = 1) -> np.ndarray:
-    """The characters (n,) that pages of this layout show, each by the glyph that correlates best with its cell.
+    """Recognize the characters on pages: for each cell, the glyph that correlates best with it.
 
-    Normalized correlation, so that contrast and brightness do not matter, the glyph moved by up to `shift` pixels.
+    The correlation is normalized, so that contrast and brightness do not matter, and the glyph may be shifted.
+
+    Args:
+      text: The layout and the glyphs.
+      pages: Pages with this layout.
+      shift: Maximum shift of a glyph in pixels.
+
+    Returns:
+      Indices (n,) into CHARACTERS.
     """
     h, w = text.glyphs.shape[1:]
 
@@ -176,24 +220,31 @@ def read_text(text: patterns.Text, pages: np.ndarray, shift: int = 1) -> np.ndar
 
 
 def character_error(text: patterns.Text, pages: np.ndarray) -> float:
-    """Share of the characters that are read wrongly; by chance it is 0.984."""
+    """Return the share of the characters that are read wrongly; random guesses give 0.984."""
     return float((read_text(text, pages) != text.characters).mean())
 
 
 def tables_and_charts(found: Gratings, moire: float, mtfs: dict[str, tuple[Mtf | None, Mtf | None]],
                       errors: dict[int, tuple[int, float, float]]) -> tuple[list[Table], list[Chart]]:
-    """What a tokenizer's instruments say.
+    """Make tables and charts of the measurements of a tokenizer.
 
     Args:
-      moire: of the zone plate. mtfs: of each edge as it is, and decoded. errors: per height of text the number of
-      characters, and the errors in the text as it is, and decoded.
+      found: Results for gratings.
+      moire: Energy of moire of the zone plate.
+      mtfs: For each edge, the MTF of the original and of the decoded image.
+      errors: For each height of text, the number of characters and the errors in the original and the decoded image.
+
+    Returns:
+      The tables and the charts.
     """
     tables, charts = [], []
-    limits = [("all", slice(None)), ("up to 1/4", found.frequencies <= 0.25), ("above 1/4", found.frequencies > 0.25)]
+    limits: list[tuple[str, Any]] = [("all", slice(None)), ("up to 1/4", found.frequencies <= 0.25),
+                                     ("above 1/4", found.frequencies > 0.25)]
     tables.append(Table("tokenizer: gratings", ["cycles per pixel", "gain", "moire, % of the grating's energy"], [
         [name, round(float(found.gain[:, part].mean()), 3), round(100 * float(found.moire[:, part].mean()), 2)]
         for name, part in limits] + [["zone plate", None, round(100 * moire, 2)]],
-        "Gain is the amplitude at the grating's own frequency, 1 is perfect; moire is the energy at all others."))
+        "Gain is the amplitude at the grating's own frequency, 1 is perfect; moire is the energy at all other "
+        "frequencies."))
     for field, label in (("gain", "gain"), ("moire", "share of the grating's energy")):
         charts.append(Chart(f"tokenizer: {field} of gratings", "cycles per pixel", label, [
             Line(f"{name} lines", found.frequencies.tolist(), values.tolist())
@@ -202,8 +253,8 @@ def tables_and_charts(found: Gratings, moire: float, mtfs: dict[str, tuple[Mtf |
         tables.append(Table("tokenizer: slanted edges, MTF50 in cycles per pixel", ["edge", "image", "decoded"], [
             [name, *(None if mtf is None or mtf.mtf50 is None else round(mtf.mtf50, 4) for mtf in pair)]
             for name, pair in mtfs.items()],
-            "The frequency at which an edge has half its contrast, after ISO 12233. The image's is that of square "
-            "pixels, 0.603. A dash: no edge is found, or it stays above one half."))
+            "The frequency at which an edge has half its contrast, after ISO 12233. For the image it is that of square "
+            "pixels, 0.603. A dash means that no edge is found, or that the response stays above one half."))
         charts.append(Chart("tokenizer: modulation transfer of slanted edges", "cycles per pixel", "response", [
             Line(f"{name} edge, {kind}", mtf.frequencies.tolist(), mtf.response.tolist(), dashed=kind == "image")
             for name, pair in mtfs.items() for kind, mtf in zip(("image", "decoded"), pair, strict=True)
@@ -214,7 +265,7 @@ def tables_and_charts(found: Gratings, moire: float, mtfs: dict[str, tuple[Mtf |
                             [[height, n, round(100 * before, 1), round(100 * after, 1)]
                              for height, (n, before, after) in errors.items()],
                             f"{len(patterns.CHARACTERS)} letters and digits in Aileron, black on white, each read by "
-                            "the best correlation with all glyphs. Guesses are wrong in 98.4 %."))
+                            "the best correlation with all glyphs. Random guesses are wrong in 98.4 % of the cases."))
         charts.append(Chart("tokenizer: character error of text", "height of the font, pixels", "share read wrongly", [
             Line("image", list(errors), [before for _, before, _ in errors.values()], dashed=True),
             Line("decoded", list(errors), [after for _, _, after in errors.values()])]))

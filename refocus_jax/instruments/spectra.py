@@ -1,4 +1,4 @@
-"""Radially averaged power spectra of sets of images, with intervals."""
+"""Radially averaged power spectra of sets of images, with confidence intervals."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,7 +10,16 @@ from refocus_jax.instruments.patterns import luminance
 
 
 def ring_means(values_hw: np.ndarray, radius_hw: np.ndarray, num_rings: int) -> np.ndarray:
-    """Means over the rings of radius 1 ... num_rings, each half a unit wide to both sides: (num_rings,)."""
+    """Average over rings of radius 1 ... num_rings, which extend half a unit to both sides.
+
+    Args:
+      values_hw: Values (h, w).
+      radius_hw: Radius of each value.
+      num_rings: Number of rings.
+
+    Returns:
+      Means (num_rings,).
+    """
     ring = np.rint(radius_hw).astype(int)
     inside = (ring >= 1) & (ring <= num_rings)
     sums = np.bincount(ring[inside], values_hw[inside], minlength=num_rings + 1)
@@ -18,14 +27,14 @@ def ring_means(values_hw: np.ndarray, radius_hw: np.ndarray, num_rings: int) -> 
 
 
 def radial_power(image_hwc: np.ndarray) -> np.ndarray:
-    """Power spectrum of an RGB image's luminance over 1 ... side / 2 cycles per image, under a Hann window.
+    """Compute the power spectrum of an RGB image's luminance under a Hann window.
 
     Args:
-      image_hwc: uint8 (side, side, 3).
+      image_hwc: Image, uint8 (side, side, 3).
 
     Returns:
-      (side // 2,) float64. White noise of variance v, on the scale of [-1, 1], has v everywhere but at one cycle
-      per image, a part of which goes with the mean.
+      Power (side // 2,), float64, at 1 ... side / 2 cycles per image. White noise of variance v, on the scale of
+      [-1, 1], has power v everywhere except at one cycle per image, where removing the mean takes a part of it.
     """
     side = len(image_hwc)
     window = np.outer(*[np.hanning(side + 1)[:-1]] * 2)
@@ -37,10 +46,17 @@ def radial_power(image_hwc: np.ndarray) -> np.ndarray:
 
 
 def measure(images: Iterable[np.ndarray], name: str) -> np.ndarray:
-    """`radial_power` of each image, (n, side // 2).
+    """Compute `radial_power` of each image.
+
+    Args:
+      images: Images, uint8 (side, side, 3).
+      name: Name of the set in error messages.
+
+    Returns:
+      Powers (n, side // 2).
 
     Raises:
-      ValueError: the images are not all square and of one size, or fewer than two.
+      ValueError: If the images are not all square and of one size, or if there are fewer than two.
     """
     powers, shape = [], None
     for image in images:
@@ -50,12 +66,12 @@ def measure(images: Iterable[np.ndarray], name: str) -> np.ndarray:
                              "pixels; give square images of one size")
         powers.append(radial_power(image))
     if len(powers) < 2:
-        raise ValueError(f"{name} has {len(powers)} images; an interval needs two or more")
+        raise ValueError(f"{name} has {len(powers)} images, too few for an interval; give two or more")
     return np.stack(powers)
 
 
 def chart(powers: Mapping[str, np.ndarray]) -> Chart:
-    """Mean spectra with 95 % intervals over images, by name of the set."""
+    """Draw mean spectra with 95 % intervals over images, by name of the set."""
     lines = []
     for name, values in powers.items():
         means = metrics.bootstrap_means(values)
@@ -69,9 +85,17 @@ def chart(powers: Mapping[str, np.ndarray]) -> Chart:
 
 
 def table(powers: Mapping[str, np.ndarray], reference: str) -> Table:
-    """Power in relation to the reference set's, per octave of frequency, with 95 % intervals over both sets' images."""
+    """Make a table of the power relative to the reference set, per octave of frequency.
+
+    Args:
+      powers: Powers (n, rings) by name of the set.
+      reference: Name of the reference set.
+
+    Returns:
+      The table, with 95 % intervals over the images of both sets.
+    """
     rings = powers[reference].shape[1]
-    edges = [rings // 2**i for i in range(rings.bit_length())]  # of octaves, downwards from the Nyquist rate
+    edges = [rings // 2**i for i in range(rings.bit_length())]  # edges of octaves, downwards from the Nyquist rate
     octaves = [slice(low, high) for high, low in zip(edges, [*edges[1:], 0], strict=True) if high > low]
     rows = []
     for name, values in powers.items():
@@ -86,5 +110,5 @@ def table(powers: Mapping[str, np.ndarray], reference: str) -> Table:
         rows.append(row)
     columns = ["images", *(f"{(o.start + 1) / (2 * rings):.3g} to {o.stop / (2 * rings):.3g}" for o in octaves)]
     return Table(f"power of luminance over that of {reference}, by cycles per pixel", columns, rows,
-                 "1 is as much as the data have; in brackets the 95 % interval by bootstrap over the images of both "
-                 "sets.")
+                 "1 means the same power as the data; in brackets is the 95 % interval by bootstrap over the images of "
+                 "both sets.")

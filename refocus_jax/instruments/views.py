@@ -1,9 +1,9 @@
-"""How much of a focus view is aliasing: exact, without a reference, since views are linear in the image.
+"""The share of aliasing in focus views; exact and without a reference, because views are linear in the image.
 
-An image is the sum of what the pixels of a view can hold (its cosines below their Nyquist rate, x_in) and the rest
-(x_out). Both go through the view operator V. V(x_in) is signal, V(x_out) is aliases, and nothing else is in V(x). The
-residual A = D - L falls apart the same way: (D - L)(x_out) is aliases that blur has removed, (D - L)(x_in) is signal
-that it has removed as well: lost sharpness, and no aliasing at all.
+An image is the sum of the part that the pixels of a view can represent (its cosines below their Nyquist rate, x_in) and
+the rest (x_out). The view operator V acts on both parts: V(x) consists of the signal V(x_in) and the aliases V(x_out).
+The residual A = D - L is split in the same way: (D - L)(x_out) is aliases that the blur has removed, and (D - L)(x_in)
+is signal that the blur has also removed, which is lost sharpness and not aliasing.
 """
 
 import functools
@@ -19,15 +19,23 @@ from refocus_jax.focus import Pyramid, radii
 from refocus_jax.focus.spectrum import cosine_lowpass
 from refocus_jax.focus.views import DOWNSAMPLERS
 
-# What charts show; tables have every combination.
+# The combinations in charts; tables have every combination.
 SHOWN = ("none + stride", "none + bilinear", "none + area", "gaussian cosine + bilinear", "disk cosine + bilinear",
          "disk nyquist + bilinear")
 
 
 def combinations(grid_sizes: Sequence[int], stride: int, rho_max: float) -> dict[str, Pyramid]:
-    """Pyramids of every PSF, schedule and reduction over these grids, by name: "disk cosine + bilinear", ...
+    """Make pyramids with every PSF, schedule and reduction.
 
     A PSF that is too large for images of this size is left out.
+
+    Args:
+      grid_sizes: Grid sizes p_k of the scales.
+      stride: Stride of the tokenizer.
+      rho_max: Largest radius of the cosine schedule in pixels.
+
+    Returns:
+      The pyramids by name, such as "disk cosine + bilinear".
     """
     optics = {"none": ("none", "cosine")} | {
         f"{psf} {schedule}": (psf, schedule) for psf in ("gaussian", "disk") for schedule in ("cosine", "nyquist")}
@@ -40,13 +48,13 @@ def _fits(pyramid: Pyramid) -> bool:
     side = pyramid.image_size
     try:
         jax.eval_shape(pyramid.views, jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32))
-    except ValueError:  # from the blur, as the shape is right
+    except ValueError:  # raised by the blur; the shape of the image is right
         return False
     return True
 
 
 def name_of(pyramid: Pyramid) -> str:
-    """The name that `combinations` gives to its like."""
+    """Return the name of a pyramid in `combinations`."""
     optics = pyramid.psf if pyramid.psf == "none" else f"{pyramid.psf} {pyramid.schedule}"
     return f"{optics} + {pyramid.downsample}"
 
@@ -54,27 +62,39 @@ def name_of(pyramid: Pyramid) -> str:
 class Powers(NamedTuple):
     """Mean squares per pixel and channel, without the mean of each channel; all arrays have the same shape.
 
-    `shares` of sums over images are what one asks for.
+    Attributes:
+      available: Of x_in in the image, which an ideal view would show.
+      signal: Of V(x_in).
+      alias: Of V(x_out).
+      residual_signal: Of A(x_in) = (D - L)(x_in).
+      residual_alias: Of A(x_out).
     """
 
-    available: np.ndarray  # x_in, in the image: what an ideal view would show
-    signal: np.ndarray  # V(x_in)
-    alias: np.ndarray  # V(x_out)
-    residual_signal: np.ndarray  # A(x_in) = (D - L)(x_in)
-    residual_alias: np.ndarray  # A(x_out)
+    available: np.ndarray
+    signal: np.ndarray
+    alias: np.ndarray
+    residual_signal: np.ndarray
+    residual_alias: np.ndarray
 
 
 class Shares(NamedTuple):
-    """Energies of views in relation to each other, (scales,) each."""
+    """Ratios of the energies of views, (scales,) each.
 
-    alias: np.ndarray  # V(x_out) over V(x_in)
-    kept: np.ndarray  # V(x_in) over x_in: 1 is an ideal view's
-    residual_alias: np.ndarray  # A(x_out) over A(x_in) and A(x_out) together; nan where both are 0
-    alias_rms: np.ndarray  # V(x_out), root mean square, in units of the image
+    Attributes:
+      alias: V(x_out) over V(x_in).
+      kept: V(x_in) over x_in; 1 for an ideal view.
+      residual_alias: A(x_out) over the sum of A(x_in) and A(x_out); NaN where both are 0.
+      alias_rms: Root mean square of V(x_out), in units of the image.
+    """
+
+    alias: np.ndarray
+    kept: np.ndarray
+    residual_alias: np.ndarray
+    alias_rms: np.ndarray
 
 
 def split(image_bhwc: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
-    """(x_in, x_out) for views of that side: their sum is the image, its mean left out."""
+    """Split images into (x_in, x_out) for views of a side: their sum is the image without its mean."""
     image_bhwc = image_bhwc - image_bhwc.mean(axis=(1, 2), keepdims=True)
     low = cosine_lowpass(image_bhwc, side)
     return low, image_bhwc - low
@@ -86,7 +106,7 @@ def _power(image_bhwc: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(pyramids: tuple[Pyramid, ...], image_bhwc: jax.Array) -> list[list[list[jax.Array]]]:
-    """[pyramid][scale][of `Powers`] (b,). What pyramids have in common is compiled once."""
+    """Compute the powers (b,), indexed by [pyramid][scale][field of `Powers`]; common parts are compiled once."""
     result = []
     for pyramid in pyramids:
         scales = []
@@ -100,10 +120,14 @@ def _measure(pyramids: tuple[Pyramid, ...], image_bhwc: jax.Array) -> list[list[
 
 
 def measure(pyramids: Mapping[str, Pyramid], images: Iterable[np.ndarray]) -> dict[str, Powers]:
-    """Powers of every pyramid's views, (images, K - 1) float64 arrays; the last view is the image and has no alias.
+    """Measure the views of every pyramid except the last view, which is the image and has no aliases.
 
     Args:
-      pyramids: all of the same image size. images: (h, w, c) in [-1, 1].
+      pyramids: Pyramids by name, all with the same image size.
+      images: Images (h, w, c) in [-1, 1].
+
+    Returns:
+      Powers by the name of the pyramid, with arrays (images, K - 1), float64.
     """
     ordered = tuple(pyramids.values())
     found = np.asarray([np.asarray(jax.device_get(_measure(ordered, jnp.asarray(image, jnp.float32)[None])))[..., 0]
@@ -112,33 +136,39 @@ def measure(pyramids: Mapping[str, Pyramid], images: Iterable[np.ndarray]) -> di
 
 
 def shares(powers: Powers) -> Shares:
-    """Of all images together, so that images with little detail count for little."""
+    """Compute ratios of energies summed over all images, so that images with little detail have little weight."""
     total = Powers(*(array.mean(axis=0) for array in powers))
     with np.errstate(invalid="ignore"):  # 0 / 0 where nothing is blurred
         residual_alias = total.residual_alias / (total.residual_alias + total.residual_signal)
     return Shares(total.alias / total.signal, total.signal / total.available, residual_alias, np.sqrt(total.alias))
 
 
-# Of `Shares`: what a table or chart of it is called, what its cells are multiplied by, and what to know of them.
+# For each field of `Shares`: title of its table or chart, factor of its cells, and explanation.
 QUANTITIES = {
     "alias": ("alias energy, % of the view's signal", 100.0,
-              "Energy of what the view makes of frequencies that its pixels cannot hold, over energy of what it makes "
-              "of those that they can. The mean is left out of both."),
+              "Energy in the view from frequencies that its pixels cannot represent, over energy from frequencies that "
+              "they can. Both without the mean."),
     "kept": ("in-band energy kept, %", 100.0,
-             "Energy of what the view shows of the frequencies that its pixels can hold, over what an ideal view would "
-             "show. Less than 100 is lost sharpness."),
+             "Energy in the view from frequencies that its pixels can represent, over the energy that an ideal view "
+             "would show. Less than 100 is lost sharpness."),
     "alias_rms": ("aliases, r.m.s. in grey levels of 256", 127.5, "How strong the aliases are in the view."),
     "residual_alias": ("true aliasing in the residual A, %", 100.0,
-                       "Of the energies of both parts of A = D - L; the other part is signal that the blur has "
-                       "removed, which is lost sharpness and no aliasing."),
+                       "Share of the energy of A = D - L; the other part is signal that the blur has removed, which is "
+                       "lost sharpness and not aliasing."),
 }
 
 
 def tables(title: str, found: Mapping[str, Powers], grid_sizes: Sequence[int], own: str | None = None) -> list[Table]:
-    """One table per quantity: a row per pyramid, a column per view.
+    """Make one table per quantity, with a row per pyramid and a column per view.
 
     Args:
-      title: what was measured, such as "var10, photographs". own: name of the pyramid to mark as the run's.
+      title: Name of the measured images, such as "var10, photographs".
+      found: Powers by the name of the pyramid.
+      grid_sizes: Grid sizes p_k of the scales.
+      own: Name of the pyramid to mark as the run's own.
+
+    Returns:
+      The tables.
     """
     result = []
     rows = {name: shares(powers) for name, powers in found.items()}
@@ -152,9 +182,18 @@ def tables(title: str, found: Mapping[str, Powers], grid_sizes: Sequence[int], o
 
 
 def radii_table(title: str, grid_sizes: Sequence[int], rho_max: float) -> Table:
-    """How large the blur of each schedule is beside what the view's Nyquist rate asks for."""
+    """Make a table that compares the blur radii of the two schedules.
+
+    Args:
+      title: Beginning of the title.
+      grid_sizes: Grid sizes p_k of the scales.
+      rho_max: Largest radius of the cosine schedule in pixels.
+
+    Returns:
+      The table.
+    """
     factors = grid_sizes[-1] / np.asarray(grid_sizes, np.float64)
-    cosine, nyquist = (radii(len(factors), rho_max, name, factors)[:-1] for name in ("cosine", "nyquist"))
+    cosine, nyquist = (radii(len(factors), rho_max, name, factors.tolist())[:-1] for name in ("cosine", "nyquist"))
     rows = {"down-sampling factor s": factors[:-1], f"radius, cosine from {rho_max:g}": cosine,
             "radius, nyquist (1.22 s)": nyquist, "cosine over nyquist": cosine / nyquist}
     return Table(f"{title}: radii in pixels", ["", *(f"p = {p}" for p in grid_sizes[:-1])],
@@ -164,7 +203,17 @@ def radii_table(title: str, grid_sizes: Sequence[int], rho_max: float) -> Table:
 
 
 def charts(title: str, found: Mapping[str, Powers], grid_sizes: Sequence[int], own: str | None = None) -> list[Chart]:
-    """Alias energy and in-band energy kept over the grid's side, of the pyramids in SHOWN and the run's own."""
+    """Draw alias energy and in-band energy kept over the side of the grid.
+
+    Args:
+      title: Beginning of the titles.
+      found: Powers by the name of the pyramid; only those in SHOWN and `own` are drawn.
+      grid_sizes: Grid sizes p_k of the scales.
+      own: Name of the pyramid to mark as the run's own.
+
+    Returns:
+      The charts.
+    """
     shown = [name for name in found if name in (*SHOWN, own)]
     result = []
     for field, log_y in (("alias", True), ("kept", False)):

@@ -1,8 +1,9 @@
-"""The Wiener gains of views and residuals, measured from images, beside the gates that a teacher has learned."""
+"""Wiener gains of views and residuals, measured from images, to compare with the learned gates of a teacher."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +19,36 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class Gain(NamedTuple):
-    """S_xx / (S_xx + S_nn) of one scale, S_xx from frequencies that its pixels can hold, S_nn from their aliases."""
+    """The Wiener gain S_xx / (S_xx + S_nn) of one scale.
 
-    frequencies: np.ndarray  # (n,) cycles per pixel of the view, up to 1/2
-    gain: np.ndarray  # (n,) of spectra averaged over directions and images; nan where both are 0
-    total: float  # of the energies of all frequencies together
+    S_xx comes from frequencies that the pixels can represent, and S_nn from aliases.
+
+    Attributes:
+      frequencies: Frequencies (n,) in cycles per pixel of the view, up to 1/2.
+      gain: Gain (n,) of spectra averaged over directions and images; NaN where both are 0.
+      total: Gain of the energies summed over all frequencies.
+    """
+
+    frequencies: np.ndarray
+    gain: np.ndarray
+    total: float
 
 
 class ScaleGains(NamedTuple):
-    view: Gain  # of D: how far to trust a down-sampled view
-    residual: Gain  # of A: how far to add it to L, if what blur has taken from the signal is to come back
+    """The Wiener gains of one scale.
+
+    Attributes:
+      view: Gain of D: the factor for a down-sampled view as an estimate of the signal.
+      residual: Gain of A: the factor with which to add A to L in order to restore the signal that the blur has removed.
+    """
+
+    view: Gain
+    residual: Gain
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _spectra(pyramid: Pyramid, image_bhwc: jax.Array) -> list[list[jax.Array]]:
-    """Energy spectra per scale, each (m, m): D(x_in), D(x_out), A(x_in), A(x_out)."""
+    """Compute energy spectra per scale, each (m, m): D(x_in), D(x_out), A(x_in), A(x_out)."""
     result = []
     for scale, grid in enumerate(pyramid.grid_sizes[:-1]):
         inside, outside = (pyramid.view(part, scale) for part in split(image_bhwc, pyramid.stride * grid))
@@ -42,12 +58,16 @@ def _spectra(pyramid: Pyramid, image_bhwc: jax.Array) -> list[list[jax.Array]]:
 
 
 def gains(pyramid: Pyramid, images: Iterable[np.ndarray]) -> list[ScaleGains]:
-    """Wiener gains of the views and residuals of all scales but the last, which has no aliases.
+    """Measure Wiener gains of the views and residuals of all scales except the last, which has no aliases.
 
     Args:
-      images: (h, w, c) in [-1, 1].
+      pyramid: The pyramid of views.
+      images: Images (h, w, c) in [-1, 1], at least one.
+
+    Returns:
+      The gains per scale.
     """
-    total = None
+    total: Any = None
     for image in images:
         found = jax.tree.map(lambda a: np.asarray(a, np.float64),
                              jax.device_get(_spectra(pyramid, jnp.asarray(image, jnp.float32)[None])))
@@ -59,41 +79,61 @@ def _gain(signal: np.ndarray, noise: np.ndarray) -> Gain:
     side = len(signal)
     radius = np.hypot(np.arange(side)[:, None], np.arange(side)[None, :])
     s, n = (ring_means(values, radius, side - 1) for values in (signal, noise))
-    with np.errstate(invalid="ignore"):  # nothing is blurred, so that the residual is nothing
+    with np.errstate(invalid="ignore"):  # 0 / 0 where nothing is blurred and the residual is 0
         return Gain(np.arange(1, side) / (2 * side), s / (s + n), float(signal.sum() / (signal.sum() + noise.sum())))
 
 
 class Gates(NamedTuple):
-    """What gates of (blocks, taught scales, channels) do over held-out tokens."""
+    """Statistics of gates over held-out tokens, (blocks, taught scales, channels).
+
+    Attributes:
+      mean: Mean over the tokens of a scale.
+      deviation: Standard deviation over the tokens of a scale.
+    """
 
     mean: np.ndarray
-    deviation: np.ndarray  # standard deviation over the tokens of a scale
+    deviation: np.ndarray
 
 
 def gates(alpha_mbld: np.ndarray, offsets: Sequence[int]) -> Gates:
-    """Statistics per scale of gates (blocks, images, tokens, channels); `offsets` are of the taught scales' tokens."""
-    parts = [np.asarray(alpha_mbld[:, :, a:b], np.float64) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    """Compute statistics per scale of gates.
+
+    Args:
+      alpha_mbld: Gates (blocks, images, tokens, channels).
+      offsets: Offsets of the taught scales among the tokens, and the total number of tokens.
+
+    Returns:
+      The statistics.
+    """
+    parts = [np.asarray(alpha_mbld[:, :, a:b], np.float64) for a, b in itertools.pairwise(offsets)]
     return Gates(np.stack([part.mean(axis=(1, 2)) for part in parts], axis=1),
                  np.stack([part.std(axis=(1, 2)) for part in parts], axis=1))
 
 
-_COLUMNS = ("Of gates: mean over channels and tokens, the values below which so many of the channels lie, and the "
-            "standard deviation over tokens within a channel. Of Wiener gains: those of the last view that the scale "
-            "sees. ")
-_CANNOT = ("A gate's channels are those of the transformer, not frequencies, and what a gate multiplies has a learned "
-           "scale of its own, so a gate of 0.5 and one of 1 before half the weights are the same: the level of a gate "
-           "cannot be compared with a Wiener gain. How a gate changes from scale to scale can, as both scales share "
-           "those weights.")
+_COLUMNS = ("For gates: mean over channels and tokens, quantiles over the channels, and the standard deviation over "
+            "tokens within a channel. For Wiener gains: the gains of the last view that the scale sees. ")
+_CANNOT = ("The channels of a gate are channels of the transformer, not frequencies, and the factor that a gate "
+           "multiplies has a learned scale of its own: a gate of 0.5 is equivalent to a gate of 1 with half the "
+           "weights. So the level of a gate cannot be compared with a Wiener gain. The change of a gate from scale to "
+           "scale can be compared, because both scales share these weights.")
 
 
 def gain_tables_and_charts(found: Sequence[ScaleGains], grid_sizes: Sequence[int]) -> tuple[list[Table], list[Chart]]:
-    """Wiener gains by scale and frequency."""
+    """Make a table of Wiener gains by scale, and charts by frequency.
+
+    Args:
+      found: The gains of all scales except the last.
+      grid_sizes: Grid sizes p_k of all scales.
+
+    Returns:
+      The tables and the charts.
+    """
     rows = [[f"p = {p}", *(None if np.isnan(gain.total) else round(gain.total, 4) for gain in scale)]
             for p, scale in zip(grid_sizes[:-1], found, strict=True)]
     table = Table("Wiener gains of this run's views", ["scale", "down-sampled view D", "residual A"], rows,
-                  "S_xx / (S_xx + S_nn), energies over all frequencies but 0. Of D: signal against aliases. Of A: the "
-                  "signal that the blur has removed against the aliases that it has removed. A dash: nothing is "
-                  "blurred.")
+                  "S_xx / (S_xx + S_nn), energies over all frequencies except 0. For D: signal against aliases. For A: "
+                  "the signal that the blur has removed against the aliases that it has removed. A dash means that "
+                  "nothing is blurred.")
     charts = []
     for i, name in enumerate(("down-sampled view D", "residual A")):
         lines = [Line(f"p = {p}", scale[i].frequencies.tolist(), scale[i].gain.tolist())
@@ -107,12 +147,18 @@ def gain_tables_and_charts(found: Sequence[ScaleGains], grid_sizes: Sequence[int
 
 def gate_tables_and_charts(found: Gates, wiener: Sequence[ScaleGains], grid_sizes: Sequence[int]
                            ) -> tuple[list[Table], list[Chart]]:
-    """Gates over channels beside the Wiener gains of the evidence.
+    """Make tables and a chart of gates over channels, with the Wiener gains of the views that they weight.
 
-    A query of scale k reads alias tokens of the scales before k: beside its gates stand the gains of scale k - 1.
+    A query of scale k reads alias tokens of the scales before k, so its gates are listed next to the gains of scale
+    k - 1.
 
     Args:
-      wiener: of all scales but the last.
+      found: Statistics of the gates.
+      wiener: Gains of all scales except the last.
+      grid_sizes: Grid sizes p_k of all scales.
+
+    Returns:
+      The tables and the charts.
     """
     blocks, scales, _ = found.mean.shape
     taught = range(len(grid_sizes) - scales, len(grid_sizes))
@@ -124,7 +170,7 @@ def gate_tables_and_charts(found: Gates, wiener: Sequence[ScaleGains], grid_size
                          *np.quantile(values, QUANTILES).round(4).tolist(),
                          round(float(found.deviation[block, i].mean()), 4),
                          *(None if np.isnan(gain.total) else round(gain.total, 4) for gain in evidence)])
-    tables = [Table("learned gates beside Wiener gains", [
+    tables = [Table("learned gates and Wiener gains", [
         "last blocks, scale", "mean", *(f"{round(100 * q)} % below" for q in QUANTILES), "over tokens",
         "Wiener gain of D", "of A"], rows, _COLUMNS + _CANNOT)]
     if scales > 1:
@@ -140,8 +186,8 @@ def gate_tables_and_charts(found: Gates, wiener: Sequence[ScaleGains], grid_size
         tables.append(Table("how gates and Wiener gains change from scale to scale", [
             "last blocks, scales", *(f"{round(100 * q)} % below" for q in QUANTILES),
             "Wiener gain of D", "of A"], rows,
-            "Ratios: of gates, below which so many of the channels lie, and of the gains of the last views that they "
-            "see. These can be compared."))
+            "Ratios of gates, as quantiles over the channels, and ratios of the Wiener gains of the last views that "
+            "the scales see. These can be compared."))
     share = np.linspace(0, 1, 101)
     lines = [Line(f"block {block - blocks}, p = {grid_sizes[scale]}", share.tolist(),
                   np.quantile(found.mean[block, i], share).tolist())

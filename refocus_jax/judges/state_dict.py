@@ -1,4 +1,4 @@
-"""Feature networks from the state dicts of PyTorch: layouts turned, batch statistics folded into the convolutions."""
+"""Conversion of PyTorch state dicts of feature networks: kernels are transposed, batch statistics are folded in."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,26 +11,37 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 class Source(NamedTuple):
-    """Where the file has a layer: `layer`.weight and, if ours has a bias, `layer`.bias or the BatchNorm `norm`."""
+    """The names of a layer in the file.
+
+    Attributes:
+      layer: The arrays are `layer`.weight and, for a layer with a bias but without a norm, `layer`.bias.
+      norm: Name of the BatchNorm that is folded into the layer; None if there is none.
+    """
 
     layer: str
     norm: str | None = None
 
 
 def parameter_shapes(network: nn.Module) -> Any:
-    """The tree of a feature network's parameters as shapes and dtypes."""
+    """Return the tree of a feature network's parameters as shapes and dtypes."""
     return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
 
 
 def parameters(network: nn.Module, arrays: Mapping[str, np.ndarray], sources: Mapping[tuple[str, ...], Source],
                epsilon: float = 0.0) -> dict[str, Any]:
-    """The network's parameters, float32, from the arrays of a state dict; those that it does not need are ignored.
+    """Convert the arrays of a state dict to the parameters of a network; other arrays are ignored.
 
     Args:
-      sources: of every layer by its path. epsilon: of all BatchNorms.
+      network: The network.
+      arrays: The arrays by name.
+      sources: Names in the file of every layer, by its path in the network.
+      epsilon: Epsilon of all BatchNorms.
+
+    Returns:
+      The tree of parameters, float32.
 
     Raises:
-      ValueError: arrays are missing or of another shape; it lists them all.
+      ValueError: If arrays are missing or have another shape; the message lists all of them.
     """
     template = flatten_dict(parameter_shapes(network))
     expected = {}
@@ -64,7 +75,7 @@ def _norm_names(norm: str) -> tuple[str, ...]:
 
 
 def _to_official(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(h, w, in, out) to (out, in, h, w); (in, out) to (out, in)."""
+    """Convert a shape from (h, w, in, out) to (out, in, h, w), or from (in, out) to (out, in)."""
     return (shape[-1], shape[-2], *shape[:-2])
 
 

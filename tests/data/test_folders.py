@@ -1,4 +1,4 @@
-"""What a folder holds: nothing is lost without being counted; which arrangements of splits and classes are taken."""
+"""The listing of a folder counts every file; arrangements of splits and classes are accepted or refused."""
 
 import os
 
@@ -37,7 +37,7 @@ def test_every_file_is_an_image_or_counted_by_kind(tmp_path):
     assert listing.images == ("a/deep/y.jfif", "a/x.JPG") and listing.folders == ("a", "a/deep")
     assert listing.unreadable == ("gone.png", "pipe.png", "self.png")
     assert listing.left_out == {
-        "broken links and devices": ["gone", "self"], "of another suffix": ["a/notes.txt", "b.heic"],
+        "broken links and devices": ["gone", "self"], "with another suffix": ["a/notes.txt", "b.heic"],
         "hidden": [".ipynb_checkpoints", "__MACOSX", "a/.z.png", "a/@eaDir"]}
 
 
@@ -51,7 +51,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "c" / "to_b").symlink_to(root / "b")
     listing = folders.walk(root)
     assert listing.images == ("a/linked/x.png", "a/y.png", "b/z.png")
-    assert listing.left_out == {"links to a folder that they lie in": ["a/up", "b/to_c/to_b"]}
+    assert listing.left_out == {"links to a folder that contains them": ["a/up", "b/to_c/to_b"]}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open every folder")
@@ -62,17 +62,17 @@ def test_a_folder_that_cannot_be_opened_is_counted(tmp_path):
 
 
 def test_the_report_is_one_line_said_once(tmp_path, caplog):
-    left_out = {"of another suffix": [f"{i}.txt" for i in range(30)] + ["x.heic"], "hidden": [".a", ".b"]}
+    left_out = {"with another suffix": [f"{i}.txt" for i in range(30)] + ["x.heic"], "hidden": [".a", ".b"]}
     for _ in range(2):
         folders.report(f"folder {tmp_path}", 5, left_out)
     (record,) = caplog.records
-    assert record.getMessage() == (f"folder {tmp_path}: 5 images are taken. Left out: 31 of another suffix "
+    assert record.getMessage() == (f"folder {tmp_path}: 5 images are taken. Left out: 31 with another suffix "
                                    "(.txt 30, .heic 1); 2 hidden (.a, .b)")
     folders.report("another folder", 5, {})
     assert len(caplog.records) == 1
 
 
-def test_names_that_are_no_utf8_are_escaped():
+def test_names_that_are_not_utf8_are_escaped():
     assert folders.shown(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
     assert folders.shown("café") == "café"
 
@@ -84,7 +84,7 @@ def test_classes_without_splits(tmp_path):
     make(tmp_path, "b/x.png", "a/y.png", "a/z.png", "stray.png", "notes.txt")
     layout = arrange(tmp_path)
     assert layout.class_names == ("a", "b") and members(layout) == {(None, "a"): 2, (None, "b"): 1}
-    assert layout.left_out == {"of another suffix": ["notes.txt"], "outside of a class": ["stray.png"]}
+    assert layout.left_out == {"with another suffix": ["notes.txt"], "outside of a class": ["stray.png"]}
 
 
 @pytest.mark.parametrize("train", ["train", "Training"])
@@ -98,7 +98,7 @@ def test_splits_by_any_of_their_names(tmp_path, train, held_out):
                                ("validation", f"{held_out}/b"): 1}
     assert [m.label for m in layout.members] == [0, 1, 1]
     assert layout.left_out == {"validation folders of a class without images": [f"{held_out}/a"],
-                               "in folders that are no part of the splits": ["annotations/x.png"]}
+                               "in folders that belong to no split": ["annotations/x.png"]}
 
 
 def test_validation_is_taken_before_test_and_train_alone_holds_out(tmp_path):
@@ -106,7 +106,7 @@ def test_validation_is_taken_before_test_and_train_alone_holds_out(tmp_path):
     assert members(arrange(tmp_path)) == {(None, "train/a"): 1} and arrange(tmp_path).class_names == ("a",)
     make(tmp_path, "test/a/x.png", "valid/a/x.png")
     assert members(arrange(tmp_path)) == {("train", "train/a"): 1, ("validation", "valid/a"): 1}
-    assert arrange(tmp_path).left_out == {"in folders that are no part of the splits": ["test/a/x.png"]}
+    assert arrange(tmp_path).left_out == {"in folders that belong to no split": ["test/a/x.png"]}
 
 
 def test_a_train_among_other_vehicles_is_a_class(tmp_path):
@@ -117,13 +117,14 @@ def test_a_train_among_other_vehicles_is_a_class(tmp_path):
 @pytest.mark.parametrize(("names", "message"), [
     (["train/x.png", "test/y.png"], "train, which has no class folders; the layouts are .*/<class>/.*/train/<class>/"),
     (["x.png"], "no class folders; the layouts are"),
-    (["test/a/x.png", "val/a/x.png"], "has test, val and no train; the layouts are"),
-    (["train/a/x.png", "val/a/x.png", "valid/a/x.png"], "has val, valid, all of them for validation; keep one"),
-    (["train/a/x.png", "val/b/x.png"], "validation in val/b, classes that train/ lacks; remove"),
+    (["test/a/x.png", "val/a/x.png"], "has test, val but no train; use one of the layouts"),
+    (["train/a/x.png", "val/a/x.png", "valid/a/x.png"],
+     r"has several folders for the validation split \(val, valid\); keep one"),
+    (["train/a/x.png", "val/b/x.png"], "validation images of classes that train/ lacks \\(val/b\\); remove"),
     (["dog/poodle/x.png", "dog/husky/x.png", "cat/x.png"],
-     r"dog holds images in sub-folders alone \(husky, poodle\); set data.class_depth=1 if .*class dog, or 2 if"),
+     r"dog holds images only in sub-folders \(husky, poodle\); set data.class_depth=1 if .*class dog, or 2 if"),
     (["a/x.png", "b/notes.txt"], r"no image files \(.*\) in b; add some, or remove"),
-    ([os.fsdecode(b"caf\xe9/x.png"), "caf\\xe9/x.png"], r"both shown as caf\\xe9; rename one"),
+    ([os.fsdecode(b"caf\xe9/x.png"), "caf\\xe9/x.png"], r"have the same printed name, caf\\xe9; rename one"),
 ])
 def test_other_arrangements_are_refused(tmp_path, names, message):
     make(tmp_path, *names)
@@ -142,6 +143,6 @@ def test_the_depth_of_classes_is_a_setting(tmp_path):
 
 
 def test_images_in_sub_folders_of_a_class_are_of_the_class(tmp_path):
-    """As torchvision's ImageFolder has it."""
+    """As in torchvision's ImageFolder."""
     make(tmp_path, "dog/x.png", "dog/more/y.png", "dog/more/again/z.png")
     assert arrange(tmp_path).members[0].images == ("dog/more/again/z.png", "dog/more/y.png", "dog/x.png")

@@ -106,8 +106,8 @@ def test_more_than_a_hundredth_is_an_error_that_lists_ten(root, decoded):
     manifest.check(root, names)
     for i in range(14):
         (root / names[i]).write_bytes(b"")
-    expected = ("data.source .* of 200 image files in .*root, 14 cannot be read.*more than data.max_unreadable, 0.01 "
-                "of them; repair or remove them")
+    expected = ("data.source .* of 200 image files in .*root, 14 cannot be read.*more than the share "
+                "data.max_unreadable=0.01; repair or remove them")
     with pytest.raises(ValueError, match=expected) as refusal:
         manifest.check(root, names)
     assert str(refusal.value).count(".png") == 10 and str(refusal.value).endswith("\n  ...")
@@ -118,7 +118,7 @@ def test_more_than_a_hundredth_is_an_error_that_lists_ten(root, decoded):
 
 
 def test_a_changed_file_is_noticed_by_whatever_means_it_looks_the_same(root, decoded):
-    """The time of modification can be set back, and that of the status cannot."""
+    """The time of modification can be set back, the time of the status change cannot."""
     path, before = root / "cat" / "003.png", (root / "cat" / "003.png").stat()
     digest = manifest.check(root, names_in(root))["cat/003.png"].digest
     decoded.clear()
@@ -155,7 +155,7 @@ def test_one_unreadable_file_is_always_tolerated(root):
     (root / names[3]).write_bytes(b"")
     assert len(manifest.check(root, names, max_unreadable=0.0)) == 26
     (root / names[4]).write_bytes(b"")
-    with pytest.raises(ValueError, match="2 cannot be read, which is more than data.max_unreadable, 0 of them"):
+    with pytest.raises(ValueError, match="2 cannot be read, more than the share data.max_unreadable=0;"):
         manifest.check(root, names, max_unreadable=0.0)
     assert len(manifest.check(root, names, max_unreadable=0.1)) == 25
 
@@ -214,7 +214,7 @@ def test_without_any_place_to_remember_the_check_is_repeated(root, decoded, home
     for _ in range(2):
         assert len(manifest.check(root, names_in(root))) == 200
     assert len(decoded) == 400
-    assert "cannot be remembered and will be repeated" in caplog.text
+    assert "cannot be saved, so the check will be repeated" in caplog.text
 
 
 def test_an_interrupted_check_goes_on_where_it_was(root, decoded, monkeypatch):

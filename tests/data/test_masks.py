@@ -9,7 +9,7 @@ from refocus_jax.data import masks
 
 @pytest.fixture
 def wide(tmp_path) -> str:
-    """12 x 8 pixels, the brighter the farther to the right; as a mask, the right half is hidden."""
+    """An image of 12 x 8 pixels that becomes brighter to the right; as a mask, it hides the right half."""
     gradient = np.arange(12, dtype=np.uint8)[None].repeat(8, 0) * 20 + 18
     Image.fromarray(gradient).save(tmp_path / "wide.png")
     return str(tmp_path / "wide.png")
@@ -46,7 +46,7 @@ def test_mask_files_are_light_where_they_hide(wide, tmp_path):
 @pytest.mark.parametrize("size", [4, 8, 20])
 @pytest.mark.parametrize("mask", ["box:1,0,3,3", "outside:1,0,3,3", "file"])
 def test_hidden_pixels_of_a_file_leave_no_trace(wide, mask, size):
-    """Smaller, larger and as large as the file."""
+    """Squares that are smaller than the file, larger, and of the same size."""
     mask, picture = wide if mask == "file" else mask, np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     hidden, square = masks.read_mask(mask, (8, 12), size)
     image, _ = masks.hide(picture, mask, size)
@@ -71,7 +71,7 @@ def test_masks_and_images_are_refused(wide, tmp_path):
             (wide, (8, 8), "has 12 x 8 pixels and edit.image 8 x 8.*give a mask of the image's size"),
             (wide, (120, 80), "has 12 x 8 pixels and edit.image 80 x 120"),
             (str(tmp_path / "clear.png"), (8, 12), "edit.mask=.*has transparent pixels.*; give it without"),
-            (str(tmp_path / "ones.png"), (8, 12), "is 1 of 255 where it is lightest.*set to 255")):
+            (str(tmp_path / "ones.png"), (8, 12), "is at most 1 of 255, .*set the pixels to paint to 255")):
         with pytest.raises(ValueError, match=message):
             masks.read_mask(mask, shape, 8)
     clear[..., 3] = 255
@@ -88,6 +88,6 @@ def test_hidden_pixels_have_no_say_in_what_is_white(tmp_path):
     """The largest value of 16 bits may be hidden: white must be given."""
     path = str(tmp_path / "deep.png")
     Image.fromarray(np.full((8, 8), 819, np.uint16)).save(path)
-    with pytest.raises(ValueError, match="edit.image=.*holds 16 bits and does not say.*; set data.sixteen_bit_max"):
+    with pytest.raises(ValueError, match="edit.image=.*has 16 bits and does not say.*; set data.sixteen_bit_max"):
         masks.read_image(path)
     assert (masks.read_image(path, 4095) == 51).all()

@@ -1,4 +1,4 @@
-"""The reader of .npz files: what numpy writes comes back, and nothing but ValueError for damaged or hostile files."""
+"""The reader of .npz files returns what numpy wrote, and raises only ValueError for damaged or hostile files."""
 
 import io
 import os
@@ -68,7 +68,7 @@ def test_mapped_arrays_are_those_that_are_read(tmp_path, save):
     with pytest.raises(ValueError, match="cannot be read as an .npz archive.*absent"):
         npz.memory_map(path, "absent")
     save(path, x=ARRAYS["x"][:0])
-    with pytest.raises(ValueError, match=r"x is of shape \(0, 4, 5, 3\) and holds nothing"):
+    with pytest.raises(ValueError, match=r"x has the shape \(0, 4, 5, 3\), which has no elements"):
         npz.memory_map(path, "x")
 
 
@@ -126,7 +126,7 @@ def test_what_is_not_asked_for_is_not_looked_at(tmp_path):
 
 
 class Bomb:
-    """Pickled, it makes a file when it is unpickled."""
+    """An object whose pickle creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -196,7 +196,7 @@ def test_headers_that_numpy_does_not_write_are_refused(tmp_path, header):
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_compressions_that_numpy_does_not_write_are_refused(tmp_path, compression):
     write(tmp_path / "a.npz", {"x.npy": npy(ARRAYS["x"])}, compression)
-    with pytest.raises(ValueError, match=f"compressed by method {compression}"):
+    with pytest.raises(ValueError, match=f"compressed with method {compression}"):
         npz.read(tmp_path / "a.npz", ["x"])
 
 
@@ -210,7 +210,7 @@ def test_characters_that_do_not_exist_are_refused(tmp_path):
 
 
 def damaged(content, rng):
-    """A copy that is cut, or of which a few bytes are changed, added or lost; half of them near an end."""
+    """A truncated copy, or one with a few bytes changed, added or removed; half of the changes are near an end."""
     if rng.random() < 0.2:
         return content[: rng.randrange(len(content))]
     content = bytearray(content)

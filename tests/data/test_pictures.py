@@ -1,4 +1,4 @@
-"""Pictures hold what they are given, where they are told."""
+"""Pictures show the given images at the right places."""
 
 import numpy as np
 

@@ -116,7 +116,7 @@ def joined(batches):
 
 @pytest.mark.parametrize(("first", "num_workers"), [(0, 0), (40, 0), (1013, 0), (1013, 2)])
 def test_batches_of_any_size_go_on_at_any_example(first, num_workers, monkeypatch):
-    """Also in the middle of what would be a batch, and across the border of epochs, of 1030 examples each here."""
+    """Batches may start in the middle of another batch, or span the border of two epochs of 1030 examples each."""
     whole = joined(take(training_batches(random_source(), **ARGUMENTS | {"batch_size": 1100}), 1))
     expected = [{key: value[first:first + 48] for key, value in whole[0].items()}]
     other = training_batches(random_source(), **ARGUMENTS | {"batch_size": 16}, num_workers=num_workers)
@@ -166,7 +166,7 @@ def test_processes_share_the_global_batches(monkeypatch):
 
 
 def test_worker_processes_change_nothing_but_the_speed():
-    """In a notebook too, where nobody has parsed flags."""
+    """Workers also run in a notebook, where flags are not parsed."""
     found = subprocess.run([sys.executable, "-c", "from tests.data.test_pipeline import print_labels; print_labels()"],
                            capture_output=True, text=True, check=True)
     expected = [batch["label"].tolist() for batch in take(training_batches(random_source(), **ARGUMENTS), 5)]
@@ -190,7 +190,7 @@ def test_photos_make_batches_of_every_class():
 PASSES = {name: value for name, value in ARGUMENTS.items() if name != "batch_size"}
 
 
-def test_every_pass_cuts_each_image_once_and_anew():
+def test_every_pass_crops_each_image_once_and_again():
     examples = passes(random_source(), **PASSES)
     crops = [[examples[10 * number + i] for i in range(10)] for number in range(8)]
     order = [crop["label"] for crop in crops[0]]

@@ -103,13 +103,13 @@ def test_npz_uses_its_own_mask_and_class_names(tmp_path):
         ({"x": np.zeros((20, 5, 6, 3), np.float32)}, "x must be uint8.*float32"),
         ({"x": np.zeros((20, 5, 6), np.uint8)}, "x must be uint8"),
         ({"x": np.zeros((20, 5, 6, 4), np.uint8)}, "x must be uint8"),
-        ({"x": np.zeros((20, 0, 6, 3), np.uint8)}, "6 x 0 pixels are not taken"),
-        ({"x": np.zeros((20, 1, 500, 3), np.uint8)}, "500 x 1 pixels are not taken"),
+        ({"x": np.zeros((20, 0, 6, 3), np.uint8)}, "6 x 0 pixels are not supported"),
+        ({"x": np.zeros((20, 1, 500, 3), np.uint8)}, "500 x 1 pixels are not supported"),
         ({"x": np.array([{}] * 20)}, "pickled objects, which are never loaded"),
         ({"y": np.zeros(20)}, "y must be integers"),
         ({"y": np.zeros(19, np.int32)}, "y must be integers"),
         ({"y": np.full(20, -1)}, "labels y run from -1"),
-        ({"y": np.arange(20) * 10**12}, r"labels y run from 0 to 19000000000000, .*\[0, 100000\), where no classes"),
+        ({"y": np.arange(20) * 10**12}, r"labels y run from 0 to 19000000000000, .*\[0, 100000\), if no classes"),
         ({"y": np.full(20, 2**64 - 1, np.uint64)}, "labels y run from 18446744073709551615"),
         ({"y": np.full(20, 2, np.uint8), "classes": np.array(["a", "b"])}, r"labels y run .* to 2.*\[0, 2\)"),
         ({"classes": np.arange(3)}, "classes must be strings"),
@@ -136,7 +136,7 @@ def test_npz_says_which_classes_are_empty_and_takes_as_many_as_the_setting_says(
     spec = write_npz(tmp_path / "b.npz", **thousands)
     source = sources.load(spec, "train", sources.SourceSettings(num_classes=4000))
     assert source.class_names == tuple(map(str, range(4000))) and source[1]["label"] == 1000
-    with pytest.raises(ValueError, match=r"y run from 0 to 3000, .*\[0, 3000\), as data.num_classes says; correct"):
+    with pytest.raises(ValueError, match=r"y run from 0 to 3000, .*\[0, 3000\), by data.num_classes; correct"):
         sources.load(spec, "train", sources.SourceSettings(num_classes=3000))
     caplog.clear()
     sources.load(write_npz(tmp_path / "c.npz", **with_gaps), "train")
@@ -147,7 +147,7 @@ def test_npz_says_which_arrays_are_not_used(tmp_path, caplog):
     write_npz(tmp_path / "a.npz", labels=np.zeros(20), mask=np.zeros(20))
     for split in sources.SPLITS:
         sources.load(f"npz:{tmp_path}/a.npz", split)
-    assert caplog.text.count("arrays labels, mask are not used, x, y, classes and val are") == 1
+    assert caplog.text.count("arrays labels, mask are not used; only x, y, classes and val are") == 1
 
 
 def test_npz_refuses_other_files(tmp_path):
@@ -208,14 +208,14 @@ def test_folder_says_once_what_it_does_not_take(tmp_path, caplog):
     sources.load_splits(f"folder:{tmp_path}")
     sources.load(f"folder:{tmp_path}", "train")
     assert sorted(record.getMessage().partition("\n")[0] for record in caplog.records) == [
-        f"data.source folder:{tmp_path}: 26 images are taken. Left out: 1 of another suffix (a/x.heic)",
+        f"data.source folder:{tmp_path}: 26 images are taken. Left out: 1 with another suffix (a/x.heic)",
         f"data.source is a folder: of 27 image files in {tmp_path}, 1 cannot be read and will be skipped:"]
     kept = json.loads((tmp_path / ".refocus_manifest.json").read_text())
-    assert kept["left_out"] == {"of another suffix": ["a/x.heic"]} and list(kept["unreadable"]) == ["a/27.png"]
+    assert kept["left_out"] == {"with another suffix": ["a/x.heic"]} and list(kept["unreadable"]) == ["a/27.png"]
 
 
 def test_folder_reads_all_images_of_16_bits_alike(tmp_path, caplog):
-    """White is that of the brightest of both splits, which a darker one alone would not tell."""
+    """The white level is that of the brightest image in both splits."""
     for name, value in (("train/a/x", 900), ("train/a/y", 2000), ("val/a/x", 4095)):
         write_image(tmp_path / f"{name}.png", np.full((4, 4), value, np.uint16))
     write_image(tmp_path / "train/a/z.png", coloured(7))
@@ -223,11 +223,11 @@ def test_folder_reads_all_images_of_16_bits_alike(tmp_path, caplog):
     train, validation = sources.load_splits(spec)
     assert (values(train), values(validation)) == ([56, 125, 7], [255])
     assert values(sources.load(spec, "train")) == [56, 125, 7]
-    said = "3 images hold 16 bits, at most 4095 (in val/a/x.png); 4095 is taken for white"
+    said = "3 images have 16 bits with values up to 4095 (in val/a/x.png); 4095 is taken as white"
     assert caplog.text.count(f"data.source folder:{tmp_path}: {said}") == 1
     sixteen = sources.load(spec, "train", sources.SourceSettings(sixteen_bit_max=65535))
     assert values(sixteen) == [4, 8, 7] and sixteen.fingerprint != train.fingerprint
-    with pytest.raises(ValueError, match="val/a/x.png holds the value 4095, and data.sixteen_bit_max is 1023; set it"):
+    with pytest.raises(ValueError, match="val/a/x.png has the value 4095, and data.sixteen_bit_max is 1023; set it"):
         sources.load(spec, "train", sources.SourceSettings(sixteen_bit_max=1023))
 
 
@@ -253,7 +253,7 @@ def test_settings_reach_the_folder(tmp_path):
     for i in range(4):
         (tmp_path / "dog" / "poodle" / f"{i:02d}.png").write_bytes(b"")
     spec = f"folder:{tmp_path}"
-    with pytest.raises(ValueError, match="4 cannot be read, which is more than data.max_unreadable, 0.01"):
+    with pytest.raises(ValueError, match="4 cannot be read, more than the share data.max_unreadable=0.01"):
         sources.load(spec, "train", sources.SourceSettings(class_depth=2))
     source = sources.load(spec, "train", sources.SourceSettings(class_depth=2, max_unreadable=0.2))
     assert source.class_names == ("dog/poodle",) and len(source) == 14
@@ -275,7 +275,7 @@ def test_folder_refuses_a_class_without_a_readable_image(tmp_path):
     with pytest.raises(ValueError, match=r"no image files \(.*.jpg, .*\) in bad; add some, or remove"):
         sources.load(f"folder:{tmp_path}", "train")
     (tmp_path / "bad" / "x.png").write_bytes(b"not an image")
-    with pytest.raises(ValueError, match="data.source is folder:.*no image in .*bad can be read; repair or remove"):
+    with pytest.raises(ValueError, match="data.source is folder:.*no image in .*bad can be read; repair the images or"):
         sources.load(f"folder:{tmp_path}", "train")
 
 
@@ -296,7 +296,7 @@ def test_folder_refuses_what_is_not_the_layout(tmp_path):
         sources.load(spec, "train")
     write_image(tmp_path / "train" / "cat" / "x.png", coloured(1))
     write_image(tmp_path / "val" / "dog" / "x.png", coloured(1))
-    with pytest.raises(ValueError, match="val/dog, classes that train/ lacks"):
+    with pytest.raises(ValueError, match="validation images of classes that train/ lacks \\(val/dog\\)"):
         sources.load(spec, "validation")
 
 
@@ -374,7 +374,7 @@ def test_tfds_explains_how_to_prepare_missing_data(tfds_data_dir):
 
 @pytest.mark.parametrize("name", ["imagenet2012:99.0.0", "imagenet2012/no_such_config", "../imagenet2012", "a b"])
 def test_tfds_refuses_malformed_names_and_unknown_versions(tfds_data_dir, name):
-    with pytest.raises(ValueError, match="(?s)data.source is tfds:.* cannot be opened: .*Write tfds:NAME"):
+    with pytest.raises(ValueError, match="(?s)data.source is tfds:.* cannot be opened: .*Give tfds:NAME"):
         sources.load(f"tfds:{name}", "train")
 
 
@@ -397,7 +397,7 @@ def test_tfds_refuses_datasets_without_class_labels(monkeypatch):
     info = types.SimpleNamespace(features={"image": tfds.features.Image(), "text": tfds.features.Text()})
     opened = {"train": types.SimpleNamespace(dataset_info=info)}
     monkeypatch.setattr(tfds, "data_source", lambda *_, **__: opened)
-    with pytest.raises(ValueError, match="has .*'text'.*; take a dataset with an image and a class label"):
+    with pytest.raises(ValueError, match="has .*'text'.*; use a dataset with an image and a class label"):
         sources.load("tfds:captions", "train")
     with pytest.raises(ValueError, match="no test split"):
         sources.load("tfds:captions", "validation")
@@ -415,12 +415,12 @@ def test_tfds_tells_one_preparation_from_another(tfds_data_dir):
 
 
 def test_tfds_asks_what_is_white_in_16_bits():
-    """It does not look at all images before it begins, and one alone cannot tell."""
+    """It does not read all images in advance, and one image cannot determine the white level."""
     file = io.BytesIO()
     Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(file, "PNG")
     records = [{"image": file.getvalue(), "label": 0}]
     assert sources.EncodedSource("tfds:tiny", records, ("a",), "", 4095)[0]["image"].min() == 255
-    with pytest.raises(ValueError, match="record 0 of tfds:tiny holds 16 bits .*set data.sixteen_bit_max"):
+    with pytest.raises(ValueError, match="record 0 of tfds:tiny has 16 bits .*set data.sixteen_bit_max"):
         sources.EncodedSource("tfds:tiny", records, ("a",), "")[0]
 
 

@@ -116,7 +116,7 @@ def test_what_is_not_complete_is_no_cache(tmp_path):
     with pytest.raises(FileNotFoundError, match="where there is no token_cache.json; make the tokens"):
         token_cache.TokenCache(tmp_path / "nowhere")
     token_cache.begin(tmp_path, DESCRIPTION)
-    with pytest.raises(FileNotFoundError, match="only the beginning of one"):
+    with pytest.raises(FileNotFoundError, match="only the beginning of a cache"):
         token_cache.TokenCache(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_damaged_shards_are_named(tmp_path, damage):
         path.write_bytes(content.replace(records["structure"][30].tobytes()[:8], b"\0" * 8))
     else:
         token_cache.write_shard(path, records[:5])
-    with pytest.raises(ValueError, match=f"{path.name} is missing or damaged (.*); remove it, and make it again"):
+    with pytest.raises(ValueError, match=f"{path.name} is missing or damaged (.*); remove it and make it again"):
         cache = token_cache.TokenCache(tmp_path)
         for index in range(40):
             assert cache[index]["label"] == index
@@ -145,16 +145,16 @@ def test_damaged_and_foreign_descriptions_are_named(tmp_path):
     path = tmp_path / "token_cache.json"
     content = path.read_text()
     path.write_text(content.replace('"format_version": 2', '"format_version": 1'))
-    with pytest.raises(ValueError, match="is of format 1, and this program reads 2; make the tokens anew"):
+    with pytest.raises(ValueError, match="has format 1, and this program reads 2; make the tokens again"):
         token_cache.TokenCache(tmp_path)
     for damaged in (content[:100], content.replace("seed", "sead"), "[]"):
         path.write_text(damaged)
-        with pytest.raises(ValueError, match="token_cache.json is damaged .*make the tokens anew"):
+        with pytest.raises(ValueError, match="token_cache.json is damaged .*make the tokens again"):
             token_cache.TokenCache(tmp_path)
 
 
 def test_differences_are_those_of_what_a_run_needs():
-    """A cache may be longer, of other crops and hold more than is read; all else must be the same."""
+    """A cache may be longer, have other crops and hold more than is read; everything else must be the same."""
     plain = dataclasses.replace(DESCRIPTION, examples=5, seed=7, batch_size=8, vocab_sizes={"structure": 65536},
                                 tokenizers={"structure": "ab"})
     assert token_cache.differences(DESCRIPTION, plain) == []

@@ -1,4 +1,4 @@
-"""Which numbers come out, under which names, and what is said beside them."""
+"""The metrics that a comparison gives, their names, and the warnings that come with them."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_moments_alone_give_what_they_can():
 
 @pytest.mark.parametrize(("samples", "reference", "said"), [
     (5000, 13, []), (4999, 13, ["The Inception Score of 4999 images is too low"]),
-    (12, 13, ["12 samples for 12 features: their covariance has rank 11 at most", "Inception Score of 12 images"]),
+    (12, 13, ["12 samples for 12 features: their covariance has at most rank 11", "Inception Score of 12 images"]),
     (5, 10, ["5 samples", "10 reference images for 12 features", "Inception Score of 5 images"])])
 def test_too_few_images_are_said_so(samples, reference, said):
     warnings = comparison.warnings(samples, Reference.of(features(0, reference)))

@@ -1,4 +1,4 @@
-"""A file that has not changed is not read again; one that has is, however much it is made to look the same."""
+"""An unchanged file is not read again; a changed file is, even if its size and times are made to look the same."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def read(monkeypatch):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Two files of one size, long settled: the clock of the test runs ahead."""
+    """Two files of the same size that have not changed for long: the clock of the test runs ahead."""
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode() * 100)
     now = time.time_ns
@@ -65,7 +65,7 @@ def test_a_change_is_always_noticed(files, change, tmp_path):
 
 
 def test_what_has_just_changed_is_not_remembered(tmp_path, read):
-    """Within one tick of the clock its times may stay as they are."""
+    """Within one tick of the clock, the times of a file may stay the same."""
     (tmp_path / "a").write_bytes(b"a")
     for _ in range(2):
         digests.of_files([tmp_path / "a"], tmp_path / "digests.json")

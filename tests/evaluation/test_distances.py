@@ -1,4 +1,4 @@
-"""Numbers of published implementations (fixtures/metrics.npz), closed forms, and what must not change a number."""
+"""Results of published implementations (fixtures/metrics.npz), closed forms, and invariances."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def numbers():
 
 @pytest.fixture(params=[distances._ROWS, 7], ids=["whole", "in blocks"])
 def block_size(request, monkeypatch):
-    """Every number is the same whether the features fit into one block or not."""
+    """Every metric is the same whether the features fit into one block or not."""
     monkeypatch.setattr(distances, "_ROWS", request.param)
 
 
@@ -61,7 +61,7 @@ def test_frechet_distance_of_known_gaussians():
 
 
 def test_frechet_distance_with_fewer_features_than_dimensions():
-    """Zero to itself; and the same features in a space of twenty times as many dimensions are as far apart."""
+    """The distance to itself is zero; the same features in twenty times as many dimensions have the same distance."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(30, 12)), rng.normal(1.0, 2.0, (40, 12))
     small = distances.frechet_distance(Moments.of(a), Moments.of(b))
@@ -74,7 +74,7 @@ def test_frechet_distance_with_fewer_features_than_dimensions():
 
 
 def test_kernel_distance_and_its_error():
-    """Of one distribution it lies around zero, as far as its error says; of two it is their discrepancy."""
+    """For one distribution it is zero within its standard error; for two it is their discrepancy."""
     rng = np.random.default_rng(0)
     same = np.array([distances.kernel_distance(rng.normal(size=(60, 4)), rng.normal(size=(50, 4)))
                      for _ in range(60)])
@@ -90,19 +90,19 @@ def test_kernel_distance_and_its_error():
 
 
 def test_precision_and_recall_of_clusters(block_size):
-    """Samples in one of two clusters are precise, and recall half of the reference."""
+    """Samples in one of two clusters have full precision and recall half of the reference."""
     rng = np.random.default_rng(0)
     cluster = rng.normal(size=(20, 3))
     reference = np.concatenate([cluster, cluster + 100])
     assert distances.precision_recall(cluster + 1e-3, reference) == (1.0, 0.5)
     assert distances.precision_recall(cluster + 50, reference) == (0.0, 0.0)
     assert distances.precision_recall(reference, reference) == (1.0, 1.0)
-    with pytest.raises(ValueError, match="k = 3 of 3 and 40 features; give at least 4 of each"):
+    with pytest.raises(ValueError, match="3 and 40 features for precision and recall with k = 3; give at least 4"):
         distances.precision_recall(cluster[:3], reference)
 
 
-def test_inception_score_hangs_on_the_images_and_not_on_their_order():
-    """As many confident classes as there are give their number; sorted by class they would give less."""
+def test_inception_score_depends_on_the_images_and_not_on_their_order():
+    """Confident classes give a score equal to their number; split in the order of classes, it would be lower."""
     labels = np.repeat(np.arange(10), 20)
     logits = 20 * np.eye(10, dtype=np.float32)[labels] + np.random.default_rng(1).normal(size=(200, 10))
     score = distances.inception_score(logits)
@@ -111,5 +111,5 @@ def test_inception_score_hangs_on_the_images_and_not_on_their_order():
         assert distances.inception_score(np.random.default_rng(seed).permutation(logits)) == score
     assert distances.inception_scores_in_order(logits, 10).mean() < 1.1  # what sorted images would give
     assert distances.inception_score(np.zeros((30, 4)))[0] == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="5 images in 10 splits; give 1 to 5"):
+    with pytest.raises(ValueError, match="5 images in 10 splits for the Inception Score; give 1 to 5"):
         distances.inception_score(logits[:5])

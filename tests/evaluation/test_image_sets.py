@@ -1,4 +1,4 @@
-"""Images by random access from sources, folders and files; what they are not is named."""
+"""Images with random access from sources, folders and files; errors name the cause."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def test_crops_of_a_source_are_those_of_validation(images):
     np.testing.assert_array_equal(np.stack(list(found.images)), next(iter(batches))["image"])
     assert len(found) == 12
     assert found.says == "12 crops of it (6 images), short side to 12 by Lanczos, 8 x 8 pixels"
-    with pytest.raises(ValueError, match="it has 6 crops to compare with; give more images, or more data.crops_per"):
+    with pytest.raises(ValueError, match="it has 6 crops to compare with; give more images, or raise data.crops_per"):
         image_sets.of_source(source, "it", CropRule(8), 50)
 
 
@@ -51,7 +51,7 @@ def test_images_of_a_folder_are_found_at_any_depth(images, tmp_path):
     found = image_sets.of_path("setting", str(tmp_path))
     np.testing.assert_array_equal(np.stack(list(found.images)), images[[*range(0, 12, 2), *range(1, 12, 2)]])
     save(tmp_path / "b" / "wide.png", np.repeat(images[0], 2, axis=1))
-    with pytest.raises(ValueError, match="wide.png is of 16 x 8 pixels, and the first image of 8 x 8; give images of"):
+    with pytest.raises(ValueError, match="wide.png has 16 x 8 pixels, but the first image has 8 x 8; give images of"):
         list(image_sets.of_path("setting", str(tmp_path)).images)
     cropped = image_sets.of_path("setting", str(tmp_path), CropRule(8, 1.5))
     np.testing.assert_array_equal(cropped.images[0], images[0])  # it has the size already
@@ -73,7 +73,8 @@ def test_all_images_of_16_bits_in_a_folder_are_read_alike(tmp_path, caplog):
         save(tmp_path / f"{i:02d}.png", np.full((8, 8), 300 * (i + 1), np.uint16))
     found = image_sets.of_path("setting", str(tmp_path))
     assert [int(image.max()) for image in found.images] == [round(300 * (i + 1) / 4095 * 255) for i in range(12)]
-    assert f"12 images hold 16 bits, at most 3600 (in {tmp_path}/11.png); 4095 is taken for white" in caplog.text
+    assert (f"12 images have 16 bits with values up to 3600 (in {tmp_path}/11.png); 4095 is taken as white"
+            in caplog.text)
 
 
 def test_hidden_folders_never_count(images, tmp_path):
@@ -111,7 +112,7 @@ def of_array_source(folder, images):
 
 @pytest.mark.parametrize("make", [of_npz, of_folder, of_cropped_folder, of_array, of_array_source])
 def test_identity_tells_sets_apart(make, images, tmp_path):
-    """By every image and its place: of 40, each but its neighbour would do for a look at 16 of them."""
+    """The identity depends on every image and its place, not on a sample of the images."""
     def identity(content):
         return make(tmp_path, content).identity(tmp_path / "digests.json")
 
@@ -128,7 +129,7 @@ def test_identity_tells_sets_apart(make, images, tmp_path):
 
 
 def test_identity_of_files_is_that_of_their_content(images, tmp_path):
-    """Wherever they lie, and whatever the folder is called; a crop is another set."""
+    """The identity does not depend on the location or name of the folder, but on the crop."""
     memory, before = tmp_path / "digests.json", of_folder(tmp_path, images[:12]).identity(tmp_path / "digests.json")
     (tmp_path / "images").rename(tmp_path / "renamed")
     renamed = str(tmp_path / "renamed")
@@ -153,14 +154,14 @@ def test_identity_of_crops_is_that_of_their_rule(images, tmp_path):
 
 
 def test_formats_that_lose_detail_are_said(images, tmp_path):
-    """By content, whatever the files are called, and also if some are as they should be."""
+    """Warnings go by content, whatever the files are called, and also if only some files need them."""
     assert of_folder(tmp_path, images[:12]).warnings() == []
     save(tmp_path / "images" / "00.png", images[0])
     for name in ("01.png", "02.jpg"):
         (tmp_path / "images" / name).unlink(missing_ok=True)
         Image.fromarray(images[1]).save(tmp_path / "images" / name, format="JPEG")
     said, = image_sets.of_path("setting", str(tmp_path / "images")).warnings()
-    assert said.startswith("2 of 13 files are of formats that may lose detail (2 JPEG). That alone moves distances")
+    assert said.startswith("2 of 13 files are of formats that may lose detail (2 JPEG). This alone changes distances")
 
 
 @pytest.mark.parametrize("make", [of_npz, of_folder])
@@ -169,11 +170,11 @@ def test_images_that_were_made_to_fit_are_said(make, images, tmp_path):
     path = str(tmp_path / ("a.npz" if make is of_npz else "images"))
     assert image_sets.of_path("setting", path, CropRule(8)).warnings() == []
     said, = image_sets.of_path("setting", path, CropRule(4, 1.5)).warnings()
-    assert said.startswith("12 of 12 images are not 4 x 4 pixels and were cut or resized to fit")
+    assert said.startswith("12 of 12 images are not 4 x 4 pixels and were cropped or resized to fit")
 
 
 @pytest.mark.parametrize(("arrays", "message"), [
-    ({"y": np.zeros(3)}, "setting is .*a.npz, which is not taken: it has neither arr_0 nor x; give"),
+    ({"y": np.zeros(3)}, "setting is .*a.npz, which cannot be used: it has neither arr_0 nor x; give"),
     ({"x": np.zeros((20, 8, 8, 3))}, r"x is float64 \(20, 8, 8, 3\); give uint8 \(n, h, w, 3\)"),
     ({"x": np.zeros((20, 8, 8), np.uint8)}, r"x is uint8 \(20, 8, 8\)"),
     ({"x": np.zeros((3, 8, 8, 3), np.uint8)}, "which has 3 images; give at least 10"),
@@ -186,7 +187,7 @@ def test_files_that_do_not_serve_are_named(tmp_path, arrays, message):
 
 def test_paths_that_do_not_serve_are_named(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ValueError, match="setting is .*a.txt, which is not a folder and not an .npz file; give one"):
+    with pytest.raises(ValueError, match="setting is .*a.txt, which is neither a folder nor an .npz file; give one"):
         image_sets.of_path("setting", str(tmp_path / "a.txt"))
     with pytest.raises(ValueError, match="which has 0 images; give at least 10"):
         image_sets.of_path("setting", str(tmp_path))

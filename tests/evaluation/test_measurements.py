@@ -1,4 +1,4 @@
-"""Every image is measured once and in order, and nothing twice."""
+"""Every image is measured once and in order."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from tests.fixtures.disk import full_disk
 
 
 class Count:
-    """Measures the first pixel, and remembers how many images it was given at a time."""
+    """Measure the first pixel, and remember how many images were passed at a time."""
 
     def __init__(self):
         self.sizes = []
@@ -31,7 +31,7 @@ def test_all_images_are_measured_in_batches_of_one_size(images, count, sizes):
 
 
 def test_processes_share_the_images(images, monkeypatch):
-    """What both processes measure, in the order of their numbers, is every image in its order."""
+    """The two processes together measure every image, in order."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(measurements.processes, "gather", lambda rows: rows)
     parts = []
@@ -46,7 +46,7 @@ def test_processes_share_the_images(images, monkeypatch):
 
 @pytest.fixture
 def keep(images, tmp_path):
-    """Measures ten images, or takes what is kept; returns it and how many batches were measured."""
+    """Measure ten images or reuse stored results; return them and the number of measured batches."""
     def keep(made_with, images=images[:10], measure=None):
         measure = measure or Count()
         return measurements.keep(tmp_path, "things", made_with, ImageSet(images, "ten"), measure, 4), len(measure.sizes)
@@ -59,7 +59,7 @@ def test_measurements_are_kept_for_what_they_depend_on(keep, images, capsys, mon
     assert found["first"].shape == (10, 3) and found["sum"].dtype == np.float32 and measured == 3
     assert "there already" not in capsys.readouterr().out
     again, measured = keep({"a": 1})
-    assert measured == 0 and "things of ten: there already, in " in capsys.readouterr().out
+    assert measured == 0 and "things of ten: found in " in capsys.readouterr().out
     np.testing.assert_array_equal(again["sum"], found["sum"])
     assert keep({"a": 2})[1] == 3
     monkeypatch.setattr(measurements.refocus_jax, "__version__", "another")
@@ -69,7 +69,7 @@ def test_measurements_are_kept_for_what_they_depend_on(keep, images, capsys, mon
 @pytest.mark.parametrize("change", [
     lambda x: np.concatenate([x[:-1], x[-1:] ^ 1]), lambda x: x[[1, 0, *range(2, len(x))]], lambda x: x[:-1]])
 def test_other_images_are_measured_again(keep, images, change):
-    """Any of them, or two in each other's place."""
+    """Any of the files may be changed, or two may be swapped."""
     keep({}), keep({})
     assert keep({}, change(images[:10]))[1] == 3
 
@@ -96,7 +96,7 @@ def test_what_has_changed_since_it_was_kept_is_made_again(keep, tmp_path, name, 
     else:
         path.unlink()
     again, measured = keep({})
-    assert measured == 3 and "has changed since it was written, and is made again" in caplog.text
+    assert measured == 3 and "has changed since it was written and is made again" in caplog.text
     assert again.keys() == expected.keys()
     for column, values in expected.items():
         np.testing.assert_array_equal(again[column], values)

@@ -1,4 +1,4 @@
-"""Numbers against closed forms."""
+"""Metrics against closed forms."""
 
 import numpy as np
 import pytest

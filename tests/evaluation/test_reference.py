@@ -1,4 +1,4 @@
-"""References of every kind; with ADM's layout of files."""
+"""References of every kind, including files in ADM's layout."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_splits_are_crops_of_the_source(settings, extractor, images, tmp_path):
 
 
 def test_adms_file_gives_moments_and_images(settings, extractor, images, tmp_path):
-    """Its moments are of all of ImageNet, its images some of it: precision and recall are of these."""
+    """The moments come from all of ImageNet, the images are a part of it: precision and recall use the images."""
     rng = np.random.default_rng(0)
     stored = {"mu": rng.normal(size=6), "sigma": np.eye(6), "mu_s": rng.normal(size=4), "sigma_s": np.eye(4)}
     np.savez(tmp_path / "adm.npz", arr_0=images[:20], **stored)
@@ -61,10 +61,10 @@ def test_adms_file_gives_moments_and_images(settings, extractor, images, tmp_pat
 
 
 def test_moments_of_other_features_are_not_taken(settings, extractor, images, tmp_path):
-    """Where there are images, they are measured instead; else it is an error."""
+    """If there are images, they are measured instead; otherwise it is an error."""
     np.savez(tmp_path / "adm.npz", mu=np.zeros(20), sigma=np.eye(20))
-    with pytest.raises(ValueError, match="evaluate.reference is .*adm.npz, which holds moments of 20 features, and "
-                                         "evaluate.features give 6; give other evaluate.features, or"):
+    with pytest.raises(ValueError, match="evaluate.reference is .*adm.npz, which has moments of 20 features, but "
+                                         "evaluate.features computes 6 features; give other evaluate.features, or"):
         opened(settings(tmp_path / "adm.npz"), extractor)
     np.savez(tmp_path / "adm.npz", arr_0=images, mu=np.zeros(20), sigma=np.eye(20))
     assert opened(settings(tmp_path / "adm.npz"), extractor).says == "64 images of adm.npz, 8 x 8 pixels"
@@ -80,11 +80,11 @@ def test_a_covariance_may_be_rounded_and_of_any_rank(settings, extractor, tmp_pa
 
 
 def test_a_reference_that_does_not_serve_is_named(settings, extractor, tmp_path):
-    with pytest.raises(FileNotFoundError, match="evaluate.reference is 'test', which is no split and no path; give "
-                                                "train, validation, a folder or an .npz file"):
+    with pytest.raises(FileNotFoundError, match="is .test., which is neither a split nor an existing "
+                                                "path; give train, validation, a folder or an .npz file"):
         opened(settings("test"), extractor)
     np.savez(tmp_path / "a.npz", mu=np.zeros(6), sigma=np.eye(5))
-    with pytest.raises(ValueError, match=r"a.npz, which is not taken: mu is float64 \(6,\) and sigma is .*give finite"):
+    with pytest.raises(ValueError, match=r"a.npz, which cannot be used: mu is float64 \(6,\) and sigma .*give finite"):
         opened(settings(tmp_path / "a.npz"), extractor)
     np.savez(tmp_path / "a.npz", mu=np.full(6, np.nan), sigma=np.eye(6))
     with pytest.raises(ValueError, match="give finite means"):
@@ -93,11 +93,11 @@ def test_a_reference_that_does_not_serve_is_named(settings, extractor, tmp_path)
                         (-np.eye(6), "smallest eigenvalue is -1"),
                         (np.eye(6) + np.eye(6, k=1), "differs from its transpose by up to 1; give a symmetric")):
         np.savez(tmp_path / "a.npz", mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(6), sigma_s=sigma)
-        with pytest.raises(ValueError, match=f"a.npz, which is not taken: sigma_s is not a covariance: .*{said}"):
+        with pytest.raises(ValueError, match=f"a.npz, which cannot be used: sigma_s is not a covariance: .*{said}"):
             opened(settings(tmp_path / "a.npz"), extractor)
     np.savez(tmp_path / "a.npz", y=np.zeros(6))
-    with pytest.raises(ValueError, match="holds no images and no moments"):
+    with pytest.raises(ValueError, match="has no images and no moments"):
         opened(settings(tmp_path / "a.npz"), extractor)
     (tmp_path / "b.npz").write_bytes(b"PK nothing")
-    with pytest.raises(ValueError, match="evaluate.reference is .*b.npz, which is not taken: it cannot be read"):
+    with pytest.raises(ValueError, match="evaluate.reference is .*b.npz, which cannot be used: it cannot be read"):
         opened(settings(tmp_path / "b.npz"), extractor)

@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(format, tmp_path):
 
 
 def test_unfinished_samples_of_other_settings_are_not_mixed(tmp_path):
-    """Where they came from is not what they depend on: a moved workdir goes on."""
+    """The origin is not part of the identity: sampling in a moved workdir continues."""
     with pytest.raises(KeyboardInterrupt):
         draw(tmp_path / "here", Painter(batches=1), count=8, identity={"sampling": {"cfg": 1.5}})
     with pytest.raises(ValueError, match="unfinished samples of other settings: sampling.cfg was 1.5 and is 2"):
@@ -101,7 +101,7 @@ def test_unfinished_samples_of_other_settings_are_not_mixed(tmp_path):
 
 @pytest.mark.parametrize(("format", "name"), [("grid", "samples.png"), ("png", "png"), ("npz", "samples.npz")])
 def test_output_that_cannot_be_written_is_named_and_costs_no_image(format, name, tmp_path, monkeypatch):
-    """The disk has room for the images alone: they are not drawn again."""
+    """The disk has room only for the images: they are not drawn again."""
     def no_room(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""What is on disk of images that are being drawn is known part by part."""
+"""Unfinished images on disk are verified batch by batch."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""Patterns have the frequencies that they claim, and text can be read."""
+"""Patterns have the stated frequencies, and text can be read."""
 
 import numpy as np
 import pytest

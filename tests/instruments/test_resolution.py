@@ -1,4 +1,4 @@
-"""A tokenizer's instruments on distortions whose effect is known."""
+"""The instruments for tokenizers on distortions with a known effect."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ SIZE = 64
 
 
 def gaussian(images, sigma):
-    """Blur of the two axes 1 and 2, the borders continued."""
+    """Blur axes 1 and 2, with continued borders."""
     reach = int(4 * sigma) + 1
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     taps /= taps.sum()

@@ -52,7 +52,7 @@ def test_the_chart_has_a_band_per_set_around_its_line():
 @pytest.mark.parametrize("images, message", [
     ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)], "drawn has images of 9x8 and 8x8 pixels"),
     ([np.zeros((8, 9, 3), np.uint8)] * 2, "drawn has images of 9x8 and 9x8 pixels"),
-    ([np.zeros((8, 8, 3), np.uint8)], "drawn has 1 images; an interval needs two")], ids=["sizes", "square", "one"])
+    ([np.zeros((8, 8, 3), np.uint8)], "drawn has 1 images, too few for an interval")], ids=["sizes", "square", "one"])
 def test_sets_that_have_no_spectrum_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
         spectra.measure(images, "drawn")

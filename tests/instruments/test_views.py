@@ -1,6 +1,7 @@
 """Aliasing of views: exact where it is known, for every operator and factor."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ OPERATORS = views.combinations(GRIDS, STRIDE, 2.0)
 
 
 def photograph(seed=0, side=32):
-    """Not white: power falls with frequency, as in photographs; and no mean of 0."""
+    """An image that is not white: power falls with frequency, as in photographs, and the mean is not 0."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(side, side, 3)).cumsum(0).cumsum(1)
     return (noise / np.abs(noise).max()).astype(np.float32)
@@ -65,14 +66,14 @@ def test_halves_make_the_view():
 
 
 def test_after_an_ideal_lowpass_nothing_aliases():
-    """What the coarsest view can hold, every view can."""
+    """A frequency that the coarsest view can represent is represented by every view."""
     image = np.asarray(cosine_lowpass(jnp.asarray(photograph()[None]), STRIDE * GRIDS[0]))[0]
     for name, found in shares(OPERATORS, image).items():
         assert (found.alias < 1e-9).all(), name
 
 
 def test_a_grating_is_signal_below_the_nyquist_rate_and_alias_above():
-    """Of views of 6, 10 and 16 pixels, at 10 half-cycles: too fine for two of them."""
+    """Views of 6, 10 and 16 pixels at 10 half-cycles, which are too fine for two of them."""
     for name, powers in views.measure(OPERATORS, [cosine(10)]).items():
         inside, outside = powers.signal[0] > 1e-9, powers.alias[0] > 1e-9
         assert not inside[:2].any() and inside[2] and not outside[2], name
@@ -82,7 +83,7 @@ def test_a_grating_is_signal_below_the_nyquist_rate_and_alias_above():
 
 
 def test_point_sampling_of_all_frequencies_keeps_all_and_folds_all():
-    """White noise: of view k a share 1 / s^2 is in band, and sampling adds the rest to it."""
+    """For white noise, a share of 1 / s^2 is in the band of view k, and sampling adds the rest to it."""
     noise = np.random.default_rng(0).normal(size=(32, 32, 3)).astype(np.float32)
     found = shares({"stride": OPERATORS["none + stride"]}, noise)["stride"]
     np.testing.assert_allclose(found.kept[2], 1, atol=0.05)
@@ -123,7 +124,7 @@ def test_zone_plate_rings_alias_less_the_more_they_are_averaged():
     plate = np.repeat(patterns.zone_plate(32)[..., None], 3, axis=-1)
     found = shares({name: OPERATORS[name] for name in views.SHOWN}, plate)
     order = ["none + stride", "none + bilinear", "none + area"]
-    for coarse, fine in zip(order[:-1], order[1:], strict=True):
+    for coarse, fine in itertools.pairwise(order):
         assert (found[coarse].alias >= found[fine].alias - 1e-6).all()
 
 
@@ -141,7 +142,7 @@ def test_tables_and_charts_say_the_numbers():
     assert len(views.charts("here", found, GRIDS, own="disk cosine + area")[0].lines) == 2
 
 
-def test_radii_stand_beside_what_the_nyquist_rate_asks_for():
+def test_radii_are_compared_with_the_nyquist_radii():
     table = views.radii_table("k4", (2, 4, 8, 16), 12.0)
     assert table.rows[0][1:] == [8.0, 4.0, 2.0] and table.rows[1] == ["radius, cosine from 12", 12.0, 9.0, 3.0]
     assert table.rows[2][1:] == [9.76, 4.88, 2.44] and table.rows[3][1:] == [1.23, 1.84, 1.23]

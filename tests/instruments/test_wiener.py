@@ -48,8 +48,8 @@ def test_gates_are_taken_apart_by_scale():
     np.testing.assert_allclose(found.deviation[0, 0, 2], alpha[0, :, :4, 2].std(), rtol=1e-5)
 
 
-def test_gates_stand_beside_the_gains_of_what_they_see():
-    """Scales 3 and 4 of four are taught: the evidence is of scales 2 and 3."""
+def test_gates_stand_next_to_the_gains_of_the_views_they_weight():
+    """Scales 3 and 4 of four are taught, so the Wiener gains are those of scales 2 and 3."""
     gains = [ScaleGains(*(Gain(np.array([0.25]), np.array([g]), g) for g in pair))
              for pair in ((0.1, 0.2), (0.5, 0.4), (0.75, 0.8))]
     mean = np.stack([np.full((2, 11), 0.4), np.full((2, 11), 0.4)])

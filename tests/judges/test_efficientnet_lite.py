@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its ImageNet weights: numbers are PyTorch's, and photographs are what they show."""
+"""EfficientNet-Lite0 with its ImageNet weights: its numbers equal those of PyTorch, and photographs are recognized."""
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ def test_numbers_are_those_of_pytorch(params):
 
 @pytest.mark.parametrize("side", [64, 300])
 def test_images_are_resized_as_by_pillow(side):
-    """On black and white noise, the hardest: Pillow rounds between its two passes and at the end."""
+    """On black and white noise, the hardest case: Pillow rounds between its two passes and at the end."""
     image = np.random.default_rng(0).integers(0, 2, (side, side + 7, 3), np.uint8) * 255
     expected = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
     found = jax.jit(efficientnet_lite.resize)(image[None].astype(np.float32))[0]

@@ -1,4 +1,4 @@
-"""Feature extractors: what they see, in any number, on any number of devices; and weights that are not there."""
+"""Feature extractors: features, any number of images and devices, and weights that are missing."""
 
 import hashlib
 import io
@@ -19,13 +19,13 @@ from tests.fixtures import official
 
 @pytest.fixture
 def extractors(monkeypatch):
-    """Of EfficientNet-Lite0 on one device and on two."""
+    """EfficientNet-Lite0 extractors on one device and on two."""
     monkeypatch.setattr(features, "BATCH_PER_DEVICE", 1)
     return [features.load("efficientnet_lite0", mesh_lib.make_mesh(jax.devices()[:count])) for count in (1, 2)]
 
 
 def photographs(side: int) -> np.ndarray:
-    """A cat, a cup of coffee and a rocket on its pad, squares cut out and resized by Pillow."""
+    """A cat, a cup of coffee and a rocket on its pad: squares, cropped and resized by Pillow."""
     boxes = ((skimage.data.chelsea(), (75, 0, 375, 300)), (skimage.data.coffee(), (100, 0, 500, 400)),
              (skimage.data.rocket(), (213, 0, 427, 427)))
     return np.stack([np.asarray(Image.fromarray(photograph).crop(box).resize((side, side), Image.Resampling.BICUBIC))
@@ -37,7 +37,7 @@ CLASSES = ({281, 282, 285}, {967}, {812, 657, 744})
 
 
 def test_efficientnet_lite0_sees_what_is_there(extractors):
-    """Photographs are recognized, three images are three on one device and two."""
+    """Photographs are recognized; three images give three results on one device and on two."""
     one, two = (extractor(photographs(256)) for extractor in extractors)
     assert one.pool.shape == (3, 1280) and one.logits.shape == (3, 1000) and one.spatial is None
     for logits, classes in zip(one.logits, CLASSES, strict=True):
@@ -80,7 +80,7 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch, extractors):
 
 
 def test_inception_is_fetched_once_and_checked(tmp_path, monkeypatch):
-    """Into the cache, where a damaged file is replaced; nothing is left of a wrong answer, or of none."""
+    """A download goes into the cache and replaces a damaged file; a wrong or missing answer leaves nothing behind."""
     content, asked = b"weights", []
 
     def answer(url, timeout):
@@ -104,6 +104,6 @@ def test_inception_is_fetched_once_and_checked(tmp_path, monkeypatch):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    with pytest.raises(FileNotFoundError, match=r"no network.*put .*6726825d.pth into .*cache.*inception:PATH"):
+    with pytest.raises(FileNotFoundError, match=r"no network.*save .*6726825d.pth as .*cache.*inception:PATH"):
         features.inception_file()
     assert not list(path.parent.iterdir())

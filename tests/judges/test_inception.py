@@ -53,7 +53,7 @@ def test_the_bias_that_logits_leave_out_is_the_files(found, arrays, numbers):
 
 
 def test_spatial_features_are_the_first_of_mixed_6d(run, params):
-    """sFID's: seven channels of what the graph calls mixed_6/conv, after ReLU."""
+    """sFID's features are seven channels of mixed_6/conv in TensorFlow's graph, after ReLU."""
     changed = {"kernel": 0 * params["Mixed_6d"]["branch1x1"]["kernel"], "bias": np.arange(192, dtype=np.float32) - 2}
     spatial = run({**params, "Mixed_6d": {**params["Mixed_6d"], "branch1x1": changed}}).spatial
     assert spatial.shape == (3, 17, 17, 7)

@@ -1,4 +1,4 @@
-"""The perceptual distance: closed forms on features that are the pixels; and which network a setting chooses."""
+"""The perceptual distance: closed forms on features that equal the pixels; the network that a setting chooses."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from refocus_jax.runtime import weight_files
 
 
 class Pixels(nn.Module):
-    """Two stages: the pixels, and every second of them a hundred times as large."""
+    """A network with two stages: the pixels, and every second pixel times one hundred."""
 
     def stages(self, pixels_bhwc):
         return [pixels_bhwc, 100 * pixels_bhwc[:, ::2, ::2]]
@@ -22,7 +22,7 @@ def distance(image, target):
 
 
 def colour(*channels):
-    """A grey-free image of one colour, given in [0, 255]."""
+    """An image of one colour, given in [0, 255]."""
     return jnp.broadcast_to(jnp.asarray(channels, jnp.float32) / 127.5 - 1, (2, 4, 4, 3))
 
 
@@ -34,7 +34,7 @@ def test_features_are_compared_by_direction_alone(one, other, expected):
 
 
 def test_it_is_a_mean_over_places_examples_and_stages():
-    """One pixel of 32 differs, and is one of eight of the second stage, or of none."""
+    """One pixel of 32 differs; it is one of eight in the second stage, or none of them."""
     red, green = colour(255, 0, 0), colour(0, 255, 0)
     for place, expected in (((0, 0, 0), 2 * (1 / 32 + 1 / 8) / 2), ((1, 1, 3), 2 * (1 / 32) / 2)):
         np.testing.assert_allclose(distance(red.at[place].set(green[0, 0, 0]), red), expected, rtol=1e-4)
@@ -76,7 +76,7 @@ def test_none_is_none():
     ("vgg16", "tokenizer.perceptual_network is 'vgg16'; give efficientnet_lite0, vgg16:PATH or none"),
     ("vgg16:", "give efficientnet"),
     ("lpips", "give efficientnet"), ("", "give efficientnet"),
-    ("vgg16:a.pth", "needs images of 16 pixels, and image_size is 8; set "
+    ("vgg16:a.pth", "needs images of at least 16 pixels, but image_size is 8; set "
                     "tokenizer.perceptual_network=efficientnet_lite0 or none")])
 def test_other_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):

@@ -93,7 +93,7 @@ def test_a_run_has_its_tokenizer_its_images_and_its_teacher_measured(config, tmp
     assert tables["tokenizer: gratings"].rows[-1][0] == "zone plate"
     assert tables["tokenizer: character error of text, %"].rows[0][:3] == [6, 186, 0.0]
     assert [line.name for line in shown["power spectrum"].lines] == ["data (n = 12)", "generated (n = 12)"]
-    gates = tables["learned gates beside Wiener gains"]
+    gates = tables["learned gates and Wiener gains"]
     assert [row[0] for row in gates.rows] == [f"block {block}, p = {p}" for block in (-2, -1) for p in (2, 4)]
     wiener = {row[0]: row[1:] for row in tables["Wiener gains of this run's views"].rows}
     for row in gates.rows:

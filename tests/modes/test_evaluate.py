@@ -122,7 +122,7 @@ def test_a_second_call_computes_nothing_again(workdir, small, monkeypatch, capsy
     monkeypatch.setattr(evaluate, "draw_into", None)
     monkeypatch.setattr(features.Extractor, "__call__", None)
     assert run(small(), workdir) == before
-    said = [line for line in capsys.readouterr().out.splitlines() if "there already, in " in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if ": found in " in line]
     assert [line.split()[0] for line in said] == ["reconstructions", "features", "samples", "features", "features"]
     with pytest.raises(TypeError):  # samples of another seed are others
         run(small(**{"evaluate.seed": 1}), workdir)
@@ -241,7 +241,7 @@ def test_what_moves_distances_is_said_next_to_them(small, images, tmp_path, caps
     printed = capsys.readouterr().out
     for note in ("Samples: 20 of 20 files are of formats that may lose detail (20 JPEG)",
                  "The Inception Score of 20 images is too low",
-                 "Reference: 20 of 20 images are not 8 x 8 pixels and were cut or resized to fit"):
+                 "Reference: 20 of 20 images are not 8 x 8 pixels and were cropped or resized to fit"):
         assert any(note in said for said in found["notes"]) and note in printed
     found = run(small(), str(tmp_path / "empty"), samples=str(tmp_path / "large"))
     assert "Samples are of 16 x 16 pixels, and the reference of 8 x 8" in found["notes"][-1]
@@ -266,7 +266,7 @@ def test_a_tokenizer_alone_is_evaluated_alone(start, small, tmp_path):
 @pytest.mark.parametrize(("changes", "error", "message"), [
     ({"evaluate.count": 3}, ValueError, "evaluate.count is 3; give 10 or more"),
     ({"evaluate.samples": "/nowhere"}, FileNotFoundError, "evaluate.samples is /nowhere, but there is no such"),
-    ({"evaluate.reference": "/nowhere"}, FileNotFoundError, "evaluate.reference is '/nowhere', which is no split"),
+    ({"evaluate.reference": "/nowhere"}, FileNotFoundError, "evaluate.reference is '/nowhere', which is neither"),
     ({"data.source": "npz:/nowhere"}, FileNotFoundError, "data.source is npz:/nowhere"),
     ({"image_size": 16}, ValueError, "image_size is 16, and the tokenizer's in .* is 8; give the config"),
     ({"sampling.top_p": 5.0}, ValueError, "sampling.top_p is 5"),

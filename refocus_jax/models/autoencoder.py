@@ -107,7 +107,7 @@ class Encoder(nn.Module):
     """VAR's encoder, which divides the side by f = 2 ** (levels - 1).
 
     Attributes:
-      channels: Channels of the first level, before multiplication.
+      channels: Channels before multiplication.
       channel_multipliers: Factor on the channels of each level, from the largest side to the smallest.
       num_residual_blocks: Residual blocks per level.
       latent_channels: Channels of the output.
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
     is measured at the kernel of the last convolution.
 
     Attributes:
-      channels: Channels of the last level, before multiplication.
+      channels: Channels before multiplication.
       channel_multipliers: Factor on the channels of each level, from the largest side to the smallest.
       num_residual_blocks: Residual blocks per level in the encoder; the decoder has one more.
       image_channels: Channels of the image.

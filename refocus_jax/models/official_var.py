@@ -1,8 +1,8 @@
-"""The official VAR state dicts as our networks with their parameters, and back, under their official names.
+"""Import of official VAR state dicts as our networks with their parameters, and export under the official names.
 
 One table of entries (official name, path in our tree, layout) describes a network. Import and export read it in
-opposite directions, so each is the other's inverse, bit for bit. An import builds the network that names and shapes
-describe, and then wants every array that such a network has, and no other.
+opposite directions, so each is the inverse of the other, bit for bit. An import builds the network that names and
+shapes describe. It then requires every array that such a network has, and accepts no others.
 """
 
 import re
@@ -19,24 +19,29 @@ from refocus_jax.models.quantizer import MultiScaleQuantizer
 from refocus_jax.models.tokenizer import Autoencoder, StructureTokenizer
 from refocus_jax.models.transformer import Transformer
 
-# What official files hold beside weights; all of it follows from the grids.
+# What official files hold in addition to weights. All of it can be computed from the grids.
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
-OFFICIAL_NORM_GROUPS = 32  # fixed in VAR's code: no array reveals it
-_OFFICIAL_LEVELS, _OFFICIAL_BLOCKS = 5, 2  # what an empty tokenizer file lacks
+OFFICIAL_NORM_GROUPS = 32  # fixed in VAR's code; no array shows it
+_OFFICIAL_LEVELS, _OFFICIAL_BLOCKS = 5, 2  # assumed where names do not show them, so that errors list what is missing
 
 
 def is_transformer(names: Collection[str]) -> bool:
-    """Whether these are the names of a generator, whole or in part."""
+    """Whether these are names of a generator's arrays, of all or some of them."""
     return any(name.startswith(("blocks.0.", "pos_1LC", "word_embed.")) for name in names)
 
 
 def is_tokenizer(names: Collection[str]) -> bool:
-    """Whether these are the names of a tokenizer, whole or in part."""
+    """Whether these are names of a tokenizer's arrays, of all or some of them."""
     return any(name.startswith(("encoder.conv_in.", "quantize.", "decoder.conv_in.")) for name in names)
 
 
 class Layout(NamedTuple):
-    """How one array is laid out on either side."""
+    """Conversion of one array between the two memory layouts.
+
+    Attributes:
+      to_ours: From the official layout to ours.
+      to_official: From our layout to the official one.
+    """
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_official: Callable[[np.ndarray], np.ndarray]
@@ -51,7 +56,13 @@ MODULATION = Layout(lambda a: a.reshape(-1), lambda a: a.reshape(1, 1, 6, -1))  
 
 
 class Entry(NamedTuple):
-    """One array under both of its names."""
+    """One array under both of its names.
+
+    Attributes:
+      name: Its name in the official state dict.
+      path: Its path in our parameter tree.
+      layout: How to convert it.
+    """
 
     name: str
     path: tuple
@@ -85,11 +96,11 @@ def _residual_block(name: str, path: tuple, shortcut: bool) -> list[Entry]:
 
 
 def _coder(name: str, direction: str, num_levels: int, num_blocks: int, paths: Iterable[tuple]) -> list[Entry]:
-    """The encoder (direction 'down') or the decoder ('up')."""
+    """Entries of the encoder (direction 'down') or the decoder ('up')."""
     path = ("autoencoder", name)
 
     def residual(block_name, block_path):
-        # Only where channels change.
+        # There is a shortcut only where the number of channels changes.
         return _residual_block(block_name, block_path, (*block_path, "nin_shortcut", "kernel") in paths)
 
     entries = _convolution(f"{name}.conv_in", (*path, "conv_in"))
@@ -99,34 +110,34 @@ def _coder(name: str, direction: str, num_levels: int, num_blocks: int, paths: I
             entries += residual(f"{official}.block.{i}", (*path, f"{ours}_block_{i}"))
             if level == num_levels - 1:
                 entries += _attention_block(f"{official}.attn.{i}", (*path, f"{ours}_attn_{i}"))
-        # Down-sampling follows every level but the last, up-sampling every level but the first.
+        # Down-sampling follows every level except the last, up-sampling every level except the first.
         if direction == "down" and level < num_levels - 1:
             entries += _convolution(f"{official}.downsample.conv", (*path, f"{ours}_downsample"))
         elif direction == "up" and level > 0:
             entries += _convolution(f"{official}.upsample.conv", (*path, f"{ours}_upsample"))
-    for i in "12":
-        entries += residual(f"{name}.mid.block_{i}", (*path, f"mid_block_{i}"))
+    for number in "12":
+        entries += residual(f"{name}.mid.block_{number}", (*path, f"mid_block_{number}"))
     entries += _attention_block(f"{name}.mid.attn_1", (*path, "mid_attn_1"))
     entries += _norm(f"{name}.norm_out", (*path, "norm_out"))
     return entries + _convolution(f"{name}.conv_out", (*path, "conv_out"))
 
 
 def _tokenizer_entries(module: StructureTokenizer, paths: Iterable[tuple]) -> list[Entry]:
-    """`paths` are those of the module's parameters."""
+    """Entries of the tokenizer; `paths` are the paths of the module's parameters."""
     num_levels, num_blocks = len(module.autoencoder.channel_multipliers), module.autoencoder.num_residual_blocks
     entries = _coder("encoder", "down", num_levels, num_blocks, paths)
     entries += _coder("decoder", "up", num_levels, num_blocks + 1, paths)
     for name in ("quant_conv", "post_quant_conv"):
         entries += _convolution(name, ("autoencoder", name))
     for i in range(module.quantizer.num_phi):
-        # VAR has another class, and so another name, for a phi that all scales share.
+        # VAR uses another class, hence another name, for a phi that all scales share.
         name = "quantize.quant_resi.qresi" + (f"_ls.{i}" if module.quantizer.num_phi > 1 else "")
         entries += _convolution(name, ("quantizer", f"phi_{i}"))
     return [*entries, Entry("quantize.embedding.weight", ("quantizer", "codebook", "embedding"), SAME)]
 
 
 def _transformer_entries(network: Transformer) -> list[Entry]:
-    """Paths of the blocks are ("blocks", layer, ...): not yet stacked."""
+    """Entries of the transformer. Blocks are not stacked here: their paths are ("blocks", layer, ...)."""
     entries = [Entry("class_emb.weight", ("class_embedding",), SAME),
                Entry("lvl_embed.weight", ("level_embedding",), SAME),
                Entry("pos_start", ("position_start",), POSITIONS), Entry("pos_1LC", ("position",), POSITIONS)]
@@ -156,7 +167,7 @@ def _count(pattern: str, names: Iterable[str]) -> int:
 
 
 def _size(arrays: Mapping[str, np.ndarray], default: int, *places: tuple[str, int]) -> int:
-    """The length of the first of these (name, axis) that the arrays have."""
+    """Length of the axis at the first of these places (name, axis) that exists, else the default."""
     for name, axis in places:
         if name in arrays and np.ndim(arrays[name]) > axis:
             return np.shape(arrays[name])[axis]
@@ -168,14 +179,27 @@ def _weights(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shapes(init: Callable, *shapes: Any) -> dict[tuple, np.ndarray]:
-    """A network's parameters by path, as zeros that take no memory: `init(key, *shapes)` is only traced."""
+    """Shapes of a network's parameters by path, as zeros that take no memory; `init(key, *shapes)` is only traced."""
     tree = jax.eval_shape(init, jax.random.key(0), *shapes)["params"]
     return {path: np.broadcast_to(np.float32(0), like.shape) for path, like in flatten_dict(tree).items()}
 
 
 def _fill(what: str, arrays: Mapping[str, np.ndarray], entries: list[Entry],
           template: Mapping[tuple, np.ndarray]) -> dict:
-    """Our tree of the arrays, which must be those of the entries in the shapes of the template."""
+    """Puts the arrays into our parameter tree.
+
+    Args:
+      what: Name of the network, for the error message.
+      arrays: Arrays by official name.
+      entries: The entries of the network; the arrays must be exactly these.
+      template: Arrays of the required shapes, by path in our tree.
+
+    Returns:
+      The parameter tree, float32.
+
+    Raises:
+      ValueError: Arrays are missing, unknown or of another shape; it lists them all.
+    """
     names = {entry.name for entry in entries}
     shapes = {name: layout.to_official(template[path]).shape for name, path, layout in entries}
     problems = {
@@ -193,7 +217,7 @@ def _float32(array) -> np.ndarray:
 
 
 def _unstack(flat: Mapping[tuple, Any]) -> dict[tuple, Any]:
-    """Stacked blocks as one array per layer."""
+    """Splits the arrays of stacked blocks into one array per layer."""
     result = {path: value for path, value in flat.items() if path[0] != "blocks"}
     for path, stacked in flat.items():
         if path[0] == "blocks":
@@ -203,17 +227,23 @@ def _unstack(flat: Mapping[tuple, Any]) -> dict[tuple, Any]:
 
 def import_tokenizer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None = None,
                      norm_groups: int = OFFICIAL_NORM_GROUPS) -> tuple[StructureTokenizer, dict[str, Any]]:
-    """VAR's tokenizer and its parameters, float32, from the arrays of an official VQVAE.
+    """Builds VAR's tokenizer from the arrays of an official VQVAE.
 
     Args:
-      arrays: by official name; buffers may be there or not. grid_sizes: default VAR's ten; no array reveals them.
+      arrays: Arrays by official name, with or without buffers.
+      grid_sizes: Sides of the token maps, by default the ten of VAR; no array shows them.
+      norm_groups: Groups of each GroupNorm; no array shows them.
+
+    Returns:
+      The tokenizer and its parameters, float32.
 
     Raises:
-      ValueError: arrays are missing, unknown or of another shape (it lists them all), or arguments do not fit.
+      ValueError: Arrays are missing, unknown or of another shape (it lists them all), or an argument does not fit the
+        arrays.
     """
     if is_transformer(arrays) and not is_tokenizer(arrays):
-        raise ValueError("these are the arrays of a generator (blocks.0. ...), and a tokenizer is wanted; give VAR's "
-                         "vae_ch160v4096z32.pth, or its like")
+        raise ValueError("these are the arrays of a generator (blocks.0. ...), but a tokenizer is needed; give VAR's "
+                         "vae_ch160v4096z32.pth or a file like it")
     hits = _size(arrays, 0, ("quantize.ema_vocab_hit_SV", 0))
     arrays = _weights(arrays)
     grid_sizes = tuple(grid_sizes or GRID_SIZES["var10"])
@@ -242,7 +272,7 @@ def import_tokenizer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None
 
 
 def export_tokenizer(module: StructureTokenizer, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of VAR's VQVAE, buffers included: the inverse of `import_tokenizer`."""
+    """Returns the arrays of VAR's VQVAE, including buffers: the inverse of `import_tokenizer`."""
     flat = flatten_dict(params)
     arrays = {name: _float32(layout.to_official(np.asarray(flat[path])))
               for name, path, layout in _tokenizer_entries(module, flat)}
@@ -251,32 +281,39 @@ def export_tokenizer(module: StructureTokenizer, params: Mapping[str, Any]) -> d
 
 
 def _infer_grid_sizes(arrays: Mapping[str, Any]) -> tuple[int, ...]:
-    """From the level of every token where the file tells it, else the usual grids of that many tokens."""
+    """Reads grid sizes from the level of every token if the file holds it, else from the number of tokens."""
     if "lvl_1L" in arrays:
         counts = np.unique(np.asarray(arrays["lvl_1L"]), return_counts=True)[1]
-        return tuple(int(round(n ** 0.5)) for n in counts)
+        return tuple(round(n ** 0.5) for n in counts)
     length = _size(arrays, 680, ("pos_1LC", 1))
     for grid_sizes in GRID_SIZES.values():
         if sum(p * p for p in grid_sizes) == length:
             return grid_sizes
-    raise ValueError(f"the transformer has positions for {length} tokens, which are none of the usual grids; give "
+    raise ValueError(f"the transformer has positions for {length} tokens, which fits none of the usual grids; give "
                      "grid_sizes")
 
 
 def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None = None,
                        num_heads: int | None = None) -> tuple[Transformer, dict[str, Any]]:
-    """VAR's transformer and its parameters, float32, blocks stacked, from the arrays of an official VAR.
+    """Builds VAR's transformer from the arrays of an official VAR.
 
     Args:
-      arrays: by official name; buffers may be there or not. grid_sizes: default those that the buffers tell, or the
-      usual ones of that many tokens. num_heads: default as QK-norm tells, or as many as blocks, which is VAR's rule.
+      arrays: Arrays by official name, with or without buffers.
+      grid_sizes: Sides of the token maps, by default as the buffers show them, or else the usual ones with that many
+        tokens.
+      num_heads: Number of attention heads, by default as the arrays of QK-norm show it, or else the number of blocks,
+        which is VAR's rule.
+
+    Returns:
+      The transformer and its parameters, float32, with stacked blocks.
 
     Raises:
-      ValueError: arrays are missing, unknown or of another shape (it lists them all), or arguments do not fit.
+      ValueError: Arrays are missing, unknown or of another shape (it lists them all), or an argument does not fit the
+        arrays.
     """
     if is_tokenizer(arrays) and not is_transformer(arrays):
-        raise ValueError("these are the arrays of a tokenizer (encoder. ...), and a generator is wanted; give VAR's "
-                         "var_d16.pth, or its like")
+        raise ValueError("these are the arrays of a tokenizer (encoder. ...), but a generator is needed; give VAR's "
+                         "var_d16.pth or a file like it")
     grid_sizes = tuple(grid_sizes or _infer_grid_sizes(arrays))
     arrays = _weights(arrays)
     depth = _count(r"blocks\.(\d+)\.", arrays) or 1
@@ -299,7 +336,7 @@ def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | No
 
 
 def export_transformer(network: Transformer, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of VAR, buffers included: the inverse of `import_transformer`."""
+    """Returns the arrays of VAR, including buffers: the inverse of `import_transformer`."""
     flat = _unstack(flatten_dict(params))
     arrays = {name: _float32(layout.to_official(np.asarray(flat[path])))
               for name, path, layout in _transformer_entries(network)}

@@ -1,4 +1,4 @@
-"""Vector quantization: the nearest code, and the one recurrence of the multi-scale quantizer (docs/method.md)."""
+"""Vector quantization: the nearest code, and the recurrence of the multi-scale quantizer (docs/method.md)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,13 +10,20 @@ import numpy as np
 
 from refocus_jax.focus.resample import resize
 
-PHI_RATIO = 0.5  # VAR's quant_resi: phi(h) = 0.5 h + 0.5 conv(h)
+PHI_RATIO = 0.5  # `quant_resi` in VAR: phi(h) = 0.5 h + 0.5 conv(h)
 
 
 def nearest_code(vectors: jax.Array, codebook_vc: jax.Array) -> jax.Array:
-    """Index of the nearest code (squared distance, first one on ties) of each vector (..., c): (...) int32.
+    """Finds the code nearest to each vector, by squared distance.
 
-    Float32 at the highest precision: TF32 or bfloat16 passes would change tokens.
+    The products run in float32 at the highest precision, because TF32 or bfloat16 would change tokens.
+
+    Args:
+      vectors: Vectors, (..., c).
+      codebook_vc: The codes.
+
+    Returns:
+      The index of the nearest code, the first one on ties: (...) int32.
     """
     product = jnp.einsum("...c,vc->...v", vectors.astype(jnp.float32), codebook_vc.astype(jnp.float32),
                          precision=jax.lax.Precision.HIGHEST)
@@ -25,7 +32,10 @@ def nearest_code(vectors: jax.Array, codebook_vc: jax.Array) -> jax.Array:
 
 
 def phi_indices(num_scales: int, num_phi: int) -> tuple[int, ...]:
-    """Which of the shared phi convolutions each scale uses: the nearest tick, first one on ties (float64, as VAR)."""
+    """Index of the shared phi convolution that each scale uses.
+
+    It is that of the nearest tick, the first one on ties, in float64 as in VAR.
+    """
     if num_phi == 4:
         ticks = np.linspace(1 / 3 / num_phi, 1 - 1 / 3 / num_phi, num_phi)
     else:
@@ -34,37 +44,57 @@ def phi_indices(num_scales: int, num_phi: int) -> tuple[int, ...]:
 
 
 class Codebook(nn.Module):
-    """`embedding` (vocab_size, latent_channels), float32."""
+    """The code vectors: a parameter `embedding` (vocab_size, latent_channels), float32.
+
+    Attributes:
+      vocab_size: Number of codes.
+      latent_channels: Length of a code.
+    """
 
     vocab_size: int
     latent_channels: int
 
     def setup(self):
-        # Stage 1 replaces all codes by latents of its first batch (training/codebook.py).
+        """Creates the codes. Stage 1 replaces all of them by latents of its first batch (training/codebook.py)."""
         self.embedding = self.param("embedding", nn.initializers.normal(1.0), (self.vocab_size, self.latent_channels))
 
     def nearest(self, vectors: jax.Array) -> jax.Array:
+        """Index of the code nearest to each vector; see `nearest_code`."""
         return nearest_code(vectors, self.embedding)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Code vectors (..., latent_channels) of tokens (...)."""
         return self.embedding[tokens]
 
 
 class Quantized(NamedTuple):
-    """Per scale, coarse to fine: token maps, what the nearest code was sought for, and the cumulative latent."""
+    """Result of a quantization, with one array for each scale, coarse to fine.
 
-    tokens: list[jax.Array]  # (b, p_k, p_k) int32
-    inputs: list[jax.Array]  # (b, p_k, p_k, c)
-    f_hats: list[jax.Array]  # (b, p_K, p_K, c)
+    Attributes:
+      tokens: Token maps, (b, p_k, p_k) int32.
+      inputs: Vectors for which the nearest code was sought, (b, p_k, p_k, c).
+      f_hats: Cumulative latents after each scale, (b, p_K, p_K, c).
+    """
+
+    tokens: list[jax.Array]
+    inputs: list[jax.Array]
+    f_hats: list[jax.Array]
 
 
 class MultiScaleQuantizer(nn.Module):
-    """With gamma = 1 for `residual` and 0 otherwise:
+    """Quantizer of K latents, coarse to fine, by one recurrence.
+
+    With gamma = 1 if `residual` is set and 0 otherwise:
 
         r_k = nearest_code(z_k - gamma area(f_hat_{k-1}, p_k))
         f_hat_k = gamma f_hat_{k-1} + phi_k(bicubic(code[r_k], p_K))
 
-    `num_phi` convolutions are shared among the scales; 0 makes phi the identity.
+    Attributes:
+      grid_sizes: Sides p_k of the token maps, coarse to fine.
+      vocab_size: Number of codes.
+      latent_channels: Length of a code.
+      num_phi: Number of convolutions phi, which the scales share; 0 makes phi the identity.
+      residual: Whether each scale encodes what the coarser scales have left over.
     """
 
     grid_sizes: Sequence[int]
@@ -74,12 +104,22 @@ class MultiScaleQuantizer(nn.Module):
     residual: bool
 
     def setup(self):
+        """Creates the codebook and the phi convolutions."""
         self.codebook = Codebook(self.vocab_size, self.latent_channels)
         self.phi = [nn.Conv(self.latent_channels, (3, 3), precision=jax.lax.Precision.HIGHEST)
                     for _ in range(self.num_phi)]
 
     def accumulate(self, f_hat: jax.Array | None, vectors_bppc: jax.Array, scale: int) -> jax.Array:
-        """The recurrence: f_hat of `scale` from the one before (None at the first) and the scale's code vectors."""
+        """One step of the recurrence.
+
+        Args:
+          f_hat: Cumulative latent before this scale, None at the first scale.
+          vectors_bppc: Code vectors of this scale.
+          scale: Index of the scale, 0 for the coarsest.
+
+        Returns:
+          The cumulative latent after this scale, (b, p_K, p_K, c).
+        """
         h = resize(vectors_bppc, self.grid_sizes[-1], "bicubic")
         if self.num_phi:
             phi = self.phi[phi_indices(len(self.grid_sizes), self.num_phi)[scale]]
@@ -87,20 +127,32 @@ class MultiScaleQuantizer(nn.Module):
         return f_hat + h if self.residual and f_hat is not None else h
 
     def view(self, f_hat: jax.Array, scale: int) -> jax.Array:
-        """The cumulative latent at the side of `scale`: what the generator reads, what is subtracted from z_k."""
+        """Resizes a cumulative latent to the side of `scale`.
+
+        The generator reads the result, and the residual quantizer subtracts it from z_k.
+        """
         return resize(f_hat, self.grid_sizes[scale], "area")
 
     def choose(self, latent: jax.Array, f_hat: jax.Array | None, scale: int) -> tuple[jax.Array, jax.Array]:
-        """r_k of a latent z_k (b, p_k, p_k, c) after f_hat, and what the nearest code was sought for; both are data."""
+        """Chooses the tokens of one scale. No gradient flows through the result.
+
+        Args:
+          latent: z_k, (b, p_k, p_k, c).
+          f_hat: Cumulative latent before this scale, None at the first scale.
+          scale: Index of the scale, 0 for the coarsest.
+
+        Returns:
+          The tokens r_k, and the vectors for which the nearest code was sought.
+        """
         target = jax.lax.stop_gradient(latent).astype(jnp.float32)
         if self.residual and f_hat is not None:
             target = target - jax.lax.stop_gradient(self.view(f_hat, scale))
         return self.codebook.nearest(target), target
 
     def quantize(self, latents: Sequence[jax.Array]) -> Quantized:
-        """Encodes z_1 ... z_K, each (b, p_k, p_k, c), coarse to fine.
+        """Quantizes z_1 ... z_K, each (b, p_k, p_k, c), coarse to fine.
 
-        Gradients reach codes and phi through f_hats; the latents that select codes are data (stop-gradient).
+        Gradients reach codes and phi through f_hats. None flow through the choice of codes (stop-gradient).
         """
         tokens, inputs, f_hats, f_hat = [], [], [], None
         for scale, latent in enumerate(latents):
@@ -112,7 +164,7 @@ class MultiScaleQuantizer(nn.Module):
         return Quantized(tokens, inputs, f_hats)
 
     def f_hats(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
-        """The cumulative latents of given token maps: of the first ones, if fewer than K are given."""
+        """Cumulative latents of the given token maps, which may be only the first of the K maps."""
         result, f_hat = [], None
         for scale, token_map in enumerate(tokens):
             f_hat = self.accumulate(f_hat, self.codebook(token_map), scale)
@@ -120,9 +172,14 @@ class MultiScaleQuantizer(nn.Module):
         return result
 
     def generator_inputs(self, tokens: Sequence[jax.Array]) -> jax.Array:
-        """Teacher forcing: what the generator reads at scales 2 ... K given r_1 ... r_{K-1} (more are ignored).
+        """Inputs of the generator at scales 2 ... K for teacher forcing.
 
-        Returns (b, L - p_1^2, c), the cumulative latent before each scale at that scale's side, row by row.
+        Args:
+          tokens: Token maps r_1 ... r_{K-1}; further maps are ignored.
+
+        Returns:
+          The cumulative latent before each scale, resized to the side of that scale and flattened row by row:
+          (b, L - p_1^2, c).
         """
         f_hats = self.f_hats(tokens[:len(self.grid_sizes) - 1])
         views = [self.view(f_hat, scale + 1) for scale, f_hat in enumerate(f_hats)]

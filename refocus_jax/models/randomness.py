@@ -1,4 +1,7 @@
-"""Randomness by name: every use has a key or a seed of its own, and no two meet because their numbers do."""
+"""Random keys and seeds derived from names.
+
+Every use of randomness has its own key or seed, so that no two uses collide because they count with the same numbers.
+"""
 
 import zlib
 
@@ -7,19 +10,28 @@ import numpy as np
 
 
 def _number(name: str) -> int:
-    """Of a name, 32 bits, the same in every process."""
+    """Hash of a name, 32 bits, the same in every process."""
     return zlib.crc32(name.encode())
 
 
 def fold_in(key: jax.Array, name: str) -> jax.Array:
-    """The key of one use of a key. Where a use has many of a kind, `jax.random.fold_in` numbers them below it."""
+    """Derives the key of one use from a key.
+
+    A use that needs several keys derives them from its own with `jax.random.fold_in` and a number.
+    """
     return jax.random.fold_in(key, _number(name))
 
 
 def seed_of(seed: int, name: str) -> int:
-    """The seed, in [0, 2**32), of one use of a run's seed by numpy or grain: neighbouring seeds have nothing in common.
+    """Derives the seed of one use, by numpy or grain, from the seed of a run.
+
+    Neighbouring seeds of runs give unrelated seeds.
 
     Args:
-      seed: at least 0.
+      seed: Seed of the run, at least 0.
+      name: Name of the use.
+
+    Returns:
+      A seed in [0, 2**32).
     """
     return int(np.random.SeedSequence([seed, _number(name)]).generate_state(1)[0])

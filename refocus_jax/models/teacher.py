@@ -1,7 +1,7 @@
 """The teacher: the last M blocks run again over the last scales, with alias-gate cross-attention (Eqs. 9-11).
 
-It stands on a base network's `Captured` state: the student's own by default, or that of a second network
-(`generator.teacher.share_weights = false`). Keys and values of earlier scales are the base's, exactly.
+It continues from the `Captured` state of a base network: the student by default, or a second network
+(`generator.teacher.share_weights = false`). For earlier scales it uses the keys and values of the base unchanged.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,21 @@ import numpy as np
 
 from refocus_jax.models.attention import attention, merge_heads, split_heads
 from refocus_jax.models.bound import Bound
-from refocus_jax.models.transformer import Captured, layer_norm
+from refocus_jax.models.transformer import Captured, Transformer, layer_norm
 
 
 class AliasGateCrossAttention(nn.Module):
-    """Z = X + gate * Attn(Q = ln(X) W_Q, K = E W_K, V = E W_V) W_O with inner width d / 2.
+    """Cross-attention to alias tokens: Z = X + gate * Attn(Q = ln(X) W_Q, K = E W_K, V = E W_V) W_O.
 
-    The gate is sigmoid(linear(X)), Eq. 11, or absent, Eq. 10. W_O starts at zero, so Z starts as X.
+    The inner width is d / 2. The gate is sigmoid(linear(X)), Eq. 11, or absent, Eq. 10. W_O starts at zero, so Z starts
+    as X.
+
+    Attributes:
+      width: Width d of the transformer.
+      num_heads: Number of attention heads.
+      gate: Whether there is a gate.
+      attention: One of `attention.IMPLEMENTATIONS`.
+      dtype: Compute dtype.
     """
 
     width: int
@@ -32,7 +40,17 @@ class AliasGateCrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x_bld: jax.Array, memory_bmd: jax.Array, query_offsets: Sequence[int],
                  key_ends: Sequence[int]) -> tuple[jax.Array, jax.Array | None]:
-        """Z, and the gate in [0, 1], both (b, l, d); the gate is None where there is none."""
+        """Applies the cross-attention.
+
+        Args:
+          x_bld: X, the state of the queries.
+          memory_bmd: E, the embedded alias tokens.
+          query_offsets: As in `attention.attention`.
+          key_ends: As in `attention.attention`.
+
+        Returns:
+          Z, and the gate in [0, 1], both (b, l, d); without a gate the second is None.
+        """
         inner = self.width // 2
         normal = nn.initializers.normal((1 / (3 * self.width)) ** 0.5)
 
@@ -53,7 +71,17 @@ class AliasGateCrossAttention(nn.Module):
 
 
 class AliasHead(nn.Module):
-    """The teacher's own parameters: E_a, and one cross-attention per alias block."""
+    """The teacher's own parameters: the embedding E_a of alias tokens, and one cross-attention per alias block.
+
+    Attributes:
+      grid_sizes: Sides of the token maps, coarse to fine.
+      width: Width d of the transformer.
+      num_heads: Number of attention heads.
+      num_blocks: Number M of alias blocks.
+      gate: Whether the cross-attentions have a gate.
+      attention: One of `attention.IMPLEMENTATIONS`.
+      dtype: Compute dtype.
+    """
 
     grid_sizes: Sequence[int]
     width: int
@@ -64,6 +92,7 @@ class AliasHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Creates the embeddings and the cross-attentions."""
         normal = nn.initializers.normal((1 / (3 * self.width)) ** 0.5)
         scales = len(self.grid_sizes) - 1
         self.alias_embed = nn.Dense(self.width, dtype=self.dtype, kernel_init=normal)
@@ -73,15 +102,16 @@ class AliasHead(nn.Module):
                       for _ in range(self.num_blocks)]
 
     def embed(self, vectors_bmc: jax.Array) -> jax.Array:
-        """E_a: code vectors of a_1 ... a_{K-1}, flat, to (b, m, d)."""
+        """Applies E_a to the code vectors of a_1 ... a_{K-1}, flat: (b, m, c) to (b, m, d)."""
         level = np.repeat(np.arange(len(self.grid_sizes) - 1), np.square(self.grid_sizes[:-1]))
         return self.alias_embed(vectors_bmc) + (self.level_embedding[level] + self.position)[None].astype(self.dtype)
 
     def attend(self, block: int, x_bld, memory_bmd, query_offsets, key_ends) -> tuple[jax.Array, jax.Array | None]:
+        """Applies the cross-attention of alias block number `block`; see `AliasGateCrossAttention`."""
         return self.cross[block](x_bld, memory_bmd, query_offsets, key_ends)
 
     def __call__(self, vectors_bmc: jax.Array) -> jax.Array:
-        """Touches every parameter, for initialization."""
+        """Uses every parameter once, for initialization."""
         memory = self.embed(vectors_bmc)
         x = memory[:, :1]
         for block in range(self.num_blocks):
@@ -90,26 +120,36 @@ class AliasHead(nn.Module):
 
 
 class TeacherOutput(NamedTuple):
-    """Over the tokens of the last `num_alias_scales` scales only."""
+    """Output of the teacher over the tokens of the last `num_alias_scales` scales only.
 
-    logits: jax.Array  # (b, l, V) float32
-    features: jax.Array  # (M, b, l, d), output of each alias block
-    gates: jax.Array | None  # (M, b, l, d) in [0, 1], Eq. 11's alpha of each alias block; None without a gate
+    Attributes:
+      logits: Logits, (b, l, V) float32.
+      features: Output of each alias block, (M, b, l, d).
+      gates: The gate alpha of Eq. 11 of each alias block, (M, b, l, d) in [0, 1]; None without a gate.
+    """
+
+    logits: jax.Array
+    features: jax.Array
+    gates: jax.Array | None
 
 
-def teach(base: Bound, head: Bound, captured: Captured, alias_vectors_bmc: jax.Array, num_alias_scales: int,
-          keep_n2b: jax.Array | None = None) -> TeacherOutput:
+def teach(base: Bound[Transformer], head: Bound[AliasHead], captured: Captured, alias_vectors_bmc: jax.Array,
+          num_alias_scales: int, keep_n2b: jax.Array | None = None) -> TeacherOutput:
     """Runs the last M blocks again, over the last scales, with alias evidence.
 
-    A query at scale k sees the alias tokens of scales j < k alone: those of scales already seen, so the teacher is a
+    A query at scale k sees only the alias tokens of scales j < k, which have been seen already. So the teacher is a
     proper autoregressive model.
 
     Args:
-      base, captured: the base network, a `Transformer`, and what its own pass left.
-      head: E_a and the cross-attentions, an `AliasHead`.
-      alias_vectors_bmc: code vectors of a_1 ... a_{K-1}, flat.
-      num_alias_scales: S, how many of the last scales are taught, at most K - 1.
-      keep_n2b: the base pass's stochastic-depth factors.
+      base: The base network.
+      head: The embedding E_a and the cross-attentions.
+      captured: The state that the forward pass of the base network has captured.
+      alias_vectors_bmc: Code vectors of a_1 ... a_{K-1}, flat.
+      num_alias_scales: Number S of last scales that are taught, at most K - 1.
+      keep_n2b: Stochastic-depth factors of the forward pass of the base network.
+
+    Returns:
+      Logits, features and gates over the last S scales.
     """
     network, offsets = base.module, base.module.offsets
     start = offsets[-1 - num_alias_scales]
@@ -120,7 +160,8 @@ def teach(base: Bound, head: Bound, captured: Captured, alias_vectors_bmc: jax.A
     memory = head("embed", alias_vectors_bmc)
     x, features, gates = captured.inputs[:, start:], [], []
     for i in range(head.module.num_blocks):
-        layer = i - head.module.num_blocks  # from the end: `captured` may hold more blocks than the teacher has
+        # Counted from the end, because `captured` may hold more blocks than the teacher has.
+        layer = i - head.module.num_blocks
         params = {"params": jax.tree.map(lambda a, layer=layer: a[layer], base.params["blocks"])}
 
         def attend(q, k, v, layer=layer):

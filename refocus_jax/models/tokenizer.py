@@ -1,4 +1,4 @@
-"""Structure and alias tokenizers: networks, and the pair of them as one function from images to token maps."""
+"""Structure and alias tokenizers: the networks, and the pair of them as one function from images to token maps."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from refocus_jax.focus import Pyramid, View
 from refocus_jax.focus.resample import resize
 from refocus_jax.models.autoencoder import Decoder, Encoder, PatchAutoencoder
+from refocus_jax.models.bound import Bound
 from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer, Quantized
 from refocus_jax.models.randomness import fold_in
 
@@ -18,20 +19,29 @@ PYRAMIDS = ("focus", "var")
 
 
 def to_unit_range(image_uint8: jax.Array) -> jax.Array:
-    """uint8 to float32 in [-1, 1]."""
+    """Converts uint8 images to float32 in [-1, 1]."""
     return image_uint8.astype(jnp.float32) / 127.5 - 1
 
 
 def flatten_tokens(tokens) -> jax.Array:
-    """Token maps (b, p_k, p_k), coarse to fine, to (b, L)."""
+    """Flattens token maps (b, p_k, p_k), coarse to fine, to one sequence (b, L)."""
     return jnp.concatenate([t.reshape(t.shape[0], -1) for t in tokens], axis=1)
 
 
 class Autoencoder(nn.Module):
-    """VAR's encoder and decoder with their two latent convolutions; fully convolutional, so every view fits.
+    """VAR's encoder and decoder with their two latent convolutions.
 
-    `remat`: what the backward pass computes again, one of `autoencoder.REMAT`: nothing, whole blocks, or all but their
-    convolutions.
+    It is fully convolutional, so it works on views of every size.
+
+    Attributes:
+      channels: Channels before multiplication.
+      channel_multipliers: Factor on the channels of each level, from the largest side to the smallest.
+      num_residual_blocks: Residual blocks per level of the encoder; the decoder has one more.
+      latent_channels: Channels of the latent.
+      norm_groups: Groups of each GroupNorm.
+      dtype: Compute dtype.
+      remat: What the backward pass computes again, one of `autoencoder.REMAT`: nothing, whole blocks, or everything in
+        them except the convolutions.
     """
 
     channels: int
@@ -43,6 +53,7 @@ class Autoencoder(nn.Module):
     remat: str = "none"
 
     def setup(self):
+        """Creates the encoder, the decoder and the latent convolutions."""
         shape = (self.channels, tuple(self.channel_multipliers), self.num_residual_blocks)
         self.encoder = Encoder(*shape, self.latent_channels, self.norm_groups, self.dtype, self.remat)
         self.quant_conv = nn.Conv(self.latent_channels, (3, 3), dtype=self.dtype)
@@ -51,29 +62,34 @@ class Autoencoder(nn.Module):
 
     @property
     def stride(self) -> int:
+        """Ratio of the side of the image to the side of the latent."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     def encode(self, image_bhwc: jax.Array) -> jax.Array:
-        """(b, h, w, 3) to float32 (b, h / stride, w / stride, latent_channels)."""
+        """Maps images (b, h, w, 3) to float32 latents (b, h / stride, w / stride, latent_channels)."""
         return self.quant_conv(self.encoder(image_bhwc)).astype(jnp.float32)
 
     def features(self, latent_bhwc: jax.Array) -> jax.Array:
-        """The decoder's activations before its last convolution."""
+        """Activations of the decoder before its last convolution."""
         return self.decoder.features(self.post_quant_conv(latent_bhwc))
 
     def head(self, features_bhwc: jax.Array) -> jax.Array:
-        """The decoder's last convolution; the image is not clamped."""
+        """Applies the last convolution of the decoder; the image is not clamped."""
         return self.decoder.head(features_bhwc)
 
     def decode(self, latent_bhwc: jax.Array) -> jax.Array:
+        """Maps latents to float32 images, not clamped: the inverse shapes of `encode`."""
         return self.head(self.features(latent_bhwc))
 
 
 class StructureTokenizer(nn.Module):
-    """Focus views to structure tokens r_k and back.
+    """Tokenizer from focus views to structure tokens r_k and back.
 
-    `pyramid = 'focus'` encodes every view L_k with the one encoder; `'var'` pools the encoding of the image itself,
-    z_k = area(E(x), p_k), which is VAR's tokenizer and always residual.
+    Attributes:
+      autoencoder: The network between images and latents.
+      quantizer: The quantizer between latents and tokens.
+      pyramid: 'focus' encodes every view L_k with the same encoder. 'var' pools the encoding of the image itself,
+        z_k = area(E(x), p_k); that is VAR's tokenizer, which is always residual.
     """
 
     autoencoder: Autoencoder
@@ -81,68 +97,85 @@ class StructureTokenizer(nn.Module):
     pyramid: str
 
     def latents(self, focused: Sequence[jax.Array]) -> list[jax.Array]:
-        """z_1 ... z_K from the focused views; the last view is the image."""
+        """Latents z_1 ... z_K of the focused views, of which the last is the image."""
         if self.pyramid == "var":
             latent = self.autoencoder.encode(focused[-1])
             return [resize(latent, p, "area") for p in self.quantizer.grid_sizes]
         return [self.autoencoder.encode(view) for view in focused]
 
     def quantize(self, latents: Sequence[jax.Array]) -> Quantized:
+        """Quantizes latents z_1 ... z_K; see `MultiScaleQuantizer.quantize`."""
         return self.quantizer.quantize(latents)
 
     def encode(self, focused: Sequence[jax.Array]) -> list[jax.Array]:
-        """Token maps r_k (b, p_k, p_k) int32."""
+        """Token maps r_k of the focused views, (b, p_k, p_k) int32."""
         return self.quantize(self.latents(focused)).tokens
 
     def decode(self, latent_bhwc: jax.Array) -> jax.Array:
-        """Image of a cumulative latent of any side, clamped to [-1, 1]."""
+        """Decodes a cumulative latent of any side to an image, clamped to [-1, 1]."""
         return jnp.clip(self.autoencoder.decode(latent_bhwc), -1, 1)
 
     def view(self, f_hat: jax.Array, scale: int) -> jax.Array:
+        """Resizes a cumulative latent to the side of `scale`; see `MultiScaleQuantizer.view`."""
         return self.quantizer.view(f_hat, scale)
 
     def f_hats(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
+        """Cumulative latents of token maps; see `MultiScaleQuantizer.f_hats`."""
         return self.quantizer.f_hats(tokens)
 
     def __call__(self, focused: Sequence[jax.Array]) -> jax.Array:
-        """Reconstruction of the image; touches every parameter, for initialization."""
+        """Reconstructs the image; uses every parameter, for initialization."""
         return self.decode(self.quantize(self.latents(focused)).f_hats[-1])
 
 
 class AliasTokenizer(nn.Module):
-    """Alias residuals (each divided by its scale's standard deviation) to alias tokens a_k, each scale on its own.
+    """Tokenizer from alias residuals to alias tokens a_k, each scale on its own.
 
-    The autoencoder is the structure tokenizer's own where both streams share one.
+    The residuals of each scale must be divided by their standard deviation.
+
+    Attributes:
+      autoencoder: The network between residuals and latents: the structure tokenizer's `Autoencoder` if both streams
+        share one.
+      codebook: The codes of the alias tokens.
     """
 
     autoencoder: PatchAutoencoder | Autoencoder
     codebook: Codebook
 
     def latent(self, residual_bhwc: jax.Array) -> jax.Array:
+        """Latent of a normalized residual."""
         return self.autoencoder.encode(residual_bhwc)
 
     def nearest(self, latent_bhwc: jax.Array) -> jax.Array:
+        """Tokens nearest to a latent. No gradient flows through the choice."""
         return self.codebook.nearest(jax.lax.stop_gradient(latent_bhwc))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Code vectors of tokens (...): (..., latent_channels)."""
+        """Code vectors (..., latent_channels) of tokens (...)."""
         return self.codebook(tokens)
 
     def decode(self, latent_bhwc: jax.Array) -> jax.Array:
-        """Normalized residual of a latent, not clamped."""
+        """Decodes a latent to a normalized residual, not clamped."""
         return self.autoencoder.decode(latent_bhwc)
 
     def __call__(self, residual_bhwc: jax.Array) -> jax.Array:
+        """Reconstructs a normalized residual; uses every parameter, for initialization."""
         return self.decode(self.embed(self.nearest(self.latent(residual_bhwc))))
 
 
 @dataclasses.dataclass(frozen=True)
 class DualTokenizer:
-    """Both tokenizers with the optics before them, as pure functions of a parameter tree.
+    """Both tokenizers and the optics before them, as pure functions of a parameter tree.
 
-    The tree is {"structure": ..., "alias": ..., "residual_std": (K - 1,)}. Without an alias stream (`alias` is None)
-    it is {"structure": ...}; with one encoder and codebook for both streams (`shared`, Table 2), "alias" is absent and
-    the alias tokenizer runs on the structure tokenizer's parameters.
+    The tree is {"structure": ..., "alias": ..., "residual_std": (K - 1,)}. Without an alias stream it is
+    {"structure": ...}. If both streams share one encoder and codebook (Table 2), "alias" is absent and the alias
+    tokenizer uses the parameters of the structure tokenizer.
+
+    Attributes:
+      optics: Makes the views of an image.
+      structure: The structure tokenizer.
+      alias: The alias tokenizer, or None without an alias stream.
+      shared: Whether both streams share one encoder and codebook.
     """
 
     optics: Pyramid
@@ -152,10 +185,11 @@ class DualTokenizer:
 
     @property
     def grid_sizes(self) -> tuple[int, ...]:
+        """Sides of the token maps, coarse to fine."""
         return self.optics.grid_sizes
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Parameters of both networks, without `residual_std`, which is measured while they train."""
+        """Initializes the parameters of both networks, without `residual_std`, which training measures."""
         focused = [jnp.zeros((1, side, side, 3)) for side in (self.optics.stride * p for p in self.grid_sizes)]
         params = {"structure": self.structure.init(fold_in(key, "structure"), focused)["params"]}
         if self.alias is not None and not self.shared:
@@ -163,46 +197,60 @@ class DualTokenizer:
         return params
 
     def alias_params(self, params) -> Any:
-        """The alias tokenizer's own parameters, or the structure tokenizer's where they are shared."""
+        """Parameters of the alias tokenizer: its own, or those of the structure tokenizer if they are shared."""
         if not self.shared:
             return params["alias"]
         structure = params["structure"]
         return {"autoencoder": structure["autoencoder"], "codebook": structure["quantizer"]["codebook"]}
 
     def residuals(self, views: Sequence[View]) -> list[jax.Array]:
-        """A_k of all scales but the last, which holds nothing but noise."""
+        """Residuals A_k of all scales except the last, where A_k holds only noise."""
         return [view.residual for view in views[:-1]]
 
     def encode(self, params, image_bhwc: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Images (b, h, w, 3) in [-1, 1] to structure tokens r_1 ... r_K and alias tokens a_1 ... a_{K-1}.
+        """Tokenizes images without adding noise to their views.
 
-        No noise. Each map is (b, p_k, p_k) int32; the second list is empty without an alias stream.
+        Args:
+          params: The parameter tree.
+          image_bhwc: Images (b, h, w, 3) in [-1, 1].
+
+        Returns:
+          Structure tokens r_1 ... r_K and alias tokens a_1 ... a_{K-1}, each map (b, p_k, p_k) int32. Without an alias
+          stream the second list is empty.
         """
         views = self.optics.views(image_bhwc)
-        structure = self.structure.apply({"params": params["structure"]}, [v.focused for v in views],
-                                         method="encode")
+        structure = self._structure(params)("encode", [v.focused for v in views])
         if self.alias is None:
             return structure, []
-        alias = []
+        bound, alias = Bound(self.alias, self.alias_params(params)), []
         for scale, residual in enumerate(self.residuals(views)):
-            latent = self.alias.apply({"params": self.alias_params(params)}, residual / params["residual_std"][scale],
-                                      method="latent")
-            alias.append(self.alias.apply({"params": self.alias_params(params)}, latent, method="nearest"))
+            latent = bound("latent", residual / params["residual_std"][scale])
+            alias.append(bound("nearest", latent))
         return structure, alias
+
+    def _structure(self, params) -> Bound[StructureTokenizer]:
+        return Bound(self.structure, params["structure"])
 
     def f_hats(self, params, tokens: Sequence[jax.Array]) -> list[jax.Array]:
         """Cumulative latents of structure token maps."""
-        return self.structure.apply({"params": params["structure"]}, tokens, method="f_hats")
+        return self._structure(params)("f_hats", tokens)
 
     def decode(self, params, f_hat: jax.Array) -> jax.Array:
-        """Image (b, h, w, 3) in [-1, 1] of the last cumulative latent."""
-        return self.structure.apply({"params": params["structure"]}, f_hat, method="decode")
+        """Decodes the last cumulative latent to an image (b, h, w, 3) in [-1, 1]."""
+        return self._structure(params)("decode", f_hat)
 
     def decode_view(self, params, f_hat: jax.Array, scale: int) -> jax.Array:
-        """The focused view of `scale` as the tokens up to it tell it: (b, f p_k, f p_k, 3) in [-1, 1].
+        """Decodes the cumulative latent after a scale to the focused view of that scale.
 
-        A `var` pyramid's coarse latents are not trained to decode at their own side: there it is the whole image.
+        Args:
+          params: The parameter tree.
+          f_hat: Cumulative latent after the scale.
+          scale: Index of the scale, 0 for the coarsest.
+
+        Returns:
+          The view, (b, f p_k, f p_k, 3) in [-1, 1]. With a `var` pyramid it is an image of full size, because the
+          coarse latents of that pyramid are not trained to decode at their own side.
         """
         if self.structure.pyramid == "var":
             return self.decode(params, f_hat)
-        return self.decode(params, self.structure.apply({"params": params["structure"]}, f_hat, scale, method="view"))
+        return self.decode(params, self._structure(params)("view", f_hat, scale))

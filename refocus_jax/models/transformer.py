@@ -1,7 +1,7 @@
-"""The student: VAR's transformer (docs/var_facts.md), its blocks stacked along a leading layer axis.
+"""The student: VAR's transformer (docs/var_facts.md), with its blocks stacked along a leading layer axis.
 
-The same `Block` serves training (all scales at once), the teacher (the last scales again) and cached sampling (one
-scale at a time): what differs is the `attend` function it is given.
+Training (all scales at once), the teacher (the last scales again) and cached sampling (one scale at a time) use the
+same `Block` and differ only in the `attend` function that they pass to it.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def _l2_normalize(x: jax.Array) -> jax.Array:
 
 
 def _scaled_normal(std: float, *factors: tuple[int, float]) -> Callable:
-    """Normal initializer; `factors` (columns, factor) scale consecutive groups of the last axis."""
+    """Normal initializer. Each (columns, factor) of `factors` scales the next group of columns of the last axis."""
     def init(key, shape, dtype=jnp.float32):
         value = std * jax.random.normal(key, shape, dtype)
         if factors:
@@ -43,9 +43,16 @@ def _scaled_normal(std: float, *factors: tuple[int, float]) -> Callable:
 
 
 class Block(nn.Module):
-    """Adaptive-LayerNorm block: attention and feed-forward branch, each with scale, shift and gate.
+    """Adaptive-LayerNorm block: an attention and a feed-forward branch, each with scale, shift and gate.
 
-    `attend(q, k, v) -> (out, aux)` sees (b, n, l, h) arrays with q scaled; aux is handed back to the caller.
+    Attributes:
+      width: Width d.
+      num_heads: Number of attention heads.
+      depth: Number of blocks of the network; it sets the initial standard deviation of the output layers.
+      qk_norm: Whether queries and keys are normalized, with a learned temperature.
+      shared_modulation: Whether all blocks share the modulations, to which each adds a vector of its own.
+      gamma_init: Initial factor on the rows of the modulation that make the gates.
+      dtype: Compute dtype.
     """
 
     width: int
@@ -57,6 +64,7 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Creates the parameters."""
         d, std = self.width, (1 / (3 * self.width)) ** 0.5
         dense = dict(dtype=self.dtype, kernel_init=_scaled_normal(std))
         out = dict(dtype=self.dtype, kernel_init=_scaled_normal(std / (2 * self.depth) ** 0.5))
@@ -76,9 +84,13 @@ class Block(nn.Module):
             self.ada_lin = nn.Dense(6 * d, dtype=self.dtype, kernel_init=_scaled_normal(std, gates, others))
 
     def modulation(self, condition: jax.Array) -> jax.Array:
-        """(b, 6, d) in the order gate 1, gate 2, scale 1, scale 2, shift 1, shift 2.
+        """Modulations of the two branches.
 
-        `condition` is the class embedding (b, d), or the shared modulations (b, 6 d).
+        Args:
+          condition: The class embedding (b, d), or the shared modulations (b, 6 d).
+
+        Returns:
+          Modulations (b, 6, d) in the order gate 1, gate 2, scale 1, scale 2, shift 1, shift 2.
         """
         if self.shared_modulation:
             value = condition.astype(jnp.float32) + self.ada_gss[None]
@@ -100,10 +112,17 @@ class Block(nn.Module):
 
     def __call__(self, x_bld: jax.Array, modulation_b6d: jax.Array, attend: Callable,
                  keep_2b: jax.Array | None = None, between: Callable | None = None) -> tuple[jax.Array, Any]:
-        """Returns the block's output (b, l, d) and what `attend` handed back.
+        """Runs the block.
 
-        `keep_2b` are the stochastic-depth factors of the two branches (0 or 1 / keep probability, per sample);
-        `between(x)` runs after the attention branch: the teacher's cross-attention.
+        Args:
+          x_bld: Input.
+          modulation_b6d: Result of `modulation`.
+          attend: Function attend(q, k, v) -> (out, aux) of arrays (b, n, l, h), with q already scaled.
+          keep_2b: Stochastic-depth factors of the two branches: 0 or 1 / keep probability, per sample.
+          between: Function of the state that runs after the attention branch, for the teacher's cross-attention.
+
+        Returns:
+          The output (b, l, d), and the second result of `attend`.
         """
         gate1, gate2, scale1, scale2, shift1, shift2 = (m[:, None] for m in jnp.moveaxis(modulation_b6d, 1, 0))
         keep1, keep2 = (1.0, 1.0) if keep_2b is None else keep_2b[:, :, None, None]
@@ -117,31 +136,50 @@ class Block(nn.Module):
         return x_bld + (keep2 * gate2 * h).astype(x_bld.dtype), aux
 
 
-# By name, what a block keeps of its forward pass.
+# What a block keeps of its forward pass, by the name of the setting.
 REMAT = {"none": jax.checkpoint_policies.everything_saveable, "blocks": jax.checkpoint_policies.nothing_saveable,
          "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 class Captured(NamedTuple):
-    """What the teacher needs of the network it stands on: its last M blocks, seen from inside."""
+    """Inner state of the last M blocks of a base network, from which the teacher continues.
 
-    modulations: jax.Array  # (M, b, 6, d)
-    class_embedding: jax.Array  # (b, d), conditions the head
-    inputs: jax.Array  # (b, L, d), input of the first of them
-    keys: jax.Array  # (M, b, n, L, h)
-    values: jax.Array  # (M, b, n, L, h)
-    outputs: jax.Array  # (M, b, L, d)
+    Attributes:
+      modulations: Modulations of the blocks, (M, b, 6, d).
+      class_embedding: Class embedding, which conditions the head, (b, d).
+      inputs: Input of the first of the blocks, (b, L, d).
+      keys: Keys of the blocks, (M, b, n, L, h).
+      values: Values of the blocks, (M, b, n, L, h).
+      outputs: Outputs of the blocks, (M, b, L, d).
+    """
+
+    modulations: jax.Array
+    class_embedding: jax.Array
+    inputs: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    outputs: jax.Array
 
 
 class Transformer(nn.Module):
     """VAR's transformer over K token maps.
 
     Attributes:
-      grid_sizes: sides of the token maps. latent_channels: of the tokenizer's codes. num_classes: without the null
-      class, which has the index num_classes. gamma_init: factor on the rows of the modulation that make the gates.
-      drop_path_rate: of the last block, growing linearly from 0. remat: what the backward pass computes again, one of
-      `REMAT`: nothing, whole blocks, or all but their matrix products.
-      attention: one of `attention.IMPLEMENTATIONS`, for all scales at once; cached sampling has its own.
+      grid_sizes: Sides of the token maps, coarse to fine.
+      vocab_size: Number V of codes.
+      latent_channels: Length of the tokenizer's codes.
+      num_classes: Number of classes without the null class, which has the index num_classes.
+      depth: Number of blocks.
+      width: Width d.
+      num_heads: Number of attention heads.
+      qk_norm: Whether queries and keys are normalized, with a learned temperature.
+      shared_modulation: Whether all blocks share the modulations, to which each adds a vector of its own.
+      gamma_init: Initial factor on the rows of the modulation that make the gates.
+      drop_path_rate: Stochastic-depth rate of the last block; the rate grows linearly from 0 at the first.
+      remat: What the backward pass computes again, one of `REMAT`: nothing, whole blocks, or everything in them except
+        the matrix products.
+      attention: One of `attention.IMPLEMENTATIONS`, for all scales at once. Cached sampling does not use it.
+      dtype: Compute dtype.
     """
 
     grid_sizes: Sequence[int]
@@ -161,15 +199,17 @@ class Transformer(nn.Module):
 
     @property
     def offsets(self) -> tuple[int, ...]:
+        """Index of the first token of each scale, then the total length; see `attention.scale_offsets`."""
         return scale_offsets(self.grid_sizes)
 
     @property
     def block(self) -> Block:
-        """One unbound block; its parameters are slices of `blocks`."""
+        """One unbound block, whose parameters are slices of `blocks`."""
         return Block(self.width, self.num_heads, self.depth, self.qk_norm, self.shared_modulation, self.gamma_init,
                      self.dtype, parent=None)
 
     def setup(self):
+        """Creates the parameters."""
         d, std = self.width, (1 / (3 * self.width)) ** 0.5
         normal = _scaled_normal(std)
         self.class_embedding = self.param("class_embedding", normal, (self.num_classes + 1, d))
@@ -196,13 +236,22 @@ class Transformer(nn.Module):
         return jax.vmap(init_block)(jax.random.split(key, self.depth))
 
     def start(self, labels_b: jax.Array) -> jax.Array:
-        """Input of the first scale: (b, p_1^2, d)."""
+        """Input of the first scale, (b, p_1^2, d)."""
         n = self.offsets[1]
         x = self.class_embedding[labels_b][:, None] + self.position_start[None]
         return (x + (self.level_embedding[:1] + self.position[:n])[None]).astype(self.dtype)
 
     def words(self, inputs_blc: jax.Array, first_scale: int, num_scales: int) -> jax.Array:
-        """Input of the scales first_scale ... from the cumulative latents at those scales' sides: (b, l, d)."""
+        """Input of some consecutive scales after the first.
+
+        Args:
+          inputs_blc: Cumulative latent before each of these scales, resized to its side and flattened.
+          first_scale: Index of the first of them.
+          num_scales: How many scales.
+
+        Returns:
+          The input, (b, l, d).
+        """
         start, stop = self.offsets[first_scale], self.offsets[first_scale + num_scales]
         grids = self.grid_sizes[first_scale:first_scale + num_scales]
         level = np.repeat(np.arange(first_scale, first_scale + num_scales), np.square(grids))
@@ -212,8 +261,8 @@ class Transformer(nn.Module):
     def conditions(self, labels_b: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Modulations of all blocks (N, b, 6, d), and the class embedding (b, d), which conditions the head.
 
-        All blocks at once, layer by layer: a sampler needs them once, and the gradient of the class embedding is
-        summed in one order however the blocks are run.
+        They are computed for all blocks in advance, layer by layer. So a sampler computes them only once, and the
+        gradient of the class embedding is summed in the same order, however the blocks are run.
         """
         embedding = keep_divided(self.class_embedding[labels_b])
         condition = embedding
@@ -226,15 +275,21 @@ class Transformer(nn.Module):
         return jax.lax.map(modulation, self.blocks), embedding
 
     def logits(self, x_bld: jax.Array, class_embedding_bd: jax.Array) -> jax.Array:
-        """(b, l, V), float32."""
+        """Logits (b, l, V), float32, of the output of the last block."""
         scale, shift = jnp.split(self.head_nm(nn.silu(class_embedding_bd))[:, None], 2, axis=-1)
         x_bld = (layer_norm(keep_divided(x_bld)) * (1 + scale) + shift).astype(self.dtype)
         return keep_divided(self.head(x_bld).astype(jnp.float32))
 
     def _run(self, x_bld, layers, capture: bool):
-        """Scans blocks over all scales; returns the output and, if asked, what they saw.
+        """Runs stacked blocks over all scales.
 
-        `layers` are stacked parameters, modulations and stochastic-depth factors.
+        Args:
+          x_bld: Input.
+          layers: Stacked parameters, modulations and stochastic-depth factors of the blocks.
+          capture: Whether to return the inner state of the blocks.
+
+        Returns:
+          The output, and the stacked keys, values and outputs of the blocks, or None without `capture`.
         """
         def body(x, layer):
             params, modulation, keep_2b = layer
@@ -254,13 +309,13 @@ class Transformer(nn.Module):
         """Teacher-forced logits of all tokens.
 
         Args:
-          labels_b: int32, num_classes for the null class.
-          inputs_blc: (b, L - p_1^2, latent_channels), from `MultiScaleQuantizer.generator_inputs`.
-          keep_n2b: stochastic-depth factors from `drop_path_factors`, or None outside training.
-          num_captured: how many of the last blocks to look into.
+          labels_b: Classes, int32; num_classes is the null class.
+          inputs_blc: Inputs (b, L - p_1^2, latent_channels) from `MultiScaleQuantizer.generator_inputs`.
+          keep_n2b: Stochastic-depth factors from `drop_path_factors`, or None outside training.
+          num_captured: Number of last blocks whose inner state is returned.
 
         Returns:
-          (b, L, V) float32 logits, and a `Captured` if num_captured > 0.
+          The logits, (b, L, V) float32, and a `Captured` if num_captured > 0, else None.
         """
         x = jnp.concatenate([self.start(labels_b), self.words(inputs_blc, 1, len(self.grid_sizes) - 1)], axis=1)
         modulations, embedding = self.conditions(labels_b)
@@ -273,7 +328,10 @@ class Transformer(nn.Module):
         return self.logits(x, embedding), Captured(modulations[split:], embedding, inputs, keys, values, outputs)
 
     def drop_path_factors(self, key: jax.Array, batch: int) -> jax.Array | None:
-        """Stochastic depth, drawn per sample and branch: (depth, 2, b) of 0 or 1 / keep probability."""
+        """Draws stochastic depth per sample and branch: factors (depth, 2, b), each 0 or 1 / keep probability.
+
+        Without stochastic depth (drop_path_rate is 0) it returns None.
+        """
         if not self.drop_path_rate:
             return None
         keep = 1 - jnp.linspace(0, self.drop_path_rate, self.depth)[:, None, None]
@@ -281,6 +339,6 @@ class Transformer(nn.Module):
 
 
 def _float32_output(lhs, rhs, dimension_numbers, **kwargs):
-    """The head's product: operands in the compute dtype, accumulation and result in float32."""
+    """Matrix product of the head: operands in the compute dtype, accumulation and result in float32."""
     return jax.lax.dot_general(lhs, rhs, dimension_numbers, precision=kwargs.get("precision"),
                                preferred_element_type=jnp.float32)

@@ -43,7 +43,7 @@ def tokenizer(c: ConfigDict) -> DualTokenizer:
     t, a = c.tokenizer.model, c.tokenizer.alias
     if t.pyramid == "var" and not t.residual:
         raise ValueError("tokenizer.model.residual is False with tokenizer.model.pyramid 'var', which is always "
-                         "residual; set it True or take the 'focus' pyramid")
+                         "residual; set it to True, or give the 'focus' pyramid")
     dtype = jnp.dtype(t.dtype)
     autoencoder = Autoencoder(t.channels, tuple(t.channel_multipliers), t.num_residual_blocks, t.latent_channels,
                               t.norm_groups, dtype, t.remat)

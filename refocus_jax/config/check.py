@@ -22,7 +22,8 @@ def check_ranges(c: Any) -> None:
     values = flatten_dict(c.to_dict(), sep=".")
     for name, setting in SETTINGS.items():
         if name not in values:
-            raise ValueError(f"{name} is missing; give {setting.range.says}, as refocus_jax/config/base.py does")
+            raise ValueError(f"{name} is missing; give {setting.range.says}; its default is in "
+                             "refocus_jax/config/base.py")
         if not setting.range.fits(values[name]):
             raise ValueError(f"{name} is {values[name]!r}; give {setting.range.says}")
     for section in ("tokenizer.optimizer", "tokenizer.discriminator_optimizer", "generator.optimizer"):

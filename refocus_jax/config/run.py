@@ -121,7 +121,7 @@ def open_run(c: ConfigDict, workdir: str) -> Run:
     found = len(train.class_names)
     if c.data.num_classes is not None and c.data.num_classes != found:
         raise ValueError(f"data.num_classes is {c.data.num_classes}, but {c.data.source} has {found} classes; leave "
-                         "it out to take the source's")
+                         "it out to use the source's")
     build.generator_task(c, found)
     run = Run(c, workdir, train, validation, mesh)
     run.check_stages()

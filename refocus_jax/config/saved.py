@@ -51,7 +51,7 @@ def lay_over(values: dict[str, Any], path: Path) -> ConfigDict:
             for name, value in flatten_dict(values, sep=".").items()}
     unknown = sorted(flat.keys() - base.SETTINGS.keys())
     if sections := [name for name in unknown if any(other.startswith(f"{name}.") for other in base.SETTINGS)]:
-        raise ValueError(f"{sections[0]} is {flat[sections[0]]!r} instead of settings")
+        raise ValueError(f"{sections[0]} is {flat[sections[0]]!r} instead of a section of settings")
     if unknown:
         logging.warning("%s has settings that this version does not have; they are left out: %s", path,
                         ", ".join(unknown))

@@ -39,7 +39,8 @@ def _named(found: Sequence[RecordedRun]) -> dict[str, RecordedRun]:
     for names in ([run.path.resolve().name for run in found], [str(run.path) for run in found]):
         if len(set(names)) == len(names):
             return dict(zip(names, found, strict=True))
-    raise ValueError(f"report.compare names a workdir twice: {', '.join(names)}; give each once, without --workdir's")
+    raise ValueError(f"report.compare names a workdir twice: {', '.join(names)}; give each once, and not --workdir "
+                     "itself")
 
 
 def _verdict(reference: str, run: RecordedRun) -> Verdict | str:

@@ -205,7 +205,7 @@ class Generator:
 
         Args:
           image_bhwc: Images (b, h, w, 3) in [-1, 1].
-          mask_bhw: Masks (b, h, w) of any shape; non-zero pixels are painted.
+          mask_bhw: Masks (b, h, w); pixels where they are not zero are painted, a region of any shape.
           labels: One class number per image.
           seed: The seed, as for `sample`.
           settings: How tokens are drawn, as for `sample`.

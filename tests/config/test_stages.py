@@ -130,7 +130,7 @@ def test_images_that_have_moved_are_the_same_images(place, caplog):
     moved = place.images.with_name("moved.npz")
     place.images.rename(moved)
     dataclasses.replace(place, images=moved).prepare(**GOES_ON)
-    assert re.search(f"generator in .* data.source was 'npz:.*' and is 'npz:{moved}'. It goes on", caplog.text)
+    assert re.search(f"generator in .* data.source was 'npz:.*' and is 'npz:{moved}'. It continues", caplog.text)
 
 
 def test_what_is_finished_stays_and_that_is_said(place, caplog):

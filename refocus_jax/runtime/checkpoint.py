@@ -124,7 +124,8 @@ class Checkpoints:
         if latest < 0 and self._damaged:
             why = "; ".join(f"step {step}: {problem}" for step, problem in sorted(self._damaged.items(), reverse=True))
             raise ValueError(f"All checkpoints in {self._directory} are damaged ({why}). Replace them with sound "
-                             "copies; or, to train this stage from the beginning, rename or remove that folder.")
+                             "copies; or, to train this stage from the beginning and lose its progress, rename or "
+                             "remove that folder.")
         return None if latest < 0 else latest
 
     def _steps(self) -> set[int]:

@@ -1,1 +1,1 @@
-"""What a run needs besides its mathematics: devices, checkpoints, metrics and a progress display."""
+"""Support for runs: devices, processes, checkpoints, weight files, metrics, leases and progress display."""

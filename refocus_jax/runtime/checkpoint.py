@@ -1,4 +1,4 @@
-"""Checkpoints of the training state and of what belongs to it: the only file that knows orbax."""
+"""Checkpoints of the training state and its record. This is the only module that uses orbax."""
 
 import asyncio
 import errno
@@ -21,18 +21,20 @@ _NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errn
 class Checkpoints:
     """The checkpoints of one training stage, one sub-directory per step. All processes must call every method.
 
-    The arrays are stored as nested dictionaries whose keys are the names of fields, keys and positions:
-    a checkpoint does not depend on Python classes, and a part of it can be restored alone.
+    The arrays are stored as nested dictionaries whose keys are the names of fields, keys and positions. So a
+    checkpoint does not depend on Python classes, and a part of it can be restored alone.
 
-    A checkpoint is sealed before it gets its final name: it holds checksums of its arrays, taken on the devices that
-    they are saved from, and a digest of these and of its record. What is restored is compared with them, on the devices
-    that it is restored to. So no array and no record comes back other than it was saved, no file is read for that
-    alone, and files that do not belong to a checkpoint do no harm. One that cannot be read, or reads otherwise, is
-    damaged: it is named in a warning, and the one before is read instead. Damage is looked for in what is read only.
+    A checkpoint is sealed before it gets its final name: it holds checksums of its arrays, computed on the devices that
+    they are saved from, and a digest of these checksums and of its record. Restored arrays are compared with the
+    checksums on the devices that they are restored to. So arrays and records come back exactly as they were saved, no
+    file has to be read twice for the check, and files that do not belong to a checkpoint do no harm.
+
+    A checkpoint that cannot be read, or that differs from its checksums, is damaged: a warning names it, and the
+    previous checkpoint is read instead. Only the parts that are read are checked for damage.
 
     Args:
-      directory: made by the first `save`; merely reading never writes.
-      keep: how many of the latest checkpoints remain.
+      directory: Made by the first `save`; reading alone never writes.
+      keep: How many of the latest checkpoints remain.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
@@ -47,17 +49,18 @@ class Checkpoints:
 
         The checkpoint appears under its final name only when it is complete. The arrays may be donated and
         the record changed as soon as this returns. An error while writing is raised by the next call.
-        The first save renames what is damaged to `damaged_STEP`, so that these steps can be saved again.
+        The first save renames damaged checkpoints to `damaged_STEP`, so that their steps can be saved again.
 
         Args:
-          step: must be later than the latest checkpoint's.
-          state: pytree of jax arrays.
-          record: what else belongs to the state, for JSON: the position in the data, what it was made with. That of
-            process 0 is written.
+          step: Must be later than the latest checkpoint's.
+          state: Pytree of jax arrays.
+          record: JSON values that belong to the state, such as the position in the data and the settings. Process 0's
+            record is written.
 
         Raises:
           ValueError: `step` is not later than the latest checkpoint's.
-          RuntimeError: it cannot be written.
+          RuntimeError: The checkpoint cannot be written.
+          LeaseError: This process has lost a lease, see `lease.confirm`.
         """
         lease.confirm()
         latest = self.latest_step()
@@ -92,12 +95,12 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 create=False,
                 preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
-                lightweight_initialize=True,  # reads no file of what lies there
+                lightweight_initialize=True,  # reads no files of existing checkpoints
             ),
         )
 
     def _set_aside(self) -> None:
-        """Renames all that has a step's name and is not a sound checkpoint: it is in the way, but not to be deleted."""
+        """Renames what has a step's name but is not a sound checkpoint: it is in the way, but must not be deleted."""
         sound = {str(step) for step in self._steps() if step not in self._damaged}
         for path in [path for path in self._directory.iterdir() if path.name.isdecimal() and path.name not in sound]:
             aside, number = self._directory / f"damaged_{path.name}", 1
@@ -109,23 +112,24 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The step of the latest checkpoint that is not known to be damaged, or None if there is no checkpoint.
 
-        Costs a look at the directory: whether a checkpoint is damaged is known when it has been restored, after which
-        this is the step that was. Waits for a save that is under way.
+        This only lists the directory: damage becomes known when a checkpoint is read. After `restore` this is the step
+        that was restored. Waits for a save that is in progress.
 
         Raises:
-          ValueError: all checkpoints are damaged.
+          ValueError: All checkpoints are damaged.
+          RuntimeError: The save in progress failed.
         """
         self.wait()
         latest = processes.agree(max(self._steps() - self._damaged.keys(), default=-1))
         if latest < 0 and self._damaged:
             why = "; ".join(f"step {step}: {problem}" for step, problem in sorted(self._damaged.items(), reverse=True))
-            raise ValueError(f"All checkpoints in {self._directory} are damaged ({why}). Put sound copies in their "
-                             "place; or, to start this stage over, which loses what was trained, rename or remove "
-                             "that folder.")
+            raise ValueError(f"All checkpoints in {self._directory} are damaged ({why}). Replace them with sound "
+                             "copies; or, to train this stage from the beginning and lose its progress, rename or "
+                             "remove that folder.")
         return None if latest < 0 else latest
 
     def _steps(self) -> set[int]:
-        """Of all folders that hold anything of a checkpoint, sound or not."""
+        """Steps of all folders that hold any part of a checkpoint, sound or not."""
         if not self._directory.is_dir():
             return set()
         return {int(path.name) for path in self._directory.iterdir()
@@ -139,21 +143,21 @@ class Checkpoints:
         step: int | None = None,
         partial: bool = False,
     ) -> Any:
-        """Reads a state, bit by bit as it was saved, onto the devices that `template` names.
+        """Reads a state, bit for bit as it was saved, onto the devices that `template` names.
 
         Args:
-          template: pytree of `jax.ShapeDtypeStruct` with a sharding, or of jax arrays; the devices may
+          template: Pytree of `jax.ShapeDtypeStruct` with a sharding, or of jax arrays; the devices may
             differ from those that saved. Leaves without a sharding become numpy arrays.
-          step: default: the latest that is not damaged; `latest_step` says which.
-          partial: the template may lack parts of the saved state, which are then not read
+          step: Default: the latest that is not damaged; `latest_step` tells which one that was.
+          partial: The template may lack parts of the saved state, which are then not read
             (sampling needs no optimizer state).
 
         Returns:
           A pytree like `template`.
 
         Raises:
-          FileNotFoundError: there is no such checkpoint.
-          ValueError: the checkpoint does not fit the template; it, or all are damaged.
+          FileNotFoundError: There is no such checkpoint.
+          ValueError: The checkpoint does not fit the template, or is damaged, or all checkpoints are damaged.
         """
         wanted = _flatten(template)
         while True:
@@ -165,39 +169,40 @@ class Checkpoints:
                     return jax.tree.unflatten(jax.tree.structure(template), list(arrays.values()))
 
     def check_fit(self, template: Any, *, partial: bool = False) -> None:
-        """Raises what `restore` would of the latest checkpoint, but reads none of its arrays."""
+        """Raises the errors that `restore` would raise for the latest checkpoint, but reads none of its arrays."""
         self._fitting(_flatten(template), None, partial)
 
     def record(self, step: int | None = None) -> dict[str, Any]:
-        """What was saved with the state; the default is the latest checkpoint's, which `restore` takes.
+        """Returns the record that was saved with a state, by default that of the latest checkpoint, as in `restore`.
 
         Raises:
-          FileNotFoundError: there is no such checkpoint.
-          ValueError: it, or all are damaged.
+          FileNotFoundError: There is no such checkpoint.
+          ValueError: The checkpoint is damaged, or all checkpoints are.
         """
         return self._sealed(step)[1]["record"]
 
     def parts(self) -> set[str]:
-        """Names of the uppermost parts of the latest checkpoint's state.
+        """Returns the names of the top-level parts of the latest checkpoint's state.
 
         Raises:
-          FileNotFoundError: there is no checkpoint.
-          ValueError: all are damaged.
+          FileNotFoundError: There is no checkpoint.
+          ValueError: All checkpoints are damaged.
         """
         return {name.partition("/")[0] for name in self._sealed(None)[1]["arrays"]}
 
     def wait(self) -> None:
-        """Blocks until the save under way is complete.
+        """Blocks until the save in progress is complete.
 
         Raises:
-          RuntimeError: it failed; what was saved before is untouched.
+          RuntimeError: The save failed; earlier checkpoints are untouched.
+          LeaseError: It failed because another run has taken the directory over.
         """
         if self._writer is None:
             return
         try:
             self._writer.wait_until_finished()
-        except Exception as error:  # whatever the writing threads ran into
-            lease.confirm()  # another run that has taken the directory over cleans up in it
+        except Exception as error:  # any error in the writing threads
+            lease.confirm()  # another run that has taken the directory over removes unfinished files in it
             raise self._save_failed(error) from error
 
     def _save_failed(self, error: Exception) -> RuntimeError:
@@ -213,10 +218,10 @@ class Checkpoints:
                             f"{_in_short(error)}")
 
     def close(self) -> None:
-        """Waits, then stops the background threads.
+        """Waits for the save in progress, then stops the background threads.
 
         Raises:
-          RuntimeError: the save under way failed.
+          RuntimeError: The save failed.
         """
         try:
             self.wait()
@@ -231,7 +236,7 @@ class Checkpoints:
         self.close()
 
     def _sealed(self, step: int | None) -> tuple[int, dict[str, Any]]:
-        """The step of a checkpoint, by default of the latest whose record is not damaged, and what is sealed in it."""
+        """Returns a checkpoint's step and sealed content, by default of the latest one with an undamaged record."""
         while True:
             found = self._existing_step(step)
             sealed, problem = _attempt(seals.read, self._directory / str(found) / "record" / "record.json")
@@ -240,7 +245,7 @@ class Checkpoints:
 
     def _fitting(self, wanted: dict[tuple[str, ...], Any], step: int | None,
                  partial: bool) -> tuple[int, dict[str, Any]]:
-        """As `_sealed`. Orbax would cast, pad or cut arrays that differ from the template without a word."""
+        """As `_sealed`, but checks the fit first: orbax silently casts, pads or cuts arrays to fit the template."""
         found, sealed = self._sealed(step)
         problems = seals.misfits(sealed, _named(wanted), partial)
         if problems:
@@ -268,7 +273,7 @@ class Checkpoints:
         return latest if step is None else step
 
     def _is_sound(self, step: int, problem: str) -> bool:
-        """Whether no process has a problem with a checkpoint. If one has, all say so, and it counts no longer."""
+        """Whether no process has a problem with a checkpoint. If one has, all warn and treat it as damaged."""
         if processes.gather(np.array([not problem])).all():
             return True
         self._damaged[step] = problem or "another process cannot read it"
@@ -277,19 +282,19 @@ class Checkpoints:
         return False
 
     def _read_arrays(self, step: int, wanted: dict[tuple[str, ...], Any], partial: bool) -> dict[str, Any]:
-        """By name, in the order of `wanted`."""
+        """Reads arrays; returns them by name, in the order of `wanted`."""
         item = traverse_util.unflatten_dict(wanted)
         args = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
                                       partial_restore=partial)
         handlers = ocp.type_handlers.create_type_handler_registry((jax.Array, _Arrays()), (np.ndarray, _NumpyArrays()))
-        # The handler alone: a checkpointer would wait for all processes, also after an error in one of them.
+        # Only the handler, because a checkpointer would wait for all processes even after an error in one of them.
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
         leaves = traverse_util.flatten_dict(handler.restore(self._directory / str(step) / "state", args=args))
         return _named({path: leaves[path] for path in wanted})
 
 
 def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:
-    """The leaves by path, in order. Classes and empty nodes (optax.EmptyState, None) leave no trace."""
+    """Returns the leaves by path, in order, without classes and empty nodes (optax.EmptyState, None)."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
 
@@ -299,8 +304,10 @@ def _named(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 class _EndsItsReads:
-    """Orbax ends at the first array that it cannot read. Reads that are under way would then end in errors that no one
-    can catch, and Python would print the traceback of each.
+    """Waits for all reads after an error in one of them.
+
+    Orbax stops at the first array that it cannot read. The other reads would then end in errors that nobody can catch,
+    and Python would print a traceback for each.
     """
 
     async def deserialize(self, infos, args=None):
@@ -322,12 +329,12 @@ class _NumpyArrays(_EndsItsReads, ocp.type_handlers.NumpyHandler):
 
 
 def _attempt(read: Callable, *args: Any) -> tuple[Any, str]:
-    """What `read` returns, or None, and what is wrong, or nothing."""
+    """Calls `read`. Returns its result and "", or None and a description of the error."""
     try:
         return read(*args), ""
-    except jax.errors.JaxRuntimeError:  # of devices, which may be out of memory: it says nothing about the files
+    except jax.errors.JaxRuntimeError:  # a device error, such as too little memory, says nothing about the files
         raise
-    except Exception as error:  # whatever orbax, tensorstore, json and the file system make of damage
+    except Exception as error:  # any error that orbax, tensorstore, json or the file system raises on damage
         return None, _in_short(error)
 
 

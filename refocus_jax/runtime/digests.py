@@ -1,4 +1,4 @@
-"""Digests of parameter trees: what tells two networks apart, however their arrays lie on devices."""
+"""Digests of parameter trees: they tell networks apart, however their arrays are placed on devices."""
 
 import hashlib
 from typing import Any
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def digests(params: Any) -> dict[str, str]:
-    """BLAKE2 of each uppermost part of a tree of parameters: names, shapes, types and bits.
+    """Computes BLAKE2 of the names, shapes, types and bits in each top-level part of a tree of parameters.
 
-    The bits are those of whole arrays, so that it does not matter how they lie on devices.
+    It hashes whole arrays, so that it does not matter how they are divided among devices.
     """
     found = {}
     for part, tree in params.items():

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and errors that name them: JSON, and whatever else a run writes."""
+"""Writes files so that they appear complete or not at all, with errors that name the file; reads and writes JSON."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from refocus_jax.runtime import lease
 
 
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Writes an indented JSON file, complete or not at all; only process 0 does."""
+    """Writes an indented JSON file, complete or not at all. Only process 0 writes."""
     if jax.process_index() == 0:
         with atomically(Path(path)) as temporary:
             temporary.write_text(json.dumps(valid(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -23,10 +23,11 @@ def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path, whose file takes the place of `path` if the block succeeds.
+    """Yields a temporary path whose file replaces `path` if the block succeeds.
 
     Raises:
-      OSError: it cannot be written; in one line that names the path. LeaseError: see `lease.confirm`.
+      OSError: The file cannot be written; the message is one line that names the path.
+      LeaseError: This process has lost a lease, see `lease.confirm`.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
@@ -41,8 +42,15 @@ def atomically(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """What is written to `path` in the block: only by who may, and an OSError says in one line what could not be
-    written, why, and how many bytes it needs in all.
+    """Guards a block that writes to `path`: checks the leases first, and explains an OSError in one line.
+
+    Args:
+      path: The file or directory that is named in the error.
+      size: The number of bytes needed in all, if known; it is also in the error.
+
+    Raises:
+      OSError: The block raised one. The message says what could not be written and why.
+      LeaseError: This process has lost a lease, see `lease.confirm`.
     """
     lease.confirm()
     try:
@@ -54,13 +62,14 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def read_json(path: str | os.PathLike, needed: Sequence[str] = ()) -> dict[str, Any] | None:
-    """The object in a JSON file, None if the file is not there.
+    """Reads the object in a JSON file; returns None if the file does not exist.
 
     Args:
-      needed: what it must hold; "a.b" is b in a.
+      path: The file.
+      needed: Names that the object must hold; "a.b" is b in a.
 
     Raises:
-      ValueError: it is damaged, does not hold an object, or lacks what is needed.
+      ValueError: The file is damaged, does not hold an object, or lacks a needed name.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -70,21 +79,21 @@ def read_json(path: str | os.PathLike, needed: Sequence[str] = ()) -> dict[str, 
             raise ValueError(f"it lacks {', '.join(name for name in needed if name in missing)}")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 raise a ValueError too
         raise ValueError(f"{path} is damaged ({error}); remove it, and the command that wrote it makes it "
                          "again") from error
     return content
 
 
 def _names(content: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """Of all that an object holds, as "a" and "a.b"."""
+    """Names of all items in an object and in the objects inside it, such as "a" and "a.b"."""
     found = {f"{prefix}{name}" for name in content}
     return found.union(*(_names(value, f"{prefix}{name}.") for name, value in content.items()
                          if isinstance(value, dict)))
 
 
 def valid(value: Any) -> Any:
-    """`value` with non-finite floats as strings and NumPy scalars as Python's."""
+    """Converts a value for JSON: non-finite floats become strings, and NumPy scalars become Python's."""
     if isinstance(value, dict):
         return {key: valid(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

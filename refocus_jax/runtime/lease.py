@@ -1,12 +1,12 @@
-"""A directory has one writer: who writes into it holds a lease, and everybody else is refused.
+"""Leases on directories: the run that writes into a directory holds its lease, and all other runs are refused.
 
-The lease is a file, `.writer.json`, that says who holds it. It needs no lock of the file system, only that a file is
-created by one of those who try to at once, which also holds on NFS and mounted buckets. A thread of the holder touches
-it every two seconds. Whether a holder is alive is seen by its process where that can be looked up, and otherwise by
-whether the time of the file changes while one watches: no two clocks are compared.
+The lease is a file, `.writer.json`, that says who holds it. It needs no file locks. It only requires that, of several
+processes that try to create the same file at once, a single one succeeds, which also holds on NFS and mounted buckets.
+A thread of the holder touches the file every two seconds. Another run tells whether the holder is alive by looking up
+its process, where possible, and otherwise by watching whether the file's time changes; no two clocks are compared.
 
-A dead holder is succeeded by the one who creates `.writer.DIGEST.json`, named after the content of the dead one's file,
-and moves it to `.writer.json`. A succession that is broken off is succeeded in the same way.
+To take over from a dead holder, a run creates `.writer.DIGEST.json`, named after the content of the dead holder's file,
+and moves it to `.writer.json`. If that run dies in between, the next one takes over from it in the same way.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from typing import Any, Self
 from refocus_jax.runtime import processes
 
 BEAT_SECONDS = 2.0
-# How long the file of a holder on another machine may stay as it is until the holder is taken for dead.
+# A holder on another machine is considered dead if its file stays unchanged for this long.
 WATCH_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
 _FILE = ".writer.json"
@@ -36,16 +36,17 @@ class LeaseError(RuntimeError):
 
 
 class Lease:
-    """While it is entered, this run alone may write into a directory. All processes of the run must enter it.
+    """Context in which only this run may write into a directory. All processes of the run must enter it.
 
-    Process 0 holds it for all. Leases that are held are confirmed by what writes, see `confirm`.
+    Process 0 holds the lease for all of them. Code that writes confirms the lease first, see `confirm`.
 
     Args:
-      directory: made if missing; one that was made and has stayed empty is removed in the end.
-      mode: what the run does, for those who are refused.
+      directory: Made if missing. If it was made and is empty at the end, it is removed.
+      mode: The run's `--mode`, shown to runs that are refused.
 
     Raises:
-      LeaseError: another run holds it; it is named. OSError: the directory cannot be written.
+      LeaseError: Another run holds the lease; the message names it.
+      OSError: The directory cannot be written.
     """
 
     def __init__(self, directory: str | os.PathLike, mode: str):
@@ -64,19 +65,20 @@ class Lease:
         _held.remove(self)
         self._stop.set()
         self._beat.join()
-        with contextlib.suppress(OSError):  # a file that stays is that of a process that has ended
+        with contextlib.suppress(OSError):  # a file that remains names a process that has ended
             if self._is_own(_read(self._path)):
                 self._path.unlink()
             if self._made:
                 self._directory.rmdir()
 
     def confirm(self) -> None:
-        """Raises a LeaseError if the lease is no longer that of this run."""
+        """Raises a LeaseError if this run no longer holds the lease."""
         found = _read(self._path)
         if not self._is_own(found):
-            why = f"{found} has taken it over, as this one stood still" if found else f"{self._path} has been removed"
+            why = (f"{found} has taken it over, because this one did not respond" if found
+                   else f"{self._path} has been removed")
             raise LeaseError(f"this run may no longer write into {self._directory}, and stops: {why}. Give another "
-                             "directory, or start the same command again when nobody else writes there")
+                             "directory, or start the same command again when no other run writes there")
 
     def _is_own(self, found: "_Holder | None") -> bool:
         return found is not None and found.digest == self._digest
@@ -88,14 +90,14 @@ class Lease:
             while not self._try():
                 time.sleep(_LOOK_SECONDS)
         except OSError as error:
-            raise OSError(f"{self._directory} cannot be written ({error.strerror}); give a directory that can, or "
-                          "correct its permissions") from error
+            raise OSError(f"{self._directory} cannot be written ({error.strerror}); give a directory that can be "
+                          "written, or correct its permissions") from error
         _held.append(self)
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
         self._beat.start()
 
     def _try(self) -> bool:
-        """Takes the lease if it is free or its holder is dead; False if something has changed meanwhile."""
+        """Takes the lease if it is free or its holder is dead; returns False if something has changed meanwhile."""
         *dead, path = _succession(self._directory)
         before = _read(path)
         if before is None and dead:
@@ -115,7 +117,7 @@ class Lease:
                     raise
         except FileExistsError:
             return False
-        # Whoever looked before somebody else's succession was complete has created a file that succeeds nobody.
+        # If another run completed its takeover after this one looked, this run's file does not succeed any holder.
         own = self._is_own(_read(path))
         if not own or _succession(self._directory) != [*dead, path]:
             if own:
@@ -125,18 +127,18 @@ class Lease:
         for other in dead[1:]:
             other.unlink(missing_ok=True)
         if before is not None:
-            logging.warning("%s was held by %s, which is dead; this run goes on there.", self._directory, before)
+            logging.warning("%s was held by %s, which is dead; this run continues there.", self._directory, before)
         return True
 
     def _is_dead(self, path: Path, holder: "_Holder") -> bool:
-        """Whether the holder is dead. False if the file is that of another one meanwhile.
+        """Whether the holder is dead. False if the file belongs to another holder by now.
 
         Raises:
-          LeaseError: it is alive.
+          LeaseError: The holder is alive.
         """
         alive = holder.is_alive()
         if alive is None:
-            logging.warning("%s was last held by %s; watching for %.0f seconds whether it is alive.",
+            logging.warning("%s was last held by %s; watching for %.0f seconds to see whether it is alive.",
                             self._directory, holder, WATCH_SECONDS)
         until = time.monotonic() + WATCH_SECONDS
         while alive is None and time.monotonic() < until:
@@ -152,35 +154,36 @@ class Lease:
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a file system that is away may come back
+            with contextlib.suppress(OSError):  # a file system that is unavailable may come back
                 if not self._is_own(_read(self._path)):
-                    logging.error("%s has been taken over by another run; this one stops before it writes more.",
+                    logging.error("%s has been taken over by another run; this run stops before it writes again.",
                                   self._directory)
                     return
-                os.utime(self._path)  # needs no room
+                os.utime(self._path)  # works on a full disk too
 
 
 _held: list[Lease] = []
 
 
 def confirm() -> None:
-    """Must be called before something is written: raises a LeaseError if a lease of this process has been lost."""
+    """Raises a LeaseError if this process has lost one of its leases. Must be called before something is written."""
     for lease in _held:
         lease.confirm()
 
 
 class _Holder:
-    """What a lease file says.
+    """The holder that a lease file describes.
 
     Attributes:
-      digest: of its content, which never changes. touched: the time of the file, which does.
+      digest: Digest of the file's content, which never changes.
+      touched: Modification time of the file, which the holder keeps changing.
     """
 
     def __init__(self, content: bytes, touched: int):
         self.digest, self.touched = _digest(content), touched
         try:
             says = json.loads(content)
-        except ValueError:  # it is being written, or the machine went down
+        except ValueError:  # the file is being written, or the machine crashed
             says = None
         self._says: dict[str, Any] = says if isinstance(says, dict) else {}
 
@@ -191,20 +194,21 @@ class _Holder:
         return f"process {process} on {host} (--mode={mode}, since {since})"
 
     def successor(self, directory: Path) -> Path:
+        """The file that a run creates to take over from this holder."""
         return directory / f".writer.{self.digest}.json"
 
     def is_alive(self) -> bool | None:
-        """None where only watching can tell."""
+        """Whether the holder is alive; None if this can only be found out by watching its file."""
         here = _describe_self("")
         if here["machine"] is not None and here["machine"] == self._says.get("machine"):
             return _started(self._says.get("process")) == self._says.get("started")
-        # Slurm starts a job again when it has ended.
+        # Slurm restarts a job only after it has ended.
         again = here["slurm_job"] and here["slurm_job"] == self._says.get("slurm_job")
         return False if again and self._says["slurm_restarts"] < here["slurm_restarts"] else None
 
 
 def _succession(directory: Path) -> list[Path]:
-    """The file of the holder, after those of dead ones whose succession is not complete."""
+    """The lease file and the files of unfinished takeovers, in order; the last one is the current holder's."""
     path, found = directory / _FILE, []
     while True:
         found.append(path)
@@ -236,7 +240,7 @@ def _describe_self(mode: str) -> dict[str, Any]:
 
 
 def _machine() -> str | None:
-    """Names the processes that /proc shows: the machine since it was started, and the container. None without /proc."""
+    """Identifies the processes in /proc, by the machine's boot and the container; None without /proc."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink(_PROC / 'self/ns/pid')}"
@@ -245,10 +249,10 @@ def _machine() -> str | None:
 
 
 def _started(process: int | None) -> int | None:
-    """When a process of this machine was started, in ticks since the machine was; None if it has ended."""
+    """Start time of a process on this machine, in clock ticks since boot; None if it has ended."""
     try:
-        # The name of the program, in parentheses, may hold anything.
+        # The program's name, in parentheses, may contain any character.
         state, *fields = (_PROC / str(process) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if state in ("Z", "X") else int(fields[18])  # ended, and its parent has not asked yet
+    return None if state in ("Z", "X") else int(fields[18])  # ended, but its parent has not waited for it

@@ -1,7 +1,8 @@
-"""The device mesh and every sharding rule: nothing else in the package makes a mesh or a sharding.
+"""The device mesh and all sharding rules: nothing else in the package makes a mesh or a sharding.
 
-Two axes: examples are divided among all devices, parameters and optimizer state among those of the axis "fsdp" and
-repeated along "data". The models know nothing of it: `jax.jit` gathers each weight where it is used.
+The mesh has two axes, "data" and "fsdp". Examples are divided among all devices. Parameters and optimizer state are
+divided along "fsdp" and repeated along "data". The models do not know the mesh: `jax.jit` gathers each weight where it
+is used.
 """
 
 import itertools
@@ -15,33 +16,34 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 
-# Arrays of fewer numbers (16 kB) are whole on every device: gathering them would cost more time than they cost memory.
+# Arrays of fewer numbers (16 kB) stay whole on every device: gathering them would not be worth the memory saved.
 _MIN_SHARDED_SIZE = 4096
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1) -> Mesh:
-    """Arranges devices as (data, fsdp), devices of one host beside each other along "fsdp".
+    """Arranges devices as (data, fsdp), with devices of one host next to each other along "fsdp".
 
     Args:
-      devices: default: all devices of all processes.
-      data, fsdp: sizes of the axes; -1 for one of them takes the rest.
+      devices: Default: all devices of all processes.
+      data: Size of the axis "data"; -1 takes all devices that "fsdp" leaves.
+      fsdp: Size of the axis "fsdp"; -1 takes all devices that "data" leaves.
 
     Raises:
-      ValueError: the sizes do not make the number of devices.
+      ValueError: The product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(data, fsdp, len(devices))
-    # Axes that are no product of a TPU's physical ones (8 on 4x4x4) are allowed: neighbours where possible.
+    # Axes that are not products of a TPU's physical axes (8 on 4x4x4) are allowed: neighbours where possible.
     arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    # jax's default is Explicit, which puts shardings into the types of all arrays.
+    # jax's default, Explicit, makes the sharding a part of every array's type.
     return Mesh(arranged, (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2)
 
 
 def mesh_sizes(data: int, fsdp: int, num_devices: int) -> tuple[int, int]:
-    """The sizes of both axes, with -1 resolved.
+    """Returns the sizes of both axes, with -1 resolved.
 
     Raises:
-      ValueError: they do not make the number of devices.
+      ValueError: The product of the sizes is not the number of devices.
     """
     if data == fsdp == -1 or min(data, fsdp) < -1 or 0 in (data, fsdp):
         raise ValueError(f"mesh.data is {data} and mesh.fsdp is {fsdp}; give sizes of 1 or more, and -1 (the rest) for "
@@ -55,19 +57,19 @@ def mesh_sizes(data: int, fsdp: int, num_devices: int) -> tuple[int, int]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """The sharding with which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 is divided among all devices, the other axes are whole."""
+    """The sharding that divides axis 0 among all devices and leaves the other axes whole."""
     return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
 
 
 def parameter_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
-    """The one rule for parameters and optimizer state: the largest axis that "fsdp" divides is divided by it.
+    """The sharding of a parameter or optimizer state: "fsdp" divides the largest axis that it can divide evenly.
 
-    Of equal axes the last; arrays without such an axis, and small ones, are whole on every device.
+    Of equally large axes it divides the last. Arrays without such an axis, and small ones, are whole on every device.
     """
     size = mesh.shape[FSDP_AXIS]
     axes = [axis for axis, length in enumerate(shape) if length % size == 0]
@@ -78,19 +80,19 @@ def parameter_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
 
 
 def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
-    """`parameter_sharding` of every array or shape in a tree."""
+    """Applies `parameter_sharding` to every array or shape in a tree."""
     return jax.tree.map(lambda a: parameter_sharding(mesh, a.shape), tree)
 
 
 def abstract(tree: Any, sharding: Any) -> Any:
-    """The shapes and dtypes of a tree as `jax.ShapeDtypeStruct`s with one sharding, or with a tree of them."""
+    """Describes a tree's arrays as `jax.ShapeDtypeStruct`s, with one sharding for all or a tree of shardings."""
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda _: sharding, tree)
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, sharding)
 
 
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """`function`, which is to be jitted, told which mesh it runs on: `models.examples.keep_divided` asks for it."""
+    """Makes the mesh known inside `function`, which is to be jitted; `models.sharding.keep_divided` needs it."""
 
     def run(*args):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -103,15 +105,15 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Moves one batch onto the devices.
 
     Args:
-      mesh: from `make_mesh`.
-      batch: pytree of numpy arrays; axis 0 of each holds this process's share of the examples, the first process's
-        first.
+      mesh: From `make_mesh`.
+      batch: Pytree of numpy arrays; axis 0 of each holds this process's share of the examples, in order of the
+        processes.
 
     Returns:
-      The same pytree of jax arrays with the examples of all processes, sharded over axis 0.
+      The same pytree of jax arrays with the examples of all processes, sharded along axis 0.
 
     Raises:
-      ValueError: the examples of all processes cannot be divided evenly among the devices.
+      ValueError: The examples of all processes cannot be divided evenly among the devices.
     """
     sharding = batch_sharding(mesh)
 
@@ -128,11 +130,12 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def put_whole(tree: Any, sharding: Any) -> Any:
-    """Places arrays that every process holds, equal and whole.
+    """Places arrays on the devices that every process holds whole and with the same values.
 
     Args:
-      tree: pytree of numpy or jax arrays, typed keys too; what already lies as it shall is left there.
-      sharding: one for all, or a tree of them.
+      tree: Pytree of numpy or jax arrays, including typed random keys. Arrays that already have the wanted sharding
+        are left where they are.
+      sharding: One sharding for all arrays, or a tree of shardings.
     """
 
     def put(array, sharding):
@@ -150,10 +153,10 @@ def put_whole(tree: Any, sharding: Any) -> Any:
 
 
 def fetched(results: Iterable[Any]) -> Iterator[Any]:
-    """Trees of device arrays as numpy arrays, each fetched while the devices are at the next one.
+    """Yields trees of device arrays as numpy arrays, and fetches each while the devices compute the next.
 
     Args:
-      results: made when asked for, as by a generator that starts one computation after the other.
+      results: An iterable that starts a computation when it is asked for the next tree, such as a generator.
     """
     for result, _ in itertools.pairwise(itertools.chain(results, [None])):
         yield jax.device_get(result)

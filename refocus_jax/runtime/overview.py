@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step: devices, mesh, and the table of its parameters."""
+"""The overview that a run prints before its first step: devices, mesh, and a table of its parameters."""
 
 import sys
 from pathlib import Path
@@ -12,19 +12,22 @@ from refocus_jax.runtime.files import atomically
 
 
 def machine(mesh: jax.sharding.Mesh) -> str:
-    """Devices, processes and mesh in a line."""
+    """Describes devices, processes and mesh in one line."""
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     device = mesh.devices.flat[0]
     return f"{mesh.size} x {device.device_kind} in {jax.process_count()} process(es), mesh {axes}"
 
 
 def announce(name: str, params: Any, mesh: jax.sharding.Mesh, directory: str | Path) -> None:
-    """Prints the machine and the parameters of each network's parts, and writes all of them to parameters.txt.
+    """Prints the machine and the parameter counts of each network's parts, and writes a full table to parameters.txt.
 
-    Process 0 does, on standard error.
+    Only process 0 prints, to standard error, and writes.
 
     Args:
-      params: nested dictionaries of arrays or shapes.
+      name: Name of the stage, printed first.
+      params: Nested dictionaries of arrays or shapes.
+      mesh: The device mesh.
+      directory: Where parameters.txt is written.
     """
     if jax.process_index():
         return
@@ -36,7 +39,7 @@ def announce(name: str, params: Any, mesh: jax.sharding.Mesh, directory: str | P
 
 
 def _summed(params: Any) -> Any:
-    """The tree cut off below its second level, with the number of parameters below as shape."""
+    """Cuts a tree off below its second level; each leaf's shape is the number of parameters below it."""
     sizes: dict[tuple[str, ...], Any] = {}
     for path, leaf in flatten_dict(params).items():
         counted = sizes.get(path[:2])

@@ -1,4 +1,4 @@
-"""SIGTERM as a wish: machines that are taken away send it some seconds or minutes before."""
+"""Handles SIGTERM, which schedulers send shortly before preempting a machine."""
 
 import os
 import signal
@@ -12,21 +12,21 @@ EXIT_CODE = os.EX_TEMPFAIL  # 75, "try again": what a preempted run exits with
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and has saved its state."""
+    """The run was asked to stop and has saved its state."""
 
 
 class Preemption:
-    """While it is entered, SIGTERM makes `requested` True instead of ending the process.
+    """Context in which SIGTERM makes `requested` return True instead of ending the process.
 
-    Where several processes train together the signal may reach any of them, at any step of its own: jax's service for
-    that finds the step after which all of them stop. Outside the main thread, where Python allows no signal handlers,
-    nothing is changed.
+    If several processes train together, the signal may reach any of them, each at another step. jax's preemption
+    service then finds the step after which all of them stop. Outside the main thread, where Python allows no signal
+    handlers, SIGTERM keeps its usual effect.
     """
 
     _asked = False
 
     def requested(self, step: int) -> bool:
-        """Whether to save and stop now. Must be asked once per step, by all processes."""
+        """Whether to save and stop now. All processes must call this once per step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked

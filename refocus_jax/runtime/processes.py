@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they find each other, agree, and notice that one is gone."""
+"""Several processes that train one model: how they connect, agree, and notice that one has died."""
 
 import contextlib
 import glob
@@ -16,24 +16,28 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# How long a process may be silent until the others give up and exit. Collectives on the way to a process that is gone
-# may fail earlier.
+# If a process is silent for this long, the others give up and exit. Collective operations with a dead process may fail
+# earlier.
 HEARTBEAT_SECONDS = 60
-# How often one that waits for the others to start says so.
+# A process that waits for the others to start says so at this interval.
 SAY_SECONDS = 10.0
 
 
 def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
                heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
-    """Joins the other processes, if there are any. Must come before anything else asks jax for a device.
+    """Connects to the other processes, if there are any. Must be called before anything else asks jax for a device.
+
+    Give all of the first three arguments or none. Without them, the processes of a Slurm step with several tasks and
+    of a TPU pod find each other; anywhere else this is the only process.
 
     Args:
-      coordinator: "HOST:PORT" of process 0; with it num_processes and process_id. Without, processes are found under
-        Slurm (a step of several tasks) and on TPU pods; anywhere else this is the only one.
-      heartbeat_seconds: one that is silent for so long is taken for dead, and the others exit with an error.
+      coordinator: "HOST:PORT" of process 0.
+      num_processes: Number of processes.
+      process_id: Number of this process, from 0.
+      heartbeat_seconds: A process that is silent for this long is considered dead, and the others exit with an error.
 
     Raises:
-      ValueError: the three do not fit each other.
+      ValueError: Some of the first three arguments are missing, or one is invalid.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if any(value is not None for value in given.values()):
@@ -41,6 +45,7 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
             raise ValueError(f"{', '.join(missing)} not given; several processes need --coordinator=HOST:PORT of "
                              "process 0, --num_processes and --process_id (from 0), or none of them under Slurm and on "
                              "TPU pods")
+        assert coordinator is not None and num_processes is not None and process_id is not None
         if not 0 <= process_id < num_processes:
             raise ValueError(f"--process_id is {process_id} of --num_processes {num_processes}; give 0 to "
                              f"{num_processes - 1}")
@@ -53,6 +58,7 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
     if coordinator and process_id:
         waits_for = f"process {process_id} of {num_processes} waits for process 0 at {coordinator}"
     elif coordinator:
+        assert num_processes is not None
         waits_for = f"process 0 waits at {coordinator} for the other {num_processes - 1}"
     else:
         waits_for = "waiting for the other processes that Slurm or the TPU pod has started"
@@ -62,13 +68,13 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
 
 @contextlib.contextmanager
 def _saying(waits_for: str) -> Iterator[None]:
-    """Says what is waited for in the block, every ten seconds."""
+    """Logs every ten seconds what the block is waiting for."""
     done, began = threading.Event(), time.monotonic()
 
     def say() -> None:
         while not done.wait(SAY_SECONDS):
-            logging.warning("%s, for %.0f seconds so far. Look whether all of them run, and whether their machines "
-                            "reach each other.", waits_for, time.monotonic() - began)
+            logging.warning("%s, for %.0f seconds so far. Check that all of them are running and that their machines "
+                            "can reach each other.", waits_for, time.monotonic() - began)
 
     threading.Thread(target=say, daemon=True).start()
     try:
@@ -83,7 +89,7 @@ def _found_by_jax() -> bool:
         return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
     if hosts := os.environ.get("TPU_WORKER_HOSTNAMES"):
         return "," in hosts
-    # A TPU machine of Google Cloud tells jax about its pod; Colab's TPU has no one to ask.
+    # A TPU machine of Google Cloud has a metadata server that tells jax about its pod; Colab's TPU has none.
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
     return bool(chips and importlib.util.find_spec("libtpu")) and "COLAB_RELEASE_TAG" not in os.environ
 
@@ -95,19 +101,19 @@ def check_same(name: str, value: str) -> None:
     differing = np.flatnonzero((digests != digests[0]).any(axis=1))
     if len(differing):
         raise ValueError(f"{name} is not the same in process 0 and in {', '.join(map(str, differing))}. Here it is "
-                         f"{value[:500]}. All processes must see the same files: look at the machine that cannot read "
-                         "some of them")
+                         f"{value[:500]}. All processes must see the same files: check which machine cannot read some "
+                         "of them")
 
 
 def agree(value: int) -> int:
-    """Process 0's value, on all processes."""
+    """Returns process 0's value on all processes."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """What a function returns in process 0, which alone calls it, on all processes. It must be JSON's.
+    """Calls a function in process 0 only, and returns its result, which must be JSON values, on all processes.
 
-    What it raises ends all processes: the others raise the same message.
+    If the function raises an error, process 0 raises it and the others raise a RuntimeError with the same message.
     """
     if jax.process_count() == 1:
         return function()
@@ -125,13 +131,14 @@ def from_first(function: Callable[[], Any]) -> Any:
 
 
 def gather(rows: Any) -> Any:
-    """The rows of all processes, the first process's first: a tree of numpy arrays with equally many rows in each.
+    """Gathers rows from all processes, in order of the processes.
 
-    64-bit numbers are cut to 32 bits, as jax does.
+    Args:
+      rows: A tree of numpy arrays, with the same number of rows in every process. jax cuts 64-bit numbers to 32 bits.
     """
     return multihost_utils.process_allgather(rows, tiled=True) if jax.process_count() > 1 else rows
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes have come here."""
+    """Waits until all processes have reached this point."""
     multihost_utils.sync_global_devices(name)

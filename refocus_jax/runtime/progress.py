@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines in a log."""
+"""Progress display of a run: a bar on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -11,16 +11,16 @@ from tqdm import tqdm
 class Progress:
     """Shows step, values, rate and remaining time; only process 0 shows anything.
 
-    On a terminal this is one moving bar. Elsewhere it is a line like
+    On a terminal it shows one moving bar. Elsewhere it prints a line like
     `tokenizer 120/800  loss=0.123  4.1 steps/s  2:45 left` whenever `interval_seconds` have passed since the
-    one before, and one for the last step. The rate is that since the line before.
+    previous line, and for the last step. The rate is measured since the previous line.
 
     Args:
-      total: the last step.
-      initial: the step that the run starts or resumes from.
-      description: name of the stage.
-      stream: where to write (default: standard error).
-      interval_seconds: between lines; a bar moves as it likes.
+      total: The last step.
+      initial: The step that the run starts or resumes from.
+      description: Name of the stage.
+      stream: Where to write (default: standard error).
+      interval_seconds: Time between lines; a bar sets its own pace.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Progress:
         self._shown_step, self._shown_time = step, now
 
     def close(self) -> None:
+        """Ends the bar, if there is one."""
         if self._bar is not None:
             self._bar.close()
 

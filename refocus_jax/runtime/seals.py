@@ -1,6 +1,7 @@
-"""Seals: what is written with a state to tell, when it is read, whether every bit is as it was saved.
+"""Seals: checksums that are saved with a state and show, when it is read, whether every bit is as it was saved.
 
-The checksums of arrays are computed where these lie: a state of many gigabytes is neither fetched nor read again.
+The checksums are computed on the devices that hold the arrays, so a state of many gigabytes is neither fetched nor read
+again.
 """
 
 import hashlib
@@ -16,17 +17,20 @@ import numpy as np
 
 
 def seal(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, shape and type and checksum of every array, and a digest of all this, for JSON."""
+    """Returns a record, every array's shape, type and checksum, and a digest of all this, as JSON values."""
     described = {name: (_shape_and_type(arrays[name]), digest) for name, digest in checksums(arrays).items()}
     sealed = json.loads(json.dumps({"record": dict(record), "arrays": described}))  # as it will be read
     return sealed | {"digest": _digest(sealed)}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `seal` returned, but for the digest, from the file that it was written to.
+    """Reads what `seal` returned, without the digest, from a file.
 
     Raises:
-      ValueError, KeyError, AttributeError: the file is not as it was written. OSError: it cannot be read.
+      ValueError: The file is not as it was written.
+      KeyError: The same.
+      AttributeError: The same.
+      OSError: The file cannot be read.
     """
     sealed = json.loads(path.read_text())
     if sealed.pop("digest") != _digest(sealed):
@@ -35,10 +39,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def misfits(sealed: Mapping[str, Any], wanted: Mapping[str, Any], partial: bool) -> list[str]:
-    """What differs between the names, shapes and types of sealed arrays and of those that are wanted, in words.
+    """Describes how sealed arrays differ from the wanted ones in names, shapes and types, one line per difference.
 
     Args:
-      partial: those that are not wanted do not matter.
+      sealed: From `read`.
+      wanted: Arrays, or their shapes and types, by name.
+      partial: Sealed arrays that are not wanted do not count as a difference.
     """
     saved, problems = sealed["arrays"], []
     for name in sorted(wanted.keys() | saved.keys()):
@@ -52,26 +58,27 @@ def misfits(sealed: Mapping[str, Any], wanted: Mapping[str, Any], partial: bool)
 
 
 def changed(sealed: Mapping[str, Any], arrays: Mapping[str, Any]) -> list[str]:
-    """Names of arrays that are not what was sealed."""
+    """Returns the names of arrays whose checksums differ from the sealed ones."""
     return [name for name, digest in checksums(arrays).items() if digest != sealed["arrays"][name][1]]
 
 
 def checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """64 bits of each array, in hexadecimal: they depend on every bit and its place, not on how it is divided.
+    """Computes a checksum of 64 bits, in hexadecimal, of each array.
 
-    Equal on all devices, machines and numbers of processes, all of which must call. One changed number always changes
-    the checksum; arrays that differ in more have the same one with a probability of 2^-64.
+    It depends on every bit and its position, but not on how the array is divided: it is the same on all devices,
+    machines and numbers of processes. All processes must call this. If one number changes, the checksum always changes;
+    arrays that differ in several numbers have the same checksum with a probability of 2^-64.
 
     Args:
-      arrays: of jax or numpy, of numbers of at most 32 bits. They may be donated as soon as this returns.
+      arrays: jax or numpy arrays of numbers of at most 32 bits. They may be donated as soon as this returns.
     """
-    found = {name: _sums(array) for name, array in arrays.items()}  # all are under way before the first is fetched
+    found = {name: _sums(array) for name, array in arrays.items()}  # all are started before the first is fetched
     return {name: "".join(f"{int(part):08x}" for part in parts) for name, parts in jax.device_get(found).items()}
 
 
 @jax.jit
 def _sums(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two sums over all numbers of hashes of their bits and of their place: sums, as the order must not matter."""
+    """Hashes each number's bits and position and adds up the hashes twice: in sums the order does not matter."""
     bits = array if array.dtype == bool else jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
     place = jnp.zeros(array.shape, jnp.uint32)
     for axis in range(array.ndim):
@@ -82,7 +89,7 @@ def _sums(array: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _mix(words: jax.Array) -> jax.Array:
-    """MurmurHash3's last step: one to one on 32 bits, and every bit of the result depends on all of the word."""
+    """The last step of MurmurHash3: one-to-one on 32 bits, and each bit of the result depends on the whole word."""
     words = (words ^ words >> 16) * np.uint32(0x85EBCA6B)
     words = (words ^ words >> 13) * np.uint32(0xC2B2AE35)
     return words ^ words >> 16

@@ -1,4 +1,4 @@
-"""Metrics, pictures and reports of a run, as files and for TensorBoard: only this file knows how."""
+"""Writes metrics, pictures and reports of a run as files and for TensorBoard, and reads metrics again."""
 
 import contextlib
 import json
@@ -22,21 +22,22 @@ from refocus_jax.runtime.files import atomically, valid, write_json, writing
 
 
 class Writer:
-    """Writes into one directory: each training stage has its own.
+    """Writes into the directory of one training stage.
 
-    `metrics.jsonl` holds one JSON object per line. JSON has no number for nan and the infinities: they are
-    the strings "nan", "inf" and "-inf", which Python's `float` reads. All other files appear complete or not
-    at all. Only process 0 writes; the others may call every method.
+    `metrics.jsonl` holds one JSON object per line. JSON has no numbers for NaN and the infinities, so they are
+    written as the strings "nan", "inf" and "-inf", which Python's `float` reads. All other files appear complete or
+    not at all. Only process 0 writes; the others may call every method.
 
-    What cannot be written raises an OSError that names the path, except pictures: a run goes on without them.
+    If a file cannot be written, an OSError names its path. Pictures are an exception: a run continues without them.
 
     Args:
-      directory: made if missing.
-      resume_step: drops the scalars of later steps, which the resumed run will write again.
-        -1 drops all, None drops none.
+      directory: Made if missing.
+      resume_step: Drops the scalars of later steps, which the resumed run will write again. -1 drops all, None
+        drops none.
 
     Raises:
-      ValueError: a line of metrics.jsonl, not the last, is damaged.
+      ValueError: A line of metrics.jsonl other than the last is damaged.
+      OSError: The directory cannot be written.
     """
 
     def __init__(self, directory: str | os.PathLike, *, resume_step: int | None = None):
@@ -50,18 +51,18 @@ class Writer:
         with writing(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
             self._metrics = self._path.open("a", encoding="utf-8")
-            # The synchronous part of tensorboardX: its SummaryWriter's thread may hold back, and lose in a kill,
-            # scalars of steps that a checkpoint has, and that are never written again.
+            # The synchronous part of tensorboardX. The thread of its SummaryWriter may still hold scalars when the run
+            # is killed. They would be lost if a checkpoint covers their steps, because these are not run again.
             self._events = EventsWriter(str(self._directory / "events"))
             if resume_step is not None:
-                start = SessionLog(status=SessionLog.START)  # makes TensorBoard forget the steps that come again
+                start = SessionLog(status=SessionLog.START)  # TensorBoard drops the later steps
                 self._add_event(resume_step + 1, session_log=start)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line `{"step": ..., "time": seconds since 1970, name: value, ...}`, readable at once.
+        """Appends one line `{"step": ..., "time": seconds since 1970, name: value, ...}` and flushes the file.
 
         Raises:
-          ValueError: a value is named "step" or "time".
+          ValueError: A value is named "step" or "time".
         """
         if not self._active:
             return
@@ -76,15 +77,15 @@ class Writer:
             self._add_event(step, summary=Summary(value=parts))
 
     def image(self, step: int, name: str, image_hwc: np.ndarray) -> None:
-        """Writes `pictures/NAME.png` over that of an earlier step; TensorBoard keeps all steps.
+        """Writes `pictures/NAME.png`, replacing that of an earlier step; TensorBoard keeps all steps.
 
         Args:
-          step: for TensorBoard.
-          name: may contain "/".
+          step: Shown by TensorBoard.
+          name: May contain "/".
           image_hwc: uint8, 3 channels.
 
         Raises:
-          ValueError: not such an image.
+          ValueError: The image has another type or shape.
         """
         if not self._active:
             return
@@ -94,15 +95,15 @@ class Writer:
             self._add_event(step, summary=summary.image(name, image_hwc, dataformats="HWC"))
 
     def animation(self, name: str, frames: Sequence[np.ndarray], milliseconds: int) -> None:
-        """Writes `pictures/NAME.gif`, which repeats for ever.
+        """Writes `pictures/NAME.gif`, which repeats forever.
 
         Args:
-          name: may contain "/".
-          frames: images as for `image`, of one size.
-          milliseconds: how long each frame is shown; GIF counts in tens of them.
+          name: May contain "/".
+          frames: Images as for `image`, all of one size.
+          milliseconds: How long each frame is shown; GIF stores tens of milliseconds.
 
         Raises:
-          ValueError: there are no frames, or not such images.
+          ValueError: There are no frames, or an image has another type or shape.
         """
         if not self._active:
             return
@@ -119,12 +120,12 @@ class Writer:
 
     @contextlib.contextmanager
     def _doing_without(self) -> Iterator[None]:
-        """A picture that cannot be written is worth a warning, once."""
+        """Turns the OSError of a picture that cannot be written into a warning, given once."""
         try:
             yield
         except OSError as error:
             if not self._picture_failed:
-                logging.warning("%s. Training goes on without this picture, and others that cannot be written.", error)
+                logging.warning("%s. The run continues without this picture and others that cannot be written.", error)
             self._picture_failed = True
 
     def _add_event(self, step: int, **content) -> None:
@@ -132,8 +133,9 @@ class Writer:
         self._events.flush()
 
     def close(self) -> None:
+        """Closes the files."""
         if self._active:
-            with contextlib.suppress(OSError):  # what could not be written has been said
+            with contextlib.suppress(OSError):  # an error in writing has already been raised
                 self._metrics.close()
             with contextlib.suppress(OSError):
                 self._events.close()
@@ -146,18 +148,24 @@ class Writer:
 
 
 class MetricsLine(NamedTuple):
-    """A line of metrics.jsonl: its bytes with the line break, and its numbers by name, "step" and "time" too."""
+    """A line of metrics.jsonl.
+
+    Attributes:
+      raw: Its bytes with the line break.
+      values: Its numbers by name, including "step" and "time".
+    """
 
     raw: bytes
     values: dict[str, float]
 
 
 def read_metrics(path: Path) -> list[MetricsLine]:
-    """The lines of a metrics.jsonl. A last one that a crash has cut off or damaged, or that is being written, is not
-    among them.
+    """Reads the lines of a metrics.jsonl, except a last line that is damaged or incomplete.
+
+    A crash may have cut off the last line, or it may be in the middle of being written.
 
     Raises:
-      ValueError: another line is damaged.
+      ValueError: Another line is damaged.
     """
     found, lines = [], path.read_bytes().splitlines()
     for number, raw in enumerate(lines, 1):
@@ -174,7 +182,7 @@ def read_metrics(path: Path) -> list[MetricsLine]:
 
 
 def _drop_lines(metrics: Path, last_step: float) -> None:
-    """Drops the lines of steps after `last_step`, and a last line that is damaged."""
+    """Removes the lines of steps after `last_step`, and the last line if it is damaged."""
     kept = [line.raw for line in read_metrics(metrics) if line.values["step"] <= last_step]
     with atomically(metrics) as path:
         path.write_bytes(b"".join(kept))
@@ -184,6 +192,6 @@ def _picture(image_hwc: np.ndarray) -> Image.Image:
     if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[-1] != 3:
         raise ValueError(
             f"A picture must be uint8 of shape (height, width, 3), got {image_hwc.dtype} {image_hwc.shape}. "
-            "Convert it before it is written."
+            "Convert it before you write it."
         )
     return Image.fromarray(image_hwc)

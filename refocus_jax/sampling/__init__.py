@@ -1,1 +1,1 @@
-"""The autoregressive loop as pure functions: filters, guidance and cached decoding."""
+"""Sampling from the generator, as pure functions: cached decoding, guidance, logit filters and editing."""

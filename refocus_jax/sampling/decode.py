@@ -1,4 +1,4 @@
-"""Sampling, scale by scale, with cached keys and values: VAR's sampler at VAR's cost."""
+"""Autoregressive sampling, scale by scale, with cached keys and values: VAR's sampler at VAR's cost."""
 
 import dataclasses
 import math
@@ -17,17 +17,18 @@ from refocus_jax.sampling import filters
 
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are drawn.
+    """How tokens are drawn. The defaults are VAR's.
 
     Attributes:
-      cfg: guidance at the last scale, >= 0, as VAR counts it: 0 is unguided and costs half. At scale k = 0 ... K - 1,
-      t = cfg k / (K - 1) makes logits (1 + t) conditional - t unconditional. Where 1 means unguided, as for
-      DiT, that is a scale of 1 + t: a ramp from 1 to 1 + cfg.
-      top_k, top_p: filters, 0 is off; the defaults are VAR's.
-      smooth: feed back a mixture of codes instead of one (pictures, not FID).
+      cfg: Strength t of classifier-free guidance at the last scale, >= 0, in VAR's convention: 0 is unguided and costs
+        half. Scale k = 0 ... K - 1 uses t = cfg k / (K - 1) and the logits (1 + t) conditional - t unconditional. In
+        the convention where 1 means unguided (DiT), this is a scale of 1 + t: a ramp from 1 to 1 + cfg.
+      top_k: Keeps the k most likely tokens; 0 is off.
+      top_p: Keeps the smallest set of tokens with at least this probability, 0 to 1; 0 is off.
+      smooth: Feeds back a mixture of codes instead of a single code. Meant for pictures, not for FID.
 
     Raises:
-      ValueError: a number out of its range.
+      ValueError: A number is out of its range.
     """
 
     cfg: float = 1.5
@@ -45,31 +46,43 @@ class SamplingSettings:
 
 
 class Sample(NamedTuple):
-    """tokens: K maps (b, p_k, p_k) int32. f_hat: the cumulative latents after each scale, K of (b, p_K, p_K, c)."""
+    """The tokens and latents of a batch of samples.
+
+    Attributes:
+      tokens: K token maps, (b, p_k, p_k) int32.
+      f_hat: The cumulative latents after each scale, K arrays of (b, p_K, p_K, c).
+    """
 
     tokens: list[jax.Array]
     f_hat: list[jax.Array]
 
 
 class Cache(NamedTuple):
-    """Keys and values of some layers and all scales, preallocated: (layers, b, n, L, h) each."""
+    """Keys and values of some layers at all scales, preallocated.
+
+    Attributes:
+      keys: (layers, b, n, L, h): n heads, L tokens of all scales, h numbers per head.
+      values: The same shape.
+    """
 
     keys: jax.Array
     values: jax.Array
 
 
 def init_caches(network: Transformer, batch: int, layers: tuple[Any, ...] | None = None) -> list[Cache]:
-    """One cache for all stacked blocks, or one for each of `layers`."""
+    """Makes one cache for all stacked blocks or, if `layers` are given, one cache for each of them."""
     head_dim = network.width // network.num_heads
     shape = (network.depth if layers is None else 1, batch, network.num_heads, network.offsets[-1], head_dim)
     return [Cache(jnp.zeros(shape, network.dtype), jnp.zeros(shape, network.dtype)) for _ in layers or (None,)]
 
 
 def sample_keys(seed: int | jax.Array, labels_b: jax.Array, start: int | jax.Array = 0) -> jax.Array:
-    """One key per sample, of its seed, its number and its label alone, whatever the batch.
+    """Makes one random key per sample, from the seed, the sample's number and its label, whatever the batch.
 
     Args:
-      seed: in [0, 2**32). start: the number of the first sample among all of the seed; the others count up from it.
+      seed: In [0, 2**32).
+      labels_b: int32 classes.
+      start: Number of the batch's first sample among all samples of the seed; the others count up from it.
     """
     key = jax.random.key(jnp.asarray(seed, jnp.uint32))
     numbers_b = jnp.asarray(start, jnp.uint32) + jnp.arange(labels_b.shape[0], dtype=jnp.uint32)
@@ -78,14 +91,14 @@ def sample_keys(seed: int | jax.Array, labels_b: jax.Array, start: int | jax.Arr
 
 
 def unstack(params: Any) -> tuple[Any, ...]:
-    """The blocks of a transformer's parameters, one tree each, for `sample`'s `layers`. Not under jit: it copies."""
+    """Splits stacked transformer blocks into one tree each, for `sample`'s `layers`. Not for use in jit: it copies."""
     depth = len(jax.tree.leaves(params["blocks"])[0])
     return tuple(jax.tree.map(operator.itemgetter(i), params["blocks"]) for i in range(depth))
 
 
 def decode_scale(student: Bound, layers, x_bld: jax.Array, modulations: jax.Array, caches: list[Cache],
                  scale: int) -> tuple[jax.Array, list[Cache]]:
-    """Runs the tokens of one scale through all blocks; writes their keys and values into the caches (`init_caches`)."""
+    """Runs one scale's tokens through all blocks and writes their keys and values into the caches (`init_caches`)."""
     network = student.module
     start, stop = network.offsets[scale], network.offsets[scale + 1]
 
@@ -119,17 +132,22 @@ def sample(student: Bound, quantizer: Bound, labels_b: jax.Array, keys_b: jax.Ar
     """Draws images of the given classes.
 
     Args:
-      student: a `Transformer`. quantizer: the `MultiScaleQuantizer` of the structure tokenizer.
-      labels_b: int32 classes. keys_b: one key per sample, see `sample_keys`. settings: static.
-      replace: replace(scale, f_hat before it, drawn token map (b, p, p)) gives the token map to go on with (editing).
-      layers: the blocks once more, from `unstack`, for CPUs: there a loop over stacked blocks copies the weights of
-      each before it uses them, at every scale. Without, programs are smaller and compile sooner.
+      student: A bound `Transformer`.
+      quantizer: The bound `MultiScaleQuantizer` of the structure tokenizer.
+      labels_b: int32 classes.
+      keys_b: One random key per sample, from `sample_keys`.
+      settings: How tokens are drawn; static under jit.
+      replace: For editing: replace(scale, f_hat before this scale, drawn token map (b, p, p)) returns the token map
+        to continue with.
+      layers: The blocks a second time, one tree each, from `unstack`. They make sampling faster on CPUs, where a loop
+        over stacked blocks copies each block's weights before it uses them, at every scale. Without them the program
+        is smaller and compiles faster.
     """
     network, guided = student.module, settings.cfg > 0
     num_scales, batch = len(network.grid_sizes), labels_b.shape[0]
     null = jnp.full_like(labels_b, network.num_classes)
-    # With and without its class, a sample goes through the network twice, side by side in one batch: as two halves,
-    # devices that share the batch would have to exchange them.
+    # Under guidance each sample goes through the network twice, with and without its class, in adjacent rows of one
+    # batch. If the batch consisted of two halves instead, devices that share the batch would have to exchange them.
     network_labels = jnp.stack([labels_b, null], axis=1).reshape(-1) if guided else labels_b
 
     def conditional(array):

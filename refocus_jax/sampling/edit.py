@@ -1,7 +1,8 @@
 """In-painting, out-painting and class-conditional editing, by token replacement at every scale.
 
-What is hidden is unknown: nothing here depends on the pixels under the mask. `fill` puts known pixels in their place
-before anything else looks at the image. Why with the nearest ones, and which tokens are drawn: docs/how_to/editing.md.
+Hidden pixels are unknown: nothing here depends on the pixels under the mask. `fill` replaces them by known pixels
+before anything else reads the image. docs/how_to/editing.md explains why it takes the nearest ones, and which tokens
+are drawn.
 """
 
 from collections.abc import Sequence
@@ -17,14 +18,14 @@ from refocus_jax.focus.resample import resize
 from refocus_jax.models.bound import Bound
 from refocus_jax.sampling import decode
 
-MAX_HIDDEN = 0.6  # share of what a coarse token sees, if the token is to be kept; half of an image is not a tie
+MAX_HIDDEN = 0.6  # of the area that a kept coarse token sees; above 1/2, so that an image hidden by half keeps them
 
 
 def fill(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
-    """An image with each hidden pixel (mask True) replaced by the nearest known one; zeros if none is known.
+    """Replaces each hidden pixel (mask True) by the nearest known pixel, or by zero if none is known.
 
-    So a hole has the colours and the contrast of what surrounds it. Encoders, which normalize over the whole image,
-    need both: next to a smooth hole more tokens change.
+    This gives a hole the colours and the contrast of its surroundings. Encoders need both, because they normalize over
+    the whole image: around a smoothly filled hole more tokens change.
     """
     known = np.where(mask_hw[..., None], 0, image_hwc)
     rows, columns = ndimage.distance_transform_edt(mask_hw, return_distances=False, return_indices=True)
@@ -32,15 +33,20 @@ def fill(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
 
 
 def token_masks(mask_bhw: jax.Array, optics: Pyramid, pyramid: str) -> list[jax.Array]:
-    """Which tokens are drawn, (b, p_k, p_k) bool per scale, for a mask of pixels: True is painted anew.
+    """Decides which tokens are drawn, given a mask of the pixels to paint.
 
-    The mask goes the way of the image, through the same blur and reduction, which tells how much of what a token sees
-    is hidden. A coarse token is kept unless that is most of it: kept tokens tie the painted part to its surroundings,
-    and where they describe a filled hole it has their colours. At the last scale, which images are decoded from, one
-    hidden pixel in its cell is enough to draw a token.
+    The mask goes through the same blur and reduction as the image, which gives the hidden share of the area that each
+    token sees. A coarse token is kept unless most of that area is hidden: kept tokens match the painted part to its
+    surroundings, and where they describe a filled hole, the hole has the colours of the surroundings. At the last
+    scale, from which images are decoded, a token is drawn if a single pixel of its cell is hidden.
 
     Args:
-      optics, pyramid: of the tokenizer; of a `var` pyramid all tokens see the image itself.
+      mask_bhw: True where the image is painted again.
+      optics: The tokenizer's focus pyramid.
+      pyramid: The tokenizer's kind of pyramid; in a `var` pyramid all tokens see the image itself.
+
+    Returns:
+      One bool array per scale, (b, p_k, p_k), True where a token is drawn.
     """
     hidden = mask_bhw.astype(jnp.float32)[..., None]
     shares = []
@@ -53,18 +59,24 @@ def token_masks(mask_bhw: jax.Array, optics: Pyramid, pyramid: str) -> list[jax.
 def edit(student: Bound, quantizer: Bound, latents: Sequence[jax.Array], drawn_bpp: Sequence[jax.Array],
          labels_b: jax.Array, keys_b: jax.Array, settings: decode.SamplingSettings, *,
          layers: tuple[Any, ...] | None = None) -> decode.Sample:
-    """Draws some tokens of images as those of the given classes; the others say what the images say.
+    """Draws some tokens of images for the given classes and keeps the images' own tokens elsewhere.
 
-    A residual pyramid's own tokens are those that the tokenizer chooses after what has been drawn so far: they make up
-    for coarser tokens that were drawn, so that what is known comes out as it is. They depend on what was painted, as
-    they must, and not on what was hidden. If nothing is drawn all tokens are the image's own.
+    In a residual pyramid, an image's own tokens are the ones that the tokenizer chooses given the tokens so far. They
+    compensate for coarser tokens that were drawn, so that the known part of the image is reproduced. They necessarily
+    depend on what was painted, but not on what was hidden. If nothing is drawn, all tokens are the image's own.
 
     Args:
-      latents: z_1 ... z_K of the images after `fill`, (b, p_k, p_k, c). drawn_bpp: from `token_masks`, True is drawn.
-      The others as in `decode.sample`.
+      student: A bound `Transformer`.
+      quantizer: The bound `MultiScaleQuantizer` of the structure tokenizer.
+      latents: z_1 ... z_K of the images after `fill`, (b, p_k, p_k, c).
+      drawn_bpp: From `token_masks`, True where a token is drawn.
+      labels_b: int32 classes.
+      keys_b: One random key per image, from `decode.sample_keys`.
+      settings: How tokens are drawn; static under jit.
+      layers: The blocks from `decode.unstack`, which make sampling faster on CPUs, see `decode.sample`.
 
     Raises:
-      ValueError: smoothing, which feeds back no tokens.
+      ValueError: `settings.smooth` is True; smoothing feeds back mixtures, not tokens.
     """
     if settings.smooth:
         raise ValueError("sampling.smooth is True, but editing replaces tokens, which smoothing does not feed back; "

@@ -1,27 +1,33 @@
-"""What happens to logits before a token is drawn: guidance, top-k, top-p, and VAR's optional smoothing."""
+"""Changes to the logits before a token is drawn: guidance, top-k, top-p, and VAR's optional smoothing."""
 
 import jax
 import jax.numpy as jnp
 
 
 def guidance_scale(cfg: float, scale: int, num_scales: int) -> float:
-    """Strength of classifier-free guidance at `scale`: a ramp from 0 at the first scale to `cfg` at the last."""
+    """Strength of classifier-free guidance at `scale`: it rises linearly from 0 at the first to `cfg` at the last."""
     return cfg * scale / (num_scales - 1)
 
 
 def guide(conditional: jax.Array, unconditional: jax.Array, strength: float) -> jax.Array:
-    """(1 + t) conditional - t unconditional."""
+    """Guided logits, (1 + strength) conditional - strength unconditional."""
     return (1 + strength) * conditional - strength * unconditional
 
 
 def filter_logits(logits_blv: jax.Array, top_k: int = 0, top_p: float = 0.0) -> jax.Array:
-    """Sets logits to -inf outside the top k, then outside the smallest set of what is left with probability >= top_p.
+    """Sets the logits of unlikely tokens to -inf, first by top-k, then by top-p.
 
-    All logits equal to the k-th, or to the last that top_p keeps, stay, and so does the most likely token; 0 switches
-    a filter off, as top_p = 1 and top_k >= V do.
+    Top-k keeps the k largest logits. Of these, top-p keeps the smallest set whose probability among them is at
+    least top_p. All logits equal to the k-th, or to the last that top-p keeps, also stay. The most likely token always
+    stays.
+
+    Args:
+      logits_blv: float32, V tokens on the last axis.
+      top_k: 0, or V and more, switches the filter off.
+      top_p: 0 or 1 switches the filter off.
 
     Raises:
-      ValueError: a negative top_k, or top_p outside [0, 1].
+      ValueError: top_k is negative, or top_p is outside [0, 1].
     """
     vocab_size = logits_blv.shape[-1]
     if top_k < 0:
@@ -36,14 +42,14 @@ def filter_logits(logits_blv: jax.Array, top_k: int = 0, top_p: float = 0.0) -> 
 
 
 def _keep_above(logits_blv: jax.Array, weights_blv: jax.Array, limit: float) -> jax.Array:
-    """-inf below the smallest value t for which the logits greater than t weigh less than `limit` together.
+    """Sets logits below t to -inf: t is the smallest value such that the logits > t have a total weight < `limit`.
 
-    With weights of one that is the k-th logit, with probabilities the last that top-p keeps. t is sought bit by bit
-    among all float32 numbers: 32 passes instead of a sort, which on a CPU takes a quarter of a sample's time (there
-    `lax.top_k` sorts too).
+    With weights of one, t is the k-th logit; with probabilities, the last that top-p keeps. A bisection over all
+    float32 numbers finds t in 32 passes, without a sort, which would take a quarter of the sampling time on a CPU
+    (there `lax.top_k` sorts too).
     """
     def halve(_, bounds):
-        low, high = bounds  # too small; large enough
+        low, high = bounds  # low is too small for t, high is large enough
         middle = (low & high) + ((low ^ high) >> 1)  # their mean without overflow
         above = jnp.sum(jnp.where(logits_blv > _float_of_rank(middle), weights_blv, 0), axis=-1, keepdims=True)
         enough = above < limit
@@ -59,12 +65,12 @@ _RANK_OF_INFINITY = 0x7F800000
 
 
 def _float_of_rank(rank: jax.Array) -> jax.Array:
-    """The float32 that stands at place `rank` (int32) in the order of all, 0 at rank 0 and -0 at rank -1."""
+    """The float32 number at position `rank` (int32) in ascending order: 0 has rank 0, and -0 has rank -1."""
     return jax.lax.bitcast_convert_type(rank ^ ((rank >> 31) & 0x7FFFFFFF), jnp.float32)
 
 
 def smoothing(filtered_blv: jax.Array, gumbel_blv: jax.Array, scale: int, num_scales: int) -> jax.Array:
-    """VAR's `more_smooth`: probabilities of a Gumbel-softmax that sharpens with the scale, (b, l, V)."""
+    """Probabilities of a Gumbel-softmax that sharpens with the scale, (b, l, V): VAR's `more_smooth`."""
     ratio = scale / (num_scales - 1)
     temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
     return jax.nn.softmax((filtered_blv * (1 + ratio) + gumbel_blv) / temperature, axis=-1)

@@ -24,7 +24,7 @@ class State:
 
 
 def make_state(seed=0):
-    """All that occurs: scalars, bfloat16, nan, nested optimizer states, empty nodes."""
+    """A state with all that occurs: scalars, bfloat16, NaN, nested optimizer states and empty nodes."""
     mesh = mesh_lib.make_mesh()
     kernel = jax.random.normal(jax.random.key(seed), (4, 6))
     encoder = {"kernel": kernel, "bias": jnp.full(6, jnp.nan)}
@@ -191,7 +191,7 @@ def two(tmp_path_factory):
 
 
 def restored_step(directory, states):
-    """The step that a restoration falls back to, all of which must be as it was saved."""
+    """Restores a state, checks that all of it is as it was saved, and returns its step."""
     with Checkpoints(directory) as checkpoints:
         restored = checkpoints.restore(abstract(states[2]))
         step = checkpoints.latest_step()
@@ -201,7 +201,7 @@ def restored_step(directory, states):
 
 
 def test_no_damage_restores_another_bit(two, tmp_path, caplog):
-    """Of any file: nothing is lost where the file is not needed, and all else falls back to the checkpoint before."""
+    """Damages each file: either the file is not needed, or the checkpoint before is restored instead."""
     directory, states = two
     fell_back = set()
     for number, path in enumerate(files(directory / "2")):
@@ -292,7 +292,7 @@ def test_nothing_starts_over_where_all_checkpoints_are_damaged(two, tmp_path):
 
 
 def read_bytes():
-    """How much this process has read of all files."""
+    """Returns how many bytes this process has read from files."""
     with open("/proc/self/io") as file:
         return int(file.readline().removeprefix("rchar:"))
 
@@ -339,18 +339,17 @@ def test_a_place_that_cannot_be_written_is_named_with_its_cause(tmp_path):
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_intact(tmp_path):
-    """No file may grow beyond 20 kB, as on a full disk."""
+    """Imitates a full disk: no file may grow beyond 20 kB."""
     state, large = make_state(), jax.device_put({"w": np.random.default_rng(0).random((100, 1000))})
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(RuntimeError, match="Saving the checkpoint of step 2 .* failed; that of step 1 is intact"
-                                               ".*Make room"):
-            with Checkpoints(tmp_path) as checkpoints:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-                checkpoints.save(2, large)
-                checkpoints.wait()
+        message = "Saving the checkpoint of step 2 .* failed; that of step 1 is intact.*Make room"
+        with pytest.raises(RuntimeError, match=message), Checkpoints(tmp_path) as checkpoints:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+            checkpoints.save(2, large)
+            checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with Checkpoints(tmp_path) as checkpoints:

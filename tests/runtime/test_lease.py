@@ -1,4 +1,4 @@
-"""One writer at a time: of this process, of real ones that are killed, and of machines that are not here."""
+"""Leases of this process, of real processes that are killed, and of pretended processes on other machines."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ with Lease(sys.argv[1], "train"):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """As on the clock, a tenth of it."""
+    """Shortens all times to a tenth."""
     for name in ("BEAT_SECONDS", "WATCH_SECONDS", "_LOOK_SECONDS"):
         monkeypatch.setattr(lease, name, getattr(lease, name) / 10)
 
@@ -46,7 +46,7 @@ def holder(tmp_path):
 
 
 def pretend(directory: Path, **changes) -> Path:
-    """The file of a holder on another machine, which is dead unless somebody touches it."""
+    """Writes the lease file of a holder on another machine, which is dead unless somebody touches the file."""
     directory.mkdir(exist_ok=True)
     path = directory / ".writer.json"
     path.write_text(json.dumps(lease._describe_self("encode") | {
@@ -78,7 +78,7 @@ def test_a_killed_one_is_succeeded_at_once(holder, tmp_path, caplog):
     began = time.monotonic()
     take(tmp_path / "run")
     assert time.monotonic() - began < 0.5
-    assert f"was held by process {holder.pid}" in caplog.text and "is dead; this run goes on" in caplog.text
+    assert f"was held by process {holder.pid}" in caplog.text and "is dead; this run continues" in caplog.text
 
 
 def test_one_that_was_stopped_and_is_taken_over_writes_no_more(tmp_path):
@@ -158,7 +158,7 @@ def test_a_job_that_slurm_has_started_again_goes_on_at_once(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("broken_off", [False, True])
 def test_of_many_that_wait_for_a_dead_one_to_go_one_succeeds(tmp_path, broken_off):
-    """Also where somebody has begun to succeed it and died before that was complete."""
+    """Also if another run has begun to take over and died before it was done."""
     path = pretend(tmp_path / "run")
     if broken_off:
         content = json.dumps(lease._describe_self("train") | {"machine": "a third"})

@@ -51,7 +51,7 @@ def test_put_batch_divides_the_examples_in_order():
 
 
 def test_put_batch_is_an_explicit_transfer():
-    """The training loop forbids implicit ones."""
+    """The training loop forbids implicit transfers."""
     with jax.transfer_guard("disallow"):
         mesh_lib.put_batch(mesh_lib.make_mesh(), np.zeros((2, 3), np.float32))
 

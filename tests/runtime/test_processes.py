@@ -1,4 +1,4 @@
-"""Two real processes of four simulated devices each, real checkpoints, real signals."""
+"""Two real processes with four simulated devices each, real checkpoints and real signals."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def start(directory, steps, seconds_per_step=0.0):
 
 
 def finish(started, seconds=STARTED):
-    """Exit codes and what was printed; a process that hangs is an error."""
+    """Returns exit codes and printed text; a process that hangs is an error."""
     try:
         return [(process.communicate(timeout=seconds)[0], process.returncode)[::-1] for process in started]
     finally:
@@ -160,7 +160,7 @@ def test_processes_that_see_other_data_are_refused(monkeypatch):
 
 
 def test_what_the_first_process_finds_all_know(monkeypatch):
-    """An answer, or an error with its message; the function is called in process 0 alone."""
+    """A result, or an error with its message; the function is called in process 0 only."""
     sent = []
 
     def run(index, function):

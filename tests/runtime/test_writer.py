@@ -95,7 +95,7 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
 @pytest.mark.parametrize("end", [b'{"step": 3, "loss": 1.0}', b'{"step": 3, "loss": 1.0}\n', b"\xff\n", b"\0\0\0\n",
                                  b'{"step": 3, "lo\n', b'{"step": 3, "loss": "high"}\n'], ids=repr)
 def test_of_metrics_with_a_damaged_end_nothing_else_is_lost(tmp_path, end):
-    """A whole line that only lacks its break is kept."""
+    """A complete line that lacks only its line break is kept."""
     with Writer(tmp_path) as writer:
         for step in (1, 2):
             writer.scalars(step, {"loss": 1.0})
@@ -133,10 +133,10 @@ def test_a_run_goes_on_without_pictures_that_cannot_be_written(tmp_path, monkeyp
 
 
 def test_metrics_that_cannot_be_written_stop_the_run_in_a_line(tmp_path):
-    """A checkpoint could not be written either; the numbers of a run have no gaps."""
+    """The numbers of a run must have no gaps, and a checkpoint could not be written either."""
     with Writer(tmp_path) as writer:
         writer._metrics.close()
-        writer._metrics = open("/dev/full", "a")
+        writer._metrics = open("/dev/full", "a")  # noqa: SIM115  # the writer closes it
         with pytest.raises(OSError, match=r"metrics.jsonl cannot be written \(No space left on device\); make room"):
             writer.scalars(1, {"loss": 1.0})
 
@@ -169,7 +169,7 @@ def test_animation_keeps_its_frames_and_their_duration(tmp_path):
 
 
 def test_tensorboard_shows_every_step_once_after_a_kill(tmp_path):
-    """The first writer is not closed: what it has not written at once would be lost."""
+    """The first writer is not closed, so that anything it does not write at once is lost."""
     killed = Writer(tmp_path)
     for step in range(1, 7):
         killed.scalars(step, {"loss": step})

@@ -16,7 +16,7 @@ sample_keys = jax.jit(decode.sample_keys)
 
 
 class Sampler:
-    """A student and a quantizer on one set of parameters, with compiled functions of them."""
+    """A student and a quantizer with one set of parameters, and compiled functions of them."""
 
     def __init__(self, residual: bool = True, **settings):
         self.network, self.quantizer = small.transformer(**settings), small.quantizer(residual)
@@ -31,7 +31,7 @@ class Sampler:
         return self.quantizer.apply({"params": self.quantizer_params}, *args, method=method)
 
     def _logits(self, labels, tokens):
-        """Without a cache: (b, L, V)."""
+        """Logits of all tokens, (b, L, V), computed without a cache."""
         inputs = self.quantize("generator_inputs", tokens)
         return self.network.apply({"params": self.params}, labels, inputs)[0]
 
@@ -73,7 +73,7 @@ def test_cached_logits_are_the_teacher_forced_ones(settings, sampler):
 
 @pytest.mark.parametrize("residual, cfg", [(True, 0.0), (False, 1.5)])
 def test_greedy_sampling_is_an_argmax_loop_without_cache(residual, cfg, sampler):
-    """cfg = 0 is the conditional network alone; else scale k is guided by cfg k / (K - 1)."""
+    """cfg = 0 uses the conditional network alone; otherwise scale k is guided by cfg k / (K - 1)."""
     sampler = sampler if residual else Sampler(residual=False)
     result = sampler.sample(LABELS, sample_keys(0, LABELS), cfg=cfg, top_k=1)
     tokens = [np.zeros((3, p, p), np.int32) for p in small.GRIDS]
@@ -90,7 +90,7 @@ def test_greedy_sampling_is_an_argmax_loop_without_cache(residual, cfg, sampler)
 
 @pytest.fixture(scope="module")
 def many(sampler):
-    """Unfiltered samples of class 1, from seed 0 on."""
+    """Unfiltered samples of class 1, with seed 0."""
     return sampler.sample(MANY, sample_keys(0, MANY))
 
 
@@ -102,7 +102,7 @@ def test_samples(sampler, many):
 
 
 def test_tokens_are_drawn_from_the_networks_distribution(sampler, many):
-    """The first token of many samples: frequencies against the probabilities of the first logits."""
+    """Compares frequencies of the first token in many samples with the probabilities of the first logits."""
     frequencies = np.bincount(np.ravel(many.tokens[0]), minlength=small.VOCAB) / len(MANY)
     logits = np.asarray(sampler.logits(LABELS, small.random_tokens(0, batch=3)))[0, 0]
     probabilities = np.exp(logits) / np.exp(logits).sum()
@@ -111,7 +111,7 @@ def test_tokens_are_drawn_from_the_networks_distribution(sampler, many):
 
 
 def test_every_token_is_drawn_with_noise_of_its_own(sampler):
-    """With equal logits two tokens of a sample agree once in V times, also across scales."""
+    """With equal logits, two tokens of a sample agree with probability 1 / V, also across scales."""
     indifferent = {**sampler.params, "head": jax.tree.map(np.zeros_like, sampler.params["head"])}
     sample = sampler.sample(MANY, sample_keys(0, MANY), indifferent)
     tokens = np.concatenate([np.reshape(t, (len(MANY), -1)) for t in sample.tokens], axis=1)
@@ -120,7 +120,7 @@ def test_every_token_is_drawn_with_noise_of_its_own(sampler):
 
 
 def test_a_sample_depends_on_its_seed_number_and_label_alone(sampler, many):
-    """All at once, from the fifth on, and one alone."""
+    """Draws all samples at once, all from the fifth on, and one alone."""
     later = sampler.sample(MANY, sample_keys(0, MANY, start=5))
     label = MANY[7:8]
     alone = sampler.sample(label, sample_keys(0, label, start=7))
@@ -130,7 +130,7 @@ def test_a_sample_depends_on_its_seed_number_and_label_alone(sampler, many):
 
 
 def test_two_seeds_share_no_sample(sampler, many):
-    """Of one class: at most as many fine token maps are alike as chance makes so within one seed."""
+    """Within one class, two seeds share at most as many fine token maps as chance repeats within one seed."""
     def found(sample):
         return {row.tobytes() for row in np.reshape(sample.tokens[-1], (len(MANY), -1))}
 
@@ -141,7 +141,7 @@ def test_two_seeds_share_no_sample(sampler, many):
 
 
 def test_unrolled_layers_draw_the_same(sampler):
-    """At batch 16 and with guidance, as the loop over stacked blocks does at batch 1."""
+    """Compares a guided batch of 16 with the loop over stacked blocks at batch size 1."""
     labels = np.arange(16, dtype=np.int32) % small.CLASSES
     settings = dict(cfg=1.5, top_k=20, top_p=0.9)
     unrolled = sampler.sample(labels, sample_keys(3, labels), layers=sampler.layers, **settings)
@@ -152,7 +152,7 @@ def test_unrolled_layers_draw_the_same(sampler):
 
 
 def test_two_devices_draw_what_one_draws(sampler, many):
-    """The batch shared among the devices of the mesh."""
+    """Divides the batch among the devices of the mesh."""
     shared = mesh_lib.put_batch(mesh_lib.make_mesh(), MANY)
     assert len(shared.sharding.device_set) == 2
     for a, b in zip(sampler.sample(shared, sample_keys(0, shared)).tokens, many.tokens, strict=True):

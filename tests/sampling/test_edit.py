@@ -54,7 +54,7 @@ def test_with_everything_masked_it_is_a_sample(editor):
 
 
 def test_tokens_change_inside_the_mask_alone(editor):
-    """The lower right quarter: one token of four at the second scale."""
+    """Masks the lower right part, which holds one token of four at the second scale."""
     mask = box(2, 6, 2, 6)
     several = [editor.edit(mask, seed) for seed in range(6)]
     for scale, token_mask in enumerate(token_masks(mask[None], OPTICS, "focus")):
@@ -67,7 +67,7 @@ def test_tokens_change_inside_the_mask_alone(editor):
 
 
 def test_outside_the_mask_residual_tokens_make_up_for_what_was_drawn():
-    """They are chosen after the f_hat that has been drawn, not copied."""
+    """They are chosen given the f_hat that was drawn, not copied."""
     editor = Editor(residual=True)
     edited = editor.edit(box(0, 6, 0, 4))
     target = editor.latents[2] - np.asarray(jax.jit(lambda f_hat: editor.quantizer.apply(
@@ -79,7 +79,7 @@ def test_outside_the_mask_residual_tokens_make_up_for_what_was_drawn():
 
 
 def test_token_masks():
-    """Coarse tokens that see mostly what is hidden, fine ones with any hidden pixel."""
+    """Coarse tokens are drawn if most of what they see is hidden, fine ones if any pixel is."""
     for pyramid in ("focus", "var"):
         masks = token_masks(box(0, 6, 0, 4)[None], OPTICS, pyramid)
         assert [np.asarray(mask)[0].tolist() for mask in masks] == [
@@ -89,7 +89,7 @@ def test_token_masks():
 
 
 def test_tokens_are_drawn_by_what_they_see():
-    """Without blur the coarsest view of 2 x 2 pixels is four pixels of the image; VAR's pyramid pools all of them."""
+    """Without blur, the coarsest 2 x 2 view is four pixels of the image; VAR's pyramid pools all pixels."""
     optics, mask = Pyramid(small.GRIDS, small.STRIDE, rho_max=2.0, psf="none"), box(0, 6, 1, 2) | box(0, 6, 4, 5)
     assert token_masks(mask[None], optics, "focus")[0].all() and not token_masks(mask[None], optics, "var")[0].any()
     assert not token_masks(~mask[None], optics, "focus")[0].any() and token_masks(~mask[None], optics, "var")[0].all()

@@ -9,7 +9,7 @@ filter_logits = jax.jit(filters.filter_logits, static_argnums=(1, 2))
 
 
 def kept(logits, top_k=0, top_p=0.0) -> np.ndarray:
-    """Which tokens are left; what is left must be as it was."""
+    """Returns which tokens are left, and checks that their logits are unchanged."""
     filtered = np.asarray(filter_logits(np.asarray(logits, np.float32), top_k, top_p))
     left = np.isfinite(filtered)
     np.testing.assert_array_equal(filtered[left], np.asarray(logits, np.float32)[left])
@@ -17,7 +17,7 @@ def kept(logits, top_k=0, top_p=0.0) -> np.ndarray:
 
 
 def official_kept(logits, top_k, top_p) -> np.ndarray:
-    """VAR's rule: sorted upwards, what lies in a cumulative probability <= 1 - top_p goes, the last one stays."""
+    """VAR's rule: in ascending order, tokens up to a cumulative probability of 1 - top_p go; the last one stays."""
     logits = np.asarray(logits, np.float64)
     if top_k:
         logits = np.where(logits < np.sort(logits, axis=-1)[..., -top_k, None], -np.inf, logits)
@@ -62,7 +62,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, number):
 
 
 def test_top_p_counts_probabilities_of_what_top_k_left():
-    """1/2 of all is 4/7 of the first three: 0.55 is reached by one token, among all by two."""
+    """1/2 of all is 4/7 of the first three: one of three tokens reaches 0.55, but it takes two of all five."""
     logits = np.log([[1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 16]])
     assert kept(logits, top_p=0.55).sum() == 2
     assert kept(logits, top_k=3, top_p=0.55).sum() == 1
@@ -118,7 +118,7 @@ def test_smoothing_is_a_mixture_that_sharpens_with_the_scale():
 
 @pytest.mark.parametrize(("scale", "factor", "temperature"), [(0, 1.0, 0.27), (1, 1.5, 0.14175), (2, 2.0, 0.0135)])
 def test_smoothing_has_vars_temperatures(scale, factor, temperature):
-    """Of three scales: logits times 1 + k / (K - 1), at max(0.27 (1 - 0.95 k / (K - 1)), 0.005)."""
+    """At three scales: logits times 1 + k / (K - 1), temperature max(0.27 (1 - 0.95 k / (K - 1)), 0.005)."""
     logits, gumbel = np.array([[[0.2, 0.1, 0.0]]], np.float32), np.array([[[0.0, 0.03, 0.1]]], np.float32)
     weights = np.exp((factor * logits + gumbel) / temperature)
     np.testing.assert_allclose(filters.smoothing(logits, gumbel, scale, 3), weights / weights.sum(), rtol=1e-4)

@@ -27,9 +27,9 @@ def read(path: Path) -> dict[str, Any]:
     """Reads what `seal` returned, without the digest, from a file.
 
     Raises:
-      ValueError: The file is not as it was written.
-      KeyError: The same.
-      AttributeError: The same.
+      ValueError: The file is not JSON, or it changed after it was saved.
+      KeyError: It holds no digest.
+      AttributeError: It does not hold an object.
       OSError: The file cannot be read.
     """
     sealed = json.loads(path.read_text())

@@ -1,12 +1,12 @@
-"""Files of named arrays: `.safetensors`, and PyTorch's `.pth` without PyTorch and without running what is in them.
+"""Files of named arrays: `.safetensors`, and PyTorch's `.pth`, read without PyTorch and without running their code.
 
-A `.pth` file is a zip of one pickle and the raw bytes of every storage; before PyTorch 1.6 the pickle and the bytes
-just followed each other. A pickle is a program; ours is read by an unpickler that knows the few names a state dict
-needs. All other names become inert placeholders, and nothing is imported, so that a hostile file ends in an error. No
-kept library does this without torch.
+A `.pth` file is a zip of one pickle and the raw bytes of every storage; before PyTorch 1.6, the bytes simply followed
+the pickle. A pickle is a program. This module reads it with an unpickler that knows only the few names that a state
+dict needs. All other names become inert placeholders, and nothing is imported, so that a hostile file ends in an error.
+No maintained library does this without torch.
 
-Files are known by their first bytes, whatever they are called. A file may hold several state dicts, as a training state
-does: `FILE#ENTRY` names one of them by its keys, as in `ar-ckpt-last.pth#trainer.var_wo_ddp`.
+The type of a file is recognized by its first bytes, not by its name. A file may hold several state dicts, as a training
+state does: `FILE#ENTRY` names one of them by its keys, as in `ar-ckpt-last.pth#trainer.var_wo_ddp`.
 """
 
 import collections
@@ -21,7 +21,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -33,31 +33,31 @@ _INDEX = ".index.json"  # names the shards of a `.safetensors` in several files
 _MAX_INDEX_BYTES = 2**26
 _LISTED = 8
 _MAX_DEPTH = 64  # of dictionaries in dictionaries
-# torch's storage classes by name; numpy has no bfloat16 of its own.
+# torch's storage classes by name. numpy itself has no bfloat16.
 _STORAGES = {
     "DoubleStorage": np.dtype(np.float64), "FloatStorage": np.dtype(np.float32), "HalfStorage": np.dtype(np.float16),
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype(np.int64),
     "IntStorage": np.dtype(np.int32), "ShortStorage": np.dtype(np.int16), "CharStorage": np.dtype(np.int8),
     "ByteStorage": np.dtype(np.uint8), "BoolStorage": np.dtype(np.bool_),
 }
-# What torch's wrappers put before every name: of parallel training and of torch.compile.
+# Prefixes that torch's wrappers for parallel training and torch.compile put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
 
 Fits = Callable[[Collection[str]], bool]
 
 
 def _location(source: Any) -> tuple[Path, str]:
-    """The path and the entry of FILE#ENTRY; a file whose own name has a # is taken as a whole."""
+    """Splits FILE#ENTRY into path and entry. An existing file whose name contains "#" is not split."""
     path = Path(os.path.expanduser(source))
     file, _, entry = str(path).rpartition("#")
     return (path, "") if path.exists() or not file else (Path(file), entry)
 
 
 def _shards(path: Path) -> Path | None:
-    """The index of weights in several files: the one that a folder holds, or the path itself.
+    """Finds the index of weights in several files: the one in a folder, or the path itself; None if there is none.
 
     Raises:
-      ValueError: the folder has several.
+      ValueError: The folder has several indices.
     """
     if not path.is_dir():
         return path if path.name.endswith(_INDEX) else None
@@ -68,7 +68,7 @@ def _shards(path: Path) -> Path | None:
 
 
 def is_weight_file(source: Any) -> bool:
-    """Whether this names weights and not a workdir: a file, or a folder of shards; what is not there, by its name."""
+    """Whether this names weights, not a workdir: a file or a folder of shards. If it is missing, its name decides."""
     if not isinstance(source, str | os.PathLike) or not str(source):
         return False
     path, entry = _location(source)
@@ -78,23 +78,23 @@ def is_weight_file(source: Any) -> bool:
 
 
 def read(source: str | os.PathLike, fits: Fits | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a file by name.
+    """Reads the arrays of a file, by name.
 
-    Of several state dicts in it the one that fits is taken, an `ema` before a `model`; and what parallel training or
-    torch.compile put before all names is taken off. Both are said in a line.
+    If the file holds several state dicts, the one that fits is taken, and of a fitting `ema` and `model` the `ema`. A
+    prefix that parallel training or torch.compile put before all names is removed. A warning tells of either.
 
     Args:
-      source: a file of any name, FILE#ENTRY, or shards: their `.index.json` or its folder.
-      fits: whether names are those of the network that is wanted; default: of any.
+      source: A file of any name, FILE#ENTRY, or shards: their `.index.json` or its folder.
+      fits: Tells whether names are those of the wanted network; by default all names fit.
 
     Raises:
-      FileNotFoundError: no such file, or a shard is missing.
-      ValueError: it is not a file of weights, is damaged, or holds no entry that fits or several.
+      FileNotFoundError: The file does not exist, or a shard is missing.
+      ValueError: It is not a file of weights, is damaged, or holds no entry that fits, or several.
     """
     path, wanted = _location(source)
     index = _shards(path)
     if wanted and (index or path.name.endswith(".safetensors")):
-        raise ValueError(f"{source} names an entry, and {path} has none but itself; leave out #{wanted}")
+        raise ValueError(f"{source} names an entry, but {path} has no entries; leave out #{wanted}")
     if index:
         return _unwrapped(index, _read_shards(index))
     if not path.is_file():
@@ -108,14 +108,14 @@ def read(source: str | os.PathLike, fits: Fits | None = None) -> dict[str, np.nd
         return _unwrapped(path, (_read_zip if kind == "zip" else _read_sequence)(path, choose))
     except _NotChosen:
         raise
-    except Exception as error:  # whatever a damaged file does to the readers
+    except Exception as error:  # any error that a damaged file causes in the readers
         raise ValueError(f"{path} cannot be read as a state dict: {_reason(error)}. Download it again; or, if it is "
-                         "complete, but more than a state dict, load it with torch.load(..., weights_only=True) and "
-                         "save its state dict again") from error
+                         "complete but holds more than a state dict, load it with torch.load(..., weights_only=True) "
+                         "and save its state dict again") from error
 
 
 class _NotChosen(ValueError):
-    """A file that can be read has no entry that can be taken. The message says why, and names the file."""
+    """No entry of a readable file can be used. The message says why, and names the file."""
 
 
 def _reason(error: Exception) -> str:
@@ -123,10 +123,10 @@ def _reason(error: Exception) -> str:
 
 
 def _kind(path: Path) -> str:
-    """Of a file of weights, by its first bytes: safetensors, zip or sequence.
+    """Returns the type of a file of weights, by its first bytes: safetensors, zip or sequence.
 
     Raises:
-      ValueError: it is something else; the message says what.
+      ValueError: It is something else; the message says what.
     """
     with path.open("rb") as file:
         first = file.read(512)
@@ -134,21 +134,21 @@ def _kind(path: Path) -> str:
     if first.startswith(b"PK\x03\x04"):
         if zipfile.is_zipfile(path):
             return "zip"
-        raise ValueError(f"{path} is cut short: it begins as torch.save writes, and its end is missing; {again}")
+        raise ValueError(f"{path} is cut short: it begins like a file from torch.save, but its end is missing; {again}")
     if first[8:9] == b"{":
         length = int.from_bytes(first[:8], "little")
         if 8 + length > size:
-            raise ValueError(f"{path} is cut short: it begins as a .safetensors file, and its end is missing; {again}")
+            raise ValueError(f"{path} is cut short: it begins like .safetensors, but its end is missing; {again}")
         return "safetensors"
     if first.startswith(b"\x80"):
         return "sequence"
     says = "is empty" if not first else "is not a file of weights"
     if first.startswith(b"version https://git-lfs"):
-        says = "is a pointer of Git LFS, not the file that it stands for"
+        says = "is a Git LFS pointer, not the file that it stands for"
     elif first.lstrip()[:1] == b"<":
         says = "is a web page (HTML), not weights"
     elif first[257:262] == b"ustar" or first.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
-        raise ValueError(f"{path} is an archive, not weights; unpack it, and give a file in it")
+        raise ValueError(f"{path} is an archive, not weights; unpack it and give a file from it")
     raise ValueError(f"{path} {says}; {again}")
 
 
@@ -156,12 +156,12 @@ def _unwrapped(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarra
     prefix = _wrapper(arrays)
     if not prefix:
         return arrays
-    logging.warning("%s: all names begin with %s, which is taken off.", path, prefix)
+    logging.warning("%s: all names begin with %s, which is removed.", path, prefix)
     return {name.removeprefix(prefix): array for name, array in arrays.items()}
 
 
 def _wrapper(names: Collection[str]) -> str:
-    """What of `_WRAPPERS` stands before all names."""
+    """Returns the prefix, made of `_WRAPPERS`, that all names share."""
     prefix = ""
     while names and (found := next((wrapper for wrapper in _WRAPPERS
                                     if all(name.startswith(prefix + wrapper) for name in names)), "")):
@@ -170,8 +170,9 @@ def _wrapper(names: Collection[str]) -> str:
 
 
 def _items(pickled: Any) -> Iterator[tuple[str, Any]]:
-    """All that lies in dictionaries and lists, not too deep, each thing once, by the keys that lead to it."""
-    seen, pending = set(), [((), pickled)]
+    """Yields all objects in nested dictionaries and lists, each once, with their keys; not deeper than `_MAX_DEPTH`."""
+    seen: set[int] = set()
+    pending: list[tuple[tuple[Any, ...], Any]] = [((), pickled)]
     while pending:
         keys, value = pending.pop()
         if id(value) in seen or len(keys) > _MAX_DEPTH:
@@ -183,7 +184,7 @@ def _items(pickled: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _choose(path: Path, pickled: Any, *, wanted: str, fits: Fits) -> dict[str, "_Tensor"]:
-    """Tensors by name, of the entry that is wanted, or of the one that fits."""
+    """Returns the tensors, by name, of the wanted entry or of the one that fits."""
     everything = list(_items(pickled))
     entries = {name: value for name, value in everything
                if isinstance(value, dict) and any(isinstance(item, _Tensor) for item in value.values())}
@@ -213,7 +214,7 @@ def _choose(path: Path, pickled: Any, *, wanted: str, fits: Fits) -> dict[str, "
         chosen = (fitting or list(entries))[0]
         if chosen:
             logging.warning("%s: the weights are those of its entry %s%s.", path, chosen,
-                            ", a running mean" if averages else "")
+                            ", a moving average" if averages else "")
     for name, value in entries[chosen].items():
         if isinstance(value, _Inert) or not isinstance(name, str):
             inert = isinstance(value, _Inert)
@@ -229,10 +230,11 @@ def _names(entry: Mapping[Any, Any]) -> list[str]:
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    """The arrays that an index names, from its shards.
+    """Reads the arrays that an index names from its shards.
 
     Raises:
-      FileNotFoundError: shards are missing. ValueError: the index is damaged or names files elsewhere.
+      FileNotFoundError: The index or a shard does not exist.
+      ValueError: The index or a shard is damaged, or the index names files outside its folder.
     """
     try:
         if index.stat().st_size > _MAX_INDEX_BYTES:
@@ -250,12 +252,12 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     if missing := [name for name in files if not index.with_name(name).is_file()]:
         raise FileNotFoundError(f"{index.parent} lacks {', '.join(missing[:_LISTED])} of {len(files)} files; download "
                                 "the missing ones")
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name in files:
         _kind(index.with_name(name))
         try:
             held = _read_safetensors(index.with_name(name))
-        except Exception as error:  # whatever a damaged file does to the reader
+        except Exception as error:  # any error that a damaged file causes in the reader
             raise ValueError(f"{index.with_name(name)} cannot be read: {_reason(error)}; download it again") from error
         found |= {array: held[array] for array, place in places.items() if place == name and array in held}
     if lost := sorted(places.keys() - found.keys()):
@@ -264,7 +266,16 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a `.safetensors` file, which appears complete or not at all."""
+    """Writes a `.safetensors` file, which appears complete or not at all.
+
+    Args:
+      path: Its name must end in `.safetensors`; missing folders are made.
+      arrays: The arrays by name.
+      metadata: Strings that are stored in the file's header.
+
+    Raises:
+      ValueError: The name ends differently.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} cannot be written; give a name that ends in .safetensors")
@@ -279,7 +290,7 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not iterable
 
 
 class _StorageType(NamedTuple):
@@ -287,15 +298,15 @@ class _StorageType(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """Names the numbers of a storage, which lie outside the pickle."""
+    """Refers to the numbers of a storage, which are stored outside the pickle."""
 
     key: str
     dtype: np.dtype
-    count: int
+    numel: int
 
 
 class _Tensor(NamedTuple):
-    """What the unpickler makes of a tensor: no array yet, since an array's own `__setstate__` trusts its caller."""
+    """A tensor as the unpickler returns it: not yet an array, because numpy's `__setstate__` trusts its input."""
 
     storage: _Storage
     offset: int
@@ -303,10 +314,10 @@ class _Tensor(NamedTuple):
     strides: tuple
 
     def array(self, content: bytes) -> np.ndarray:
-        """A view of the storage's bytes.
+        """Returns the tensor as a view of the storage's bytes.
 
         Raises:
-          ValueError: the tensor reaches outside its storage.
+          ValueError: The tensor reaches outside its storage.
         """
         sizes = (self.offset, *self.shape, *self.strides)
         if len(self.shape) != len(self.strides) or any(type(n) is not int or n < 0 for n in sizes):
@@ -314,7 +325,7 @@ class _Tensor(NamedTuple):
         values = np.frombuffer(content, self.storage.dtype)
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         count = math.prod(self.shape)
-        # An element for every number: an expanded tensor could ask for any amount of memory.
+        # The tensor may not have more elements than its storage: an expanded one could ask for any amount of memory.
         if count and (last >= values.size or count > values.size):
             raise ValueError(f"a tensor of shape {self.shape} reaches outside its storage of {values.size} numbers")
         if not count:
@@ -334,10 +345,13 @@ def _rebuild_parameter(tensor, *_):
 
 
 class _Inert:
-    """Stands for whatever a pickle asks for that no state dict needs.
+    """Placeholder for any name in a pickle that a state dict does not need.
 
-    Such things lie next to state dicts in training states. It takes all that is done to it, and does nothing. Each name
-    has a class of its own, which knows it.
+    Training states hold such objects next to their state dicts. It accepts all calls that an unpickler makes, and does
+    nothing. Each name gets its own subclass.
+
+    Attributes:
+      asked: The name.
     """
 
     asked = ""
@@ -357,7 +371,7 @@ class _Inert:
 class _StateDictUnpickler(pickle.Unpickler):
     """Knows dictionaries, tensors and parameters; every other name becomes an `_Inert`, and is never imported."""
 
-    _GLOBALS = {
+    _GLOBALS: ClassVar[dict[tuple[str, str], Any]] = {
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
@@ -367,51 +381,53 @@ class _StateDictUnpickler(pickle.Unpickler):
     def __init__(self, file: IO[bytes]):
         _check_opcodes(file)
         super().__init__(file)
-        self.storages: dict[str, _Storage] = {}  # all that were named
+        self.storages: dict[str, _Storage] = {}  # all storages that the pickle names
         self._inert: dict[tuple[str, str], type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """Returns the object for a known name and a placeholder class for any other."""
         if known := self._GLOBALS.get((module, name)):
             return known
         return self._inert.setdefault((module, name), type("Inert", (_Inert,), {"asked": f"{module}.{name}"}))
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage_type, key, _, count, *view = pid  # files before PyTorch 1.6 say what a storage is a view of
+        """Returns the storage that a persistent id refers to."""
+        kind, storage_type, key, _, count, *view = pid  # before PyTorch 1.6, `view` told what a storage is a view of
         if kind != "storage" or not isinstance(storage_type, _StorageType) or any(view):
-            raise pickle.UnpicklingError(f"it refers to {kind!r}, which is no storage")
+            raise pickle.UnpicklingError(f"it refers to {kind!r}, which is not a storage")
         storage = _Storage(key, storage_type.dtype, count)
         if self.storages.setdefault(key, storage) != storage:
-            raise pickle.UnpicklingError(f"storage {key} is named twice, as different ones")
+            raise pickle.UnpicklingError(f"storage {key} is named twice with different types or sizes")
         return storage
 
 
 def _check_opcodes(file: IO[bytes]) -> None:
-    """Refuses a pickle that numbers what it remembers far beyond how much that is: memory is taken for every number.
+    """Refuses a pickle whose memo has an index larger than the number of steps so far.
 
-    Leaves the file where it was.
+    The unpickler allocates memory for all indices up to the largest. The file's position stays the same.
     """
     begin = file.tell()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if "PUT" in opcode.name and int(argument) > count:
-            raise pickle.UnpicklingError(f"it remembers its step {count} under the number {argument}")
+        if "PUT" in opcode.name and argument is not None and int(argument) > count:
+            raise pickle.UnpicklingError(f"its step {count} stores an object in the memo under the number {argument}")
     file.seek(begin)
 
 
-# What was pickled to the tensors that are wanted of it.
+# Selects the wanted tensors, by name, from the unpickled object.
 _Choose = Callable[[Any], dict[str, _Tensor]]
 
 
 def _read_zip(path: Path, choose: _Choose) -> dict[str, np.ndarray]:
-    """The arrays that are chosen of what was pickled; no others are read."""
+    """Reads the arrays that `choose` selects from the unpickled object, and no others."""
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise ValueError("it is not what torch.save writes")
-        # torch.save stores; a compressed entry could unfold to any size.
+            raise ValueError("it was not written by torch.save")
+        # torch.save does not compress; a compressed entry could expand to any size.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("its entries are compressed, which torch.save never does")
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError("its entries share bytes, which those that torch.save writes never do")
+            raise ValueError("its entries share bytes, which never happens in a file from torch.save")
         root = pickles[0].removesuffix("/data.pkl")
         byteorder = f"{root}/byteorder"
         if byteorder in archive.namelist() and archive.read(byteorder) != b"little":
@@ -425,24 +441,24 @@ def _read_zip(path: Path, choose: _Choose) -> dict[str, np.ndarray]:
     return {name: tensor.array(contents[tensor.storage.key]) for name, tensor in chosen.items()}
 
 
-# What a file of PyTorch before 1.6 begins with, each pickled: a number that marks it, and the version of its format.
+# A file of PyTorch before 1.6 begins with two pickled numbers: one that marks it, and the version of its format.
 _SEQUENCE_MAGIC, _SEQUENCE_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
 def _read_sequence(path: Path, choose: _Choose) -> dict[str, np.ndarray]:
-    """The same of a file of PyTorch before 1.6: pickles one after the other, then every storage with its length."""
+    """As `_read_zip`, for files of PyTorch before 1.6: consecutive pickles, then every storage with its length."""
     with open(path, "rb") as file:
         magic, version, system = (_StateDictUnpickler(file).load() for _ in range(3))
         if asked := [value.asked for value in (magic, version, system) if isinstance(value, _Inert)]:
             raise ValueError(f"it asks for {asked[0]}, which no state dict needs")
         if magic != _SEQUENCE_MAGIC or version != _SEQUENCE_VERSION or not system["little_endian"]:
-            raise ValueError("it is not what torch.save writes on a little-endian machine")
+            raise ValueError("it was not written by torch.save on a little-endian machine")
         unpickler = _StateDictUnpickler(file)
         chosen, keys = choose(unpickler.load()), _StateDictUnpickler(file).load()
         wanted, contents, size = {tensor.storage.key for tensor in chosen.values()}, {}, path.stat().st_size
         for key in keys:
             storage = unpickler.storages[key]
-            length = storage.count * storage.dtype.itemsize
+            length = storage.numel * storage.dtype.itemsize
             _check_size(storage, storage.dtype.itemsize * int.from_bytes(file.read(8), "little"))
             if key in wanted:
                 contents[key] = file.read(min(length, size))
@@ -453,5 +469,5 @@ def _read_sequence(path: Path, choose: _Choose) -> dict[str, np.ndarray]:
 
 
 def _check_size(storage: _Storage, size: int) -> None:
-    if size != storage.count * storage.dtype.itemsize:
-        raise ValueError(f"storage {storage.key} holds {size} bytes, not {storage.count} numbers")
+    if size != storage.numel * storage.dtype.itemsize:
+        raise ValueError(f"storage {storage.key} holds {size} bytes, not {storage.numel} numbers")

@@ -1,4 +1,4 @@
-"""Foreign files: real ones of PyTorch (fixtures/state_dict*.pth, their values in the npz), and hostile ones."""
+"""Files from elsewhere: real ones of PyTorch (fixtures/state_dict*.pth, values in the npz), and hostile ones."""
 
 import collections
 import json
@@ -21,7 +21,7 @@ OLD_FIXTURE = FIXTURE.with_name("state_dict_before_1_6.pth")
 
 @pytest.mark.parametrize("path", [FIXTURE, OLD_FIXTURE], ids=lambda path: path.stem)
 def test_a_file_of_pytorch_is_read(path):
-    """Shared and transposed storage, all kinds of numbers, parameters, metadata."""
+    """Shared and transposed storage, all types of numbers, parameters and metadata."""
     arrays = weight_files.read(path)
     with np.load(FIXTURE.with_suffix(".npz")) as expected:
         assert arrays.keys() == set(expected)
@@ -55,7 +55,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n", "is a pointer of Git LFS.*download"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n", "is a Git LFS pointer.*download"),
     (b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page .*download"), (b"", "is empty; download"),
     (bytes(257) + b"ustar" + bytes(300), "is an archive, not weights; unpack it"), (b"\x1f\x8b" + bytes(9), "archive"),
     (b"hello", "is not a file of weights; download"), (FIXTURE.read_bytes()[:900], "is cut short.*download"),
@@ -90,7 +90,7 @@ def test_shards_are_read_together(tmp_path):
         assert weight_files.is_weight_file(source)
         found = weight_files.read(source)
         assert found.keys() == arrays.keys() and all((found[name] == arrays[name]).all() for name in arrays)
-    with pytest.raises(ValueError, match="names an entry, and .* has none but itself; leave out #a"):
+    with pytest.raises(ValueError, match="names an entry, but .* has no entries; leave out #a"):
         weight_files.read(f"{index}#a")
     write({"b": "w-1.safetensors"})
     assert weight_files.read(index).keys() == {"b"}  # what the index does not name does not count
@@ -123,7 +123,7 @@ def archive(path: Path, content: bytes, storages=(), compression=zipfile.ZIP_STO
 
 
 class Call:
-    """Pickles as a call of `function`, as a hostile file would."""
+    """Pickles as a call of `function`, as in a hostile file."""
 
     def __init__(self, function, *arguments):
         self.reduced = function, arguments
@@ -143,7 +143,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
 
 
 class Names(pickle.Pickler):
-    """Writes a tensor as torch would, with sizes that torch would not write."""
+    """Writes a tensor in torch's format, also with sizes that torch would not write."""
 
     def persistent_id(self, value):
         return value.pid if isinstance(value, Storage) else None
@@ -188,7 +188,7 @@ def test_tensors_must_lie_inside_their_storage(tmp_path, torch_names):
         with pytest.raises(ValueError, match=message):
             weight_files.read(hostile(tmp_path / f"{name}.pth", Storage(), **arguments))
     for name, storage, message in (
-            ("count", Storage(count=8), "16 bytes, not 8"), ("kind", Storage("module"), "no storage"),
+            ("count", Storage(count=8), "16 bytes, not 8"), ("kind", Storage("module"), "is not a storage"),
             ("key", Storage(key="7"), "no item named")):
         with pytest.raises(ValueError, match=message):
             weight_files.read(hostile(tmp_path / f"{name}.pth", storage))
@@ -208,7 +208,7 @@ def test_what_is_more_or_less_than_a_state_dict_is_refused(tmp_path):
 
 
 def test_a_pickle_that_numbers_its_memory_beyond_reason_is_refused(tmp_path):
-    """A few bytes that would take a gigabyte: the unpickler makes room for all numbers up to the largest."""
+    """A few bytes that would take a gigabyte: the unpickler allocates all memo indices up to the largest."""
     for name, put in (("long", b"r" + (2**26).to_bytes(4, "little")), ("text", b"p67108864\n")):
         content = b"\x80\x02}" + put + b"."
         with pytest.raises(ValueError, match="under the number 67108864"):
@@ -223,7 +223,7 @@ def test_a_pickle_that_numbers_its_memory_beyond_reason_is_refused(tmp_path):
 
 
 class Namespace:
-    """An object that is in training states and that nobody has here."""
+    """An object that training states hold and whose class is unknown here."""
 
     def __init__(self):
         self.depth = 16
@@ -275,7 +275,7 @@ def test_several_entries_that_fit_or_none_are_listed(training_state):
 
 
 def test_what_is_shared_many_times_is_looked_at_once(training_state):
-    """Forty dictionaries, each holding the next twice, lead to the last one by 2^40 ways."""
+    """Forty dictionaries, each of which holds the next twice: 2^40 paths lead to the last one."""
     deepest = tensors("head")
     content = deepest
     for _ in range(40):
@@ -302,7 +302,7 @@ def test_a_chosen_entry_may_hold_numbers_but_nothing_that_would_be_imported(trai
 def test_what_wrappers_put_before_all_names_is_taken_off(prefix, training_state, tmp_path, caplog):
     path = training_state(tensors(f"{prefix}head", f"{prefix}tail.module.weight"))
     assert weight_files.read(path, has_head).keys() == {"head", "tail.module.weight"}
-    assert f"all names begin with {prefix}, which is taken off" in caplog.text
+    assert f"all names begin with {prefix}, which is removed" in caplog.text
     weight_files.write(tmp_path / "w.safetensors", {f"{prefix}a": np.zeros(1), f"{prefix}b": np.zeros(1)}, {})
     assert weight_files.read(tmp_path / "w.safetensors").keys() == {"a", "b"}
     weight_files.write(tmp_path / "w.safetensors", {f"{prefix}a": np.zeros(1), "b": np.zeros(1)}, {})
@@ -310,7 +310,7 @@ def test_what_wrappers_put_before_all_names_is_taken_off(prefix, training_state,
 
 
 def test_what_older_files_say_of_their_storages_is_checked(tmp_path):
-    """The number of a storage's elements stands in the pickle and before its bytes."""
+    """A storage's number of elements is given in the pickle and again before its bytes."""
     whole, path = OLD_FIXTURE.read_bytes(), tmp_path / "old.pth"
     path.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match="bytes, not"):
@@ -329,7 +329,7 @@ def test_what_older_files_say_of_their_storages_is_checked(tmp_path):
 
 @pytest.mark.parametrize("kind", ["pth", "before_1_6", "safetensors"])
 def test_damaged_files_are_an_error_or_harmless(kind, tmp_path):
-    """Cut or with one byte changed, anywhere: a ValueError, or arrays of some numbers."""
+    """A file that is cut, or changed in one byte, gives a ValueError or arrays of some numbers."""
     path = tmp_path / ("damaged.safetensors" if kind == "safetensors" else "damaged.pth")
     random = np.random.default_rng(0)
     if kind != "safetensors":

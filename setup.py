@@ -63,8 +63,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "mypy>=1.18", "setuptools>=77", "tensorboard>=2.19", *PLAN_GPU,
-                 "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
+        "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "mypy>=1.18", "setuptools>=77", "tensorboard>=2.19",
+                 *PLAN_GPU, "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         # Compilers for --mode=plan; they need no accelerator.

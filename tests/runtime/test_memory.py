@@ -35,3 +35,12 @@ def test_the_fullest_device_counts_where_devices_do(monkeypatch):
     assert "device" not in memory.peaks()  # CPUs
     monkeypatch.setattr(jax, "local_devices", lambda: [Device({"peak_bytes_in_use": n}) for n in (3, 7, 5)])
     assert memory.peaks()["device"] == 7
+
+
+def test_a_system_that_does_not_say_its_peak_leaves_it_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
+    assert "process" not in memory.peaks()
+    memory._STATUS.write_text("Name:\tpython\nVmRSS:\t10 kB\n")
+    assert "process" not in memory.peaks()
+    memory._STATUS.write_text("VmHWM:\t10 kB\n")
+    assert memory.peaks()["process"] == 10 * 1024

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from refocus_jax.models.bound import Bound
+from refocus_jax.models.sharding import FSDP_AXIS
 from refocus_jax.planning import flops
 from refocus_jax.planning.compile import Program, compile_program
 from refocus_jax.planning.targets import Target
@@ -211,7 +212,7 @@ class Planner:
     def _remedies(self, name: str, program: Program) -> list[str]:
         """Suggests settings that lower the memory, those that cost least first."""
         found, chips = [], self.mesh.size
-        fsdp = self.mesh.shape[mesh_lib.FSDP_AXIS]
+        fsdp = self.mesh.shape[FSDP_AXIS]
         if name == "sample":
             found.append(f"sample.batch_size less than {self.programs.batch_sizes[name]}")
         else:

@@ -1,4 +1,4 @@
-"""The device mesh and all sharding rules: nothing else in the package makes a mesh or a sharding.
+"""The device mesh and all shardings, by the rules of `models.sharding`: nothing else makes a mesh or a sharding.
 
 The mesh has two axes, "data" and "fsdp". Examples are divided among all devices. Parameters and optimizer state are
 divided along "fsdp" and repeated along "data". The models do not know the mesh: `jax.jit` gathers each weight where it
@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA_AXIS, FSDP_AXIS = "data", "fsdp"
+from refocus_jax.models.sharding import DATA_AXIS, FSDP_AXIS, spec
 
 # Arrays of fewer numbers (16 kB) stay whole on every device: gathering them would not be worth the memory saved.
 _MIN_SHARDED_SIZE = 4096
@@ -63,7 +63,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding that divides axis 0 among all devices and leaves the other axes whole."""
-    return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
+    return NamedSharding(mesh, spec("example"))
 
 
 def parameter_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
@@ -76,7 +76,7 @@ def parameter_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     if size == 1 or not axes or np.prod(shape) < _MIN_SHARDED_SIZE:
         return replicated(mesh)
     largest = max(axes, key=lambda axis: (shape[axis], axis))
-    return NamedSharding(mesh, PartitionSpec(*(FSDP_AXIS if axis == largest else None for axis in range(len(shape)))))
+    return NamedSharding(mesh, spec(*("weight" if axis == largest else None for axis in range(len(shape)))))
 
 
 def parameter_shardings(mesh: Mesh, tree: Any) -> Any:

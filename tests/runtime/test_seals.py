@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from refocus_jax.models.sharding import spec
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import seals
 
@@ -42,7 +43,7 @@ def test_a_checksum_does_not_depend_on_how_an_array_is_divided():
     array = np.random.default_rng(0).random((8, 6), np.float32)
     placed = [jax.device_put(array, sharding) for sharding in (
         mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh),
-        jax.NamedSharding(mesh, jax.P(None, mesh_lib.FSDP_AXIS)))]
+        jax.NamedSharding(mesh, spec(None, "weight")))]
     assert {one(array)} == set(map(one, placed))
 
 

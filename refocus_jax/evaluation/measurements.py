@@ -18,6 +18,7 @@ from refocus_jax.data import pipeline
 from refocus_jax.evaluation import digests
 from refocus_jax.evaluation.image_sets import Images, ImageSet
 from refocus_jax.judges.features import BATCH_PER_DEVICE, Extractor, Features
+from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.files import write_json, writing
 from refocus_jax.runtime.progress import Progress
@@ -25,12 +26,12 @@ from refocus_jax.runtime.progress import Progress
 DIGESTS = "digests.json"  # in the directory of the results: digests of the files of the images
 _RECORD = "identity.json"  # next to the results: everything they depend on, and digests of the files of the results
 
-# A function from images, uint8 (b, h, w, 3), to arrays with b rows, by name.
-Measure = Callable[[np.ndarray], dict[str, np.ndarray]]
+# A function from images, uint8 (b, h, w, 3), to arrays with b rows, by name; jax arrays need not be there yet.
+Measure = Callable[[np.ndarray], dict[str, Any]]
 
 
 def of_all(images: Images, measure: Measure, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Measure equally large images, in their order.
+    """Measure equally large images, in their order; the devices are at the next batch while the last is fetched.
 
     Args:
       images: uint8 (h, w, 3) each; every process must pass all of them.
@@ -46,8 +47,8 @@ def of_all(images: Images, measure: Measure, batch_size: int) -> Iterator[dict[s
     # The last batch is padded with images whose rows are dropped.
     examples = grain.MapDataset.source(images).repeat()[:batches * at_once]
     left = len(images)
-    for batch_bhwc in pipeline.Batches(examples, at_once):
-        rows = processes.gather(measure(batch_bhwc))
+    for measured in mesh_lib.fetched(measure(batch_bhwc) for batch_bhwc in pipeline.Batches(examples, at_once)):
+        rows = processes.gather(measured)
         yield {name: array[:left] for name, array in rows.items()}
         left -= at_once
 
@@ -160,12 +161,12 @@ def of_features(images: ImageSet, extractor: Extractor, directory: Path) -> dict
       The arrays of `Features` by name, without those that the network does not have.
     """
     return keep(directory, "features", {"features": extractor.identity}, images,
-                lambda batch_bhwc: columns(extractor(batch_bhwc)), BATCH_PER_DEVICE * extractor.mesh.size)
+                lambda batch_bhwc: columns(extractor.start(batch_bhwc)), BATCH_PER_DEVICE * extractor.mesh.size)
 
 
 def features_now(image_bhwc: np.ndarray, extractor: Extractor) -> dict[str, np.ndarray]:
     """Compute features as `of_features` does, of images (n, h, w, 3) that every process holds; nothing is stored."""
-    blocks = list(of_all(image_bhwc, lambda batch_bhwc: columns(extractor(batch_bhwc)),
+    blocks = list(of_all(image_bhwc, lambda batch_bhwc: columns(extractor.start(batch_bhwc)),
                          BATCH_PER_DEVICE * extractor.mesh.size))
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 

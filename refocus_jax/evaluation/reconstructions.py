@@ -69,8 +69,8 @@ class Reconstruct:
         mesh = self.extractor.mesh
         return jax.jit(mesh_lib.on_mesh(mesh, run), out_shardings=mesh_lib.replicated(mesh))
 
-    def __call__(self, image_bhwc: np.ndarray) -> dict[str, np.ndarray]:
-        """Measure images, uint8 (b, h, w, 3); the arrays have b rows."""
-        found, rounded = jax.device_get(self._jitted(self.params, mesh_lib.put_whole(
-            image_bhwc, mesh_lib.batch_sharding(self.extractor.mesh))))
-        return found | measurements.columns(self.extractor(rounded))
+    def __call__(self, image_bhwc: np.ndarray) -> dict[str, jax.Array]:
+        """Start to measure images, uint8 (b, h, w, 3); the arrays have b rows, and may not be there yet."""
+        found, rounded = self._jitted(self.params, mesh_lib.put_whole(
+            image_bhwc, mesh_lib.batch_sharding(self.extractor.mesh)))
+        return found | measurements.columns(self.extractor.start(rounded))

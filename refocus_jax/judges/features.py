@@ -99,16 +99,38 @@ class Extractor:
         Raises:
           ValueError: If the images have another shape or type.
         """
+        size = BATCH_PER_DEVICE * self.mesh.size
+        starts = range(0, max(len(image_bhwc), 1), size)
+        found = list(mesh_lib.fetched(self.start(image_bhwc[start:start + size]) for start in starts))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+    def start(self, image_bhwc: np.ndarray | jax.Array) -> Features:
+        """Start to compute what `__call__` returns, and return jax arrays before they are there.
+
+        Args:
+          image_bhwc: As for `__call__`.
+
+        Returns:
+          The features of the n images, whole on every device.
+
+        Raises:
+          ValueError: If the images have another shape or type.
+        """
         if image_bhwc.dtype != np.uint8 or image_bhwc.ndim != 4 or image_bhwc.shape[-1] != 3 or not image_bhwc.size:
             raise ValueError(f"images have shape {image_bhwc.shape} and dtype {image_bhwc.dtype}; give uint8 (n, h, w, "
                              "3), one or more")
         size, sharding = BATCH_PER_DEVICE * self.mesh.size, mesh_lib.batch_sharding(self.mesh)
+        numpy_or_jax = jnp if isinstance(image_bhwc, jax.Array) else np
         found = []
         for start in range(0, len(image_bhwc), size):
             batch = image_bhwc[start:start + size]
-            filled = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
-            found.append(jax.device_get(self._jitted(self.params, mesh_lib.put_whole(filled, sharding))))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:len(image_bhwc)], *found)
+            if len(batch) < size:
+                rest = numpy_or_jax.zeros((size - len(batch), *batch.shape[1:]), np.uint8)
+                batch = numpy_or_jax.concatenate([batch, rest])
+            found.append(self._jitted(self.params, jax.device_put(batch, sharding)))
+        if len(image_bhwc) == size:
+            return found[0]
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:len(image_bhwc)], *found)
 
 
 def load(setting: str, mesh) -> Extractor:

@@ -164,6 +164,20 @@ class Captured(NamedTuple):
 class Transformer(nn.Module):
     """VAR's transformer over K token maps.
 
+    The parameter `blocks` holds the parameters of all blocks, stacked along a leading layer axis. `_run` passes them to
+    `jax.lax.scan`, with `jax.checkpoint` around its body, and not to `flax.linen.scan` and `flax.linen.remat`, because
+    several callers need the stacked arrays themselves and run the blocks in different ways:
+
+      - `__call__` scans the first blocks and the last M separately, over slices of the stack, and records the inner
+        state of the last M (`Captured`).
+      - The teacher runs the last M blocks again, one at a time, with cross-attention inside each (`teacher.teach`).
+      - The sampler scans the whole stack with a cache of keys and values, or runs the blocks one at a time
+        (`sampling.decode.decode_scale`).
+      - `official_var` stacks the arrays of an official checkpoint, which has separate blocks, and splits them again.
+
+    All who run blocks apply the unbound module `block` to the parameters of one layer, with their own `attend`.
+    `jax.lax.scan` traces its body once for all layers.
+
     Attributes:
       grid_sizes: Sides of the token maps, coarse to fine.
       vocab_size: Number V of codes.

@@ -93,16 +93,16 @@ def test_tokens_before_the_tail_are_the_students(teacher):
     _, captured = teacher.captured(INPUTS, KEEP)
     expected, _ = teacher.teach(captured, teacher.head_params)
 
-    def hangs_on(field, axis, part):
+    def depends_on(field, axis, part):
         changed = np.array(getattr(captured, field))
         np.moveaxis(changed, axis, 0)[part] *= 2 * np.arange(changed.shape[-1]) + 3  # LayerNorm forgives a factor
         logits, _ = teacher.teach(captured._replace(**{field: changed}), teacher.head_params)
         return (logits != expected).any()
 
     before, tail = slice(None, teacher.start), slice(teacher.start, None)
-    assert not hangs_on("inputs", 1, before) and hangs_on("inputs", 1, tail)
+    assert not depends_on("inputs", 1, before) and depends_on("inputs", 1, tail)
     for field in ("keys", "values"):
-        assert hangs_on(field, 3, before) and not hangs_on(field, 3, tail)
+        assert depends_on(field, 3, before) and not depends_on(field, 3, tail)
 
 
 def test_gate_lies_between_zero_and_one():

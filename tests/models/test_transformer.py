@@ -126,11 +126,11 @@ def sensitivity():
     jacobian = jax.jit(jax.jacrev(run))
     gates_closed = modulation * (np.arange(6) > 1)[:, None].astype(np.float32)
 
-    def hangs_on(modulation, x):
+    def depends_on(modulation, x):
         return {name: [i for i in range(6) if np.any(np.asarray(j)[..., i, :])]
                 for name, j in jacobian(modulation, x).items()}
 
-    return {"constant": hangs_on(gates_closed, x), "varied": hangs_on(modulation, varied)}
+    return {"constant": depends_on(gates_closed, x), "varied": depends_on(modulation, varied)}
 
 
 def test_order_of_the_modulations(sensitivity):

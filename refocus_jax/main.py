@@ -12,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from refocus_jax.config import arguments, check
+from refocus_jax.config import catalog, check
 from refocus_jax.config.base import SETTINGS
 from refocus_jax.config.ranges import nearest
 from refocus_jax.runtime import processes
@@ -65,11 +65,11 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 def _with_paths(argv: Sequence[str]) -> list[str]:
     """Replaces the names of shipped configs by the paths of their files, after `--config=` and after `--config`."""
-    found = [re.sub(r"^(--?config=)(.*)$", lambda match: match[1] + arguments.locate(match[2]), given, flags=re.DOTALL)
+    found = [re.sub(r"^(--?config=)(.*)$", lambda match: match[1] + catalog.locate(match[2]), given, flags=re.DOTALL)
              for given in argv]
     for i, given in enumerate(found[:-1]):
         if given in ("--config", "-config"):
-            found[i + 1] = arguments.locate(found[i + 1])
+            found[i + 1] = catalog.locate(found[i + 1])
     return found
 
 
@@ -78,9 +78,9 @@ def explain(argv: Sequence[str], error: Exception) -> str:
     given = dict(re.findall(r"^--?(config[\w.]*)(?:=(.*))?$", "\n".join(argv), re.MULTILINE))
     path = Path(given.pop("config", "").partition(":")[0])
     if path.name and not path.exists():
-        known = [*arguments.shipped(), *map(str, path.parent.glob("*.py"))]
+        known = [*catalog.shipped(), *map(str, path.parent.glob("*.py"))]
         return (f"--config is {path}, which is not there{nearest(str(path), known)}; give one of "
-                f"{', '.join(arguments.shipped())}, or the path of a config file")
+                f"{', '.join(catalog.shipped())}, or the path of a config file")
     if isinstance(error, flags.Error):
         if match := re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL):
             name, value = match.groups()

@@ -38,8 +38,8 @@ def test_the_wheel_serves_the_api_and_the_command_line_from_any_directory(built,
     """The wheel's files come first on the path, and the clone is not on it."""
     zipfile.ZipFile(next(built.glob("*.whl"))).extractall(tmp_path / "installed")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "JAX_PLATFORMS": "cpu"}
-    code = ("import refocus_jax; from refocus_jax import pretrained; from refocus_jax.config import arguments; "
-            "print(refocus_jax.__file__); print(arguments.load('d16:k4').grid_sizes)")
+    code = ("import refocus_jax; from refocus_jax import pretrained; from refocus_jax.config import catalog; "
+            "print(refocus_jax.__file__); print(catalog.load('d16:k4').grid_sizes)")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     found = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, check=True,

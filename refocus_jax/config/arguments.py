@@ -1,16 +1,14 @@
 """Arguments of a config, after a colon: `--config=d16:grids=k4,teacher=off`, or in short, `--config=d16:k4`.
 
-`--config=d16:help` prints the arguments that a config accepts. Their order does not matter.
+`--config=d16:help` prints the arguments that a config accepts. Their order does not matter. At the end of this
+file are changes that config files share: image sizes, VAR's family of depths, and its recipe.
 """
 
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-import refocus_jax
 from refocus_jax.config.ranges import nearest
 from refocus_jax.focus import GRID_SIZES
 
@@ -112,37 +110,6 @@ def describe(known: Mapping[str, Choices]) -> str:
             for name, choices in known.items() for value, (_, says) in choices.items()]
     rows.append((",".join(WORDS["var"]), "var", "Table 2: VAR itself"))
     return "\n".join(f"{pair:24}{word:14}{says}" for pair, word, says in rows)
-
-
-def shipped() -> dict[str, Path]:
-    """Finds the config files that come with the package, by name: next to it in a clone, inside it in a wheel."""
-    package = Path(refocus_jax.__file__).parent
-    folder = next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
-    return {path.stem: path for path in sorted(folder.glob("*.py"))}
-
-
-def locate(config: str) -> str:
-    """Turns the name of a shipped config in a `--config` value into the path of its file; a path stays as it is."""
-    name, colon, argument = config.partition(":")
-    path = shipped().get(name)
-    return config if path is None or Path(name).is_file() else f"{path}{colon}{argument}"
-
-
-def load(config: str) -> ConfigDict:
-    """Loads a config for a notebook, as `--config` of the command line does: "tiny:smoke" or "my/config.py".
-
-    Raises:
-      ValueError: There is no such config, or it does not know the argument.
-    """
-    path, _, argument = locate(config).partition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"there is no config {config!r}{nearest(config, shipped())}; give one of "
-                         f"{', '.join(shipped())}, or the path of a file")
-    spec = importlib.util.spec_from_file_location(f"refocus_jax_config_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None, f"{path} is not a Python file"
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument or None)
 
 
 def resolution(c: ConfigDict, image_size: int, grid_sizes: tuple[int, ...]) -> None:

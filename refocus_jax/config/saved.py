@@ -29,13 +29,13 @@ def read(workdir: str | os.PathLike) -> tuple[ConfigDict, tuple[str, ...]]:
                                 "has started")
     class_names = tuple(values.pop("class_names"))
     try:
-        return lay_over(values, path / "config.json"), class_names
+        return _lay_over(values, path / "config.json"), class_names
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path / 'config.json'} is damaged ({error}); correct it, or remove it and run the "
                          "training's command again, which writes it") from error
 
 
-def lay_over(values: dict[str, Any], path: Path) -> ConfigDict:
+def _lay_over(values: dict[str, Any], path: Path) -> ConfigDict:
     """Returns the defaults with some values replaced; values of unknown settings are left out with a warning.
 
     Args:
@@ -58,4 +58,3 @@ def lay_over(values: dict[str, Any], path: Path) -> ConfigDict:
     c.update_from_flattened_dict({name: value for name, value in flat.items() if name in base.SETTINGS})
     check.check_ranges(c)
     return c
-

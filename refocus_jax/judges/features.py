@@ -99,10 +99,7 @@ class Extractor:
         Raises:
           ValueError: If the images have another shape or type.
         """
-        size = BATCH_PER_DEVICE * self.mesh.size
-        starts = range(0, max(len(image_bhwc), 1), size)
-        found = list(mesh_lib.fetched(self.start(image_bhwc[start:start + size]) for start in starts))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+        return jax.device_get(self.start(image_bhwc))
 
     def start(self, image_bhwc: np.ndarray | jax.Array) -> Features:
         """Start to compute what `__call__` returns, and return jax arrays before they are there.
@@ -120,13 +117,11 @@ class Extractor:
             raise ValueError(f"images have shape {image_bhwc.shape} and dtype {image_bhwc.dtype}; give uint8 (n, h, w, "
                              "3), one or more")
         size, sharding = BATCH_PER_DEVICE * self.mesh.size, mesh_lib.batch_sharding(self.mesh)
-        numpy_or_jax = jnp if isinstance(image_bhwc, jax.Array) else np
         found = []
         for start in range(0, len(image_bhwc), size):
             batch = image_bhwc[start:start + size]
             if len(batch) < size:
-                rest = numpy_or_jax.zeros((size - len(batch), *batch.shape[1:]), np.uint8)
-                batch = numpy_or_jax.concatenate([batch, rest])
+                batch = jnp.concatenate([batch, jnp.zeros((size - len(batch), *batch.shape[1:]), jnp.uint8)])
             found.append(self._jitted(self.params, jax.device_put(batch, sharding)))
         if len(image_bhwc) == size:
             return found[0]

@@ -26,6 +26,7 @@ from refocus_jax.models.tokenizer import to_unit_range
 from refocus_jax.pretrained.choice import choose_tokenizer, has_started
 from refocus_jax.reporting.findings import Findings
 from refocus_jax.runtime import mesh as mesh_lib
+from refocus_jax.runtime import processes
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training import loop
 
@@ -42,9 +43,7 @@ def run(c: ConfigDict, workdir: str) -> None:
       ValueError: A setting is out of range, or there are several processes.
       FileNotFoundError: `aliasing.samples` has no images.
     """
-    if jax.process_count() > 1:
-        raise ValueError(f"--mode=aliasing runs in one process, and this is one of {jax.process_count()}; start it on "
-                         "one machine only")
+    processes.check_alone("aliasing")
     check.check_ranges(c)
     trained, class_names = pretrained.load_config(workdir) if has_started(workdir) else (c, ())
     optics = build.tokenizer(trained).optics

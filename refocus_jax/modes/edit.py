@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -11,15 +10,14 @@ from refocus_jax.config import build
 from refocus_jax.data import masks, pictures
 from refocus_jax.evaluation import samples
 from refocus_jax.pretrained.choice import choose_generator
+from refocus_jax.runtime import processes
 from refocus_jax.sampling.edit import fill
 
 
 def run(c: ConfigDict, workdir: str) -> None:
     """Paints the masked part of `edit.image` `edit.count` times and writes the results into WORKDIR/edits."""
     settings = build.sampling_settings(c)
-    if jax.process_count() > 1:
-        raise ValueError(f"--mode=edit runs in one process, and this is one of {jax.process_count()}; start it on one "
-                         "machine only")
+    processes.check_alone("edit")
     if settings.smooth:
         raise ValueError("sampling.smooth is True, which editing does not support; set it to False")
     generator, _ = choose_generator(c, workdir)

@@ -2,12 +2,12 @@
 
 import os
 
-import jax
 from ml_collections import ConfigDict
 
 from refocus_jax.config import build
 from refocus_jax.pretrained import pytorch, sampler_file
 from refocus_jax.pretrained.choice import choose_generator
+from refocus_jax.runtime import processes
 
 
 def run(c: ConfigDict, workdir: str) -> None:
@@ -16,9 +16,7 @@ def run(c: ConfigDict, workdir: str) -> None:
     Raises:
       ValueError: VAR's code would decode the tokenizer's tokens differently, or there are several processes.
     """
-    if jax.process_count() > 1:
-        raise ValueError(f"--mode=export runs in one process, and this is one of {jax.process_count()}; start it on "
-                         "one machine only")
+    processes.check_alone("export")
     e, settings = c.export, build.sampling_settings(c)
     output = e.output or os.path.join(workdir, {"var": "student.safetensors", "sampler": "sampler.zip"}[e.format])
     generator, _ = choose_generator(c, workdir)

@@ -36,10 +36,9 @@ def prepare(c: ConfigDict, workdir: str) -> Prepared:
     run = open_run(c, workdir)
     prepared = Prepared(run, _tokenizers(run), _student(run))
     known = digests(prepared.tokenizers) if prepared.tokenizers else {}
-    if c.data.tokens and not known and stages.trained(workdir, "tokenizer") is None:
-        encode.check(c.data.tokens, stages.token_description(c, run.train, {"structure": "not trained yet"}))
-    elif c.data.tokens or c.data.token_examples:
-        expected = stages.token_description(c, run.train, known)
+    if c.data.tokens or c.data.token_examples:
+        untrained = not known and stages.trained(run.workdir, "tokenizer") is None
+        expected = stages.token_description(c, run.train, {"structure": "not trained yet"} if untrained else known)
         if c.data.tokens:
             encode.check(c.data.tokens, expected)
     stages.check_tokenizers(run.workdir, known, c.tokenizer.pretrained)

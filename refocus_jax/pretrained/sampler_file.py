@@ -24,6 +24,7 @@ from jax import export as jax_export
 
 from refocus_jax.models.bound import Bound
 from refocus_jax.pretrained.models import Generator
+from refocus_jax.runtime.files import atomically
 from refocus_jax.sampling import decode
 
 PLATFORMS = ("cpu", "tpu", "cuda")
@@ -62,15 +63,10 @@ def export(generator: Generator, out: str | os.PathLike, batch: int,
     np.savez(weights, **arrays)
     content = {"batch": batch, "num_classes": generator.network.num_classes, "class_names": generator.class_names,
                "sampling": dataclasses.asdict(settings), "platforms": PLATFORMS}
-    temporary = Path(f"{out}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr("sampler.stablehlo", program.serialize())
-            archive.writestr("weights.npz", weights.getvalue())
-            archive.writestr("settings.json", json.dumps(content, indent=2))
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomically(Path(out)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("sampler.stablehlo", program.serialize())
+        archive.writestr("weights.npz", weights.getvalue())
+        archive.writestr("settings.json", json.dumps(content, indent=2))
 
 
 def load_sampler(path: str | os.PathLike) -> Callable[[Sequence[int], int, int], tuple[list[jax.Array], jax.Array]]:
@@ -105,7 +101,7 @@ def load_sampler(path: str | os.PathLike) -> Callable[[Sequence[int], int, int],
         labels_b = np.asarray(labels)
         if labels_b.shape != (content["batch"],) or labels_b.min() < 0 or labels_b.max() > content["num_classes"]:
             raise ValueError(f"labels are {labels_b.tolist()}; this sampler takes {content['batch']} of 0 to "
-                             f"{content['num_classes'] - 1}")
+                             f"{content['num_classes'] - 1}, or {content['num_classes']} for none")
         return call(leaves, jnp.asarray(labels_b, jnp.int32), *(jnp.asarray(n, jnp.uint32) for n in (seed, start)))
 
     return sampler

@@ -139,6 +139,13 @@ def gather(rows: Any) -> Any:
     return multihost_utils.process_allgather(rows, tiled=True) if jax.process_count() > 1 else rows
 
 
+def check_alone(mode: str) -> None:
+    """Raises a ValueError if there are several processes, where a mode runs in one."""
+    if jax.process_count() > 1:
+        raise ValueError(f"--mode={mode} runs in one process, and this is one of {jax.process_count()}; start it on "
+                         "one machine alone")
+
+
 def barrier(name: str) -> None:
     """Waits until all processes have reached this point."""
     multihost_utils.sync_global_devices(name)

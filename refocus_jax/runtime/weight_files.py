@@ -28,6 +28,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from refocus_jax.runtime.files import atomically
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _INDEX = ".index.json"  # names the shards of a `.safetensors` in several files
 _MAX_INDEX_BYTES = 2**26
@@ -279,13 +281,8 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} cannot be written; give a name that ends in .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with atomically(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, dict(metadata))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refocus_jax.config import arguments, build
+from refocus_jax.config import build, catalog
 
 IMAGENET_CLASSES = 1000
 # Millions of student parameters, docs/var_facts.md (the official sizes with V = 4096, the paper's with 8192).
@@ -118,13 +118,13 @@ def test_an_argument_refines_an_earlier_one_whatever_their_order():
 
 
 def test_configs_that_ship_are_found_by_name():
-    assert arguments.shipped().keys() == set(CONFIGS)
-    assert arguments.locate("tiny:smoke") == f"{arguments.shipped()['tiny']}:smoke"
-    assert arguments.locate("my/tiny.py:smoke") == "my/tiny.py:smoke"
-    assert arguments.load("d16:k4").to_json() == config("d16", "k4").to_json()
-    assert arguments.load(str(arguments.shipped()["tiny"])).to_json() == config("tiny").to_json()
+    assert catalog.shipped().keys() == set(CONFIGS)
+    assert catalog.locate("tiny:smoke") == f"{catalog.shipped()['tiny']}:smoke"
+    assert catalog.locate("my/tiny.py:smoke") == "my/tiny.py:smoke"
+    assert catalog.load("d16:k4").to_json() == config("d16", "k4").to_json()
+    assert catalog.load(str(catalog.shipped()["tiny"])).to_json() == config("tiny").to_json()
     with pytest.raises(ValueError, match="there is no config 'tinny' .the nearest is tiny.; give one of d12, "):
-        arguments.load("tinny")
+        catalog.load("tinny")
 
 
 @pytest.mark.parametrize("changes, chosen", [

@@ -20,7 +20,7 @@ def locate(config: str) -> str:
     """Turns the name of a shipped config in a `--config` value into the path of its file; a path stays as it is."""
     name, colon, argument = config.partition(":")
     path = shipped().get(name)
-    return config if path is None or Path(name).is_file() else f"{path}{colon}{argument}"
+    return config if path is None else f"{path}{colon}{argument}"
 
 
 def load(config: str) -> ConfigDict:

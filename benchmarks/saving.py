@@ -17,8 +17,8 @@ import time
 import jax
 import numpy as np
 
-from configs import common, tiny
-from refocus_jax.config import build
+from configs import tiny
+from refocus_jax.config import arguments, build
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training import loop
@@ -35,7 +35,7 @@ def main():
     given = parser.parse_args()
     c = tiny.get_config()
     if given.depth:
-        common.depth(c, given.depth)
+        arguments.depth(c, given.depth)
     task, mesh = build.generator_task(c, NUM_CLASSES), mesh_lib.make_mesh()
     frozen, key = mesh_lib.put_whole((jax.jit(task.tokenizer.init)(jax.random.key(0)), jax.random.key(1)),
                                      mesh_lib.replicated(mesh))

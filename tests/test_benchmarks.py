@@ -1,0 +1,15 @@
+"""Benchmarks are not run by tests, but each must still find what it imports."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+import benchmarks
+
+FOLDER = Path(benchmarks.__path__[0])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_a_benchmark_imports(name):
+    assert importlib.import_module(f"benchmarks.{name}").main

@@ -4,8 +4,9 @@ Tan and Le, "EfficientNet" (2019), in the Lite variant that TensorFlow published
 TensorFlow's SAME padding. Batch statistics are folded into the convolutions.
 """
 
+import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -69,16 +70,68 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         """Filter features (b, h, w, c) to (b, h / strides, w / strides, c), rounded up."""
-        _, h, w, c = x_bhwc.shape
+        c = x_bhwc.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel, self.kernel, 1, c))
         bias = self.param("bias", nn.initializers.zeros, (c,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x_bhwc, kernel, bias.reshape(1, 1, 1, c)))
-        reach = [(n - 1) // self.strides * self.strides + 1 for n in (h, w)]  # of the first tap
-        padding = [max(r + self.kernel - 1 - n, 0) for r, n in zip(reach, (h, w), strict=True)]
-        x = jnp.pad(x, ((0, 0), *((p // 2, p - p // 2) for p in padding), (0, 0)))
-        return bias + sum(
-            x[:, i:i + reach[0]:self.strides, j:j + reach[1]:self.strides] * kernel[i:i + 1, j:j + 1]
-            for i in range(self.kernel) for j in range(self.kernel))
+        return bias + _filter(x, kernel, self.strides)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _filter(x_bhwc: jax.Array, kernel_kk1c: jax.Array, strides: int) -> jax.Array:
+    """Filter each channel by its own kernel.
+
+    It has its own rule for gradients, a sum of shifted products as well. The one that JAX derives reads every value
+    behind a condition, which takes 3 to 17 times as long on a CPU.
+    """
+    k, taps = len(kernel_kk1c), _taps(x_bhwc, kernel_kk1c, strides)
+    return cast(jax.Array, sum(taps[i, j] * kernel_kk1c[i:i + 1, j:j + 1] for i in range(k) for j in range(k)))
+
+
+def _taps(x_bhwc, kernel_kk1c, strides: int) -> dict[tuple[int, int], jax.Array]:
+    """Return the values that each tap of the kernel reads, (b, h / strides, w / strides, c), by row and column."""
+    k, (h, w) = len(kernel_kk1c), x_bhwc.shape[1:3]
+    padding = [_padding(n, k, strides) for n in (h, w)]
+    x = jnp.pad(x_bhwc, ((0, 0), *padding, (0, 0)))
+    reach = [(n - 1) // strides * strides + 1 for n in (h, w)]  # of a tap
+    return {(i, j): x[:, i:i + reach[0]:strides, j:j + reach[1]:strides] for i in range(k) for j in range(k)}
+
+
+def _padding(side: int, kernel: int, strides: int) -> tuple[int, int]:
+    total = max((side - 1) // strides * strides + kernel - side, 0)
+    return total // 2, total - total // 2
+
+
+def _filter_forward(x_bhwc, kernel_kk1c, strides):
+    return _filter(x_bhwc, kernel_kk1c, strides), (x_bhwc, kernel_kk1c)
+
+
+def _filter_backward(strides, saved, gradient_bhwc):
+    """Return the gradients of the input and of the kernel.
+
+    The padded input at row `strides m + a` has met the taps `strides i + a` of the outputs m - i, and likewise the
+    columns. So the gradient is computed for each pair of remainders (a, b), and these are interleaved.
+    """
+    x, kernel = saved
+    k, reach = len(kernel), (len(kernel) - 1) // strides
+    h, w = (n + reach for n in gradient_bhwc.shape[1:3])
+    g = jax.lax.optimization_barrier(jnp.pad(gradient_bhwc, ((0, 0), (reach, reach), (reach, reach), (0, 0))))
+
+    def remainder(a, b):
+        return sum(g[:, reach - i // strides:reach - i // strides + h, reach - j // strides:reach - j // strides + w]
+                   * kernel[i:i + 1, j:j + 1] for i in range(a, k, strides) for j in range(b, k, strides))
+
+    rows = [jnp.stack([remainder(a, b) for b in range(strides)], axis=3) for a in range(strides)]
+    padded = jnp.stack(rows, axis=2).reshape(len(g), strides * h, strides * w, -1)
+    (top, _), (left, _) = (_padding(n, k, strides) for n in x.shape[1:3])
+    missing = [max(start + n - m, 0) for start, n, m in zip((top, left), x.shape[1:3], padded.shape[1:3], strict=True)]
+    padded = jnp.pad(padded, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))  # what no tap has read
+    taps = _taps(x, kernel, strides)
+    of_kernel = jnp.stack([(taps[i, j] * gradient_bhwc).sum(axis=(0, 1, 2)) for i in range(k) for j in range(k)])
+    return padded[:, top:top + x.shape[1], left:left + x.shape[2]], of_kernel.reshape(kernel.shape)
+
+
+_filter.defvjp(_filter_forward, _filter_backward)
 
 
 class Block(nn.Module):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from refocus_jax.models.sharding import keep_divided
@@ -23,8 +24,37 @@ def _recomputed(module: type[nn.Module], remat: str) -> type[nn.Module]:
     return module if remat == "none" else nn.remat(module, policy=REMAT[remat])
 
 
+class GroupNorm(nn.Module):
+    """GroupNorm in float32 with epsilon 1e-6, over all pixels and the channels of a group.
+
+    The sums run over pixels first and over the channels of a group afterwards, and the result is one multiplication and
+    one addition per value. On a CPU this takes a third of the time of Flax's module, which sums over both at once.
+
+    Attributes:
+      groups: Number of groups, a divisor of the channels.
+    """
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Normalizes (b, h, w, c); the output is float32."""
+        x_bhwc, channels = x_bhwc.astype(jnp.float32), x_bhwc.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def of_groups(mean_bc):
+            grouped = mean_bc.reshape(-1, self.groups, channels // self.groups).mean(axis=-1)
+            return jnp.repeat(grouped, channels // self.groups, axis=-1)
+
+        mean, square = of_groups(x_bhwc.mean(axis=(1, 2))), of_groups(jnp.square(x_bhwc).mean(axis=(1, 2)))
+        factor = scale.reshape(1, -1) * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + 1e-6)
+        shift = bias.reshape(1, -1) - mean * factor
+        return x_bhwc * factor[:, None, None] + shift[:, None, None]
+
+
 class Norm(nn.Module):
-    """GroupNorm in float32 with epsilon 1e-6, optionally followed by SiLU.
+    """GroupNorm in float32, optionally followed by SiLU.
 
     Attributes:
       groups: Number of groups, a divisor of the channels.
@@ -40,8 +70,7 @@ class Norm(nn.Module):
         if x_bhwc.shape[-1] % self.groups:
             raise ValueError(f"norm_groups {self.groups} does not divide {x_bhwc.shape[-1]} channels; "
                              "lower norm_groups or change channels")
-        norm = nn.GroupNorm(num_groups=self.groups, epsilon=1e-6, dtype=jnp.float32, name="norm")
-        x_bhwc = norm(x_bhwc).astype(x_bhwc.dtype)
+        x_bhwc = GroupNorm(self.groups, name="norm")(x_bhwc).astype(x_bhwc.dtype)
         return nn.silu(x_bhwc) if self.silu else x_bhwc
 
 
@@ -53,6 +82,40 @@ _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def _conv(features: int, size: int, dtype, name: str | None, strides: int = 1, padding="SAME") -> nn.Conv:
     return nn.Conv(features, (size, size), (strides, strides), padding, dtype=dtype, kernel_init=_KERNEL_INIT,
                    name=name)
+
+
+# Which of three taps, at twice the side, fall on the same pixel before upsampling: (phase, tap of two, tap of three).
+_PHASES = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
+
+
+class UpsampledConv(nn.Module):
+    """3x3 convolution of an image whose pixels are doubled in both directions, without making that image.
+
+    At each of the four positions inside a doubled pixel, the nine taps fall on only two by two pixels. So one 2x2
+    convolution with four times the channels does it, with 4/9 of the products.
+
+    Attributes:
+      features: Number of output channels.
+      dtype: Compute dtype.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Maps (b, h, w, c) to (b, 2 h, 2 w, features)."""
+        b, h, w, c = x_bhwc.shape
+        kernel = self.param("kernel", _KERNEL_INIT, (3, 3, c, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = jnp.einsum("iur,jvs,rscf->uvcijf", _PHASES, _PHASES, kernel, precision=jax.lax.Precision.HIGHEST)
+        # Padded here and not by the convolution: on a CPU, the gradient of its kernel would take ten times as long.
+        x_bhwc = jnp.pad(x_bhwc.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        y = jax.lax.conv_general_dilated(x_bhwc, kernel.reshape(2, 2, c, -1).astype(self.dtype), (1, 1), "VALID",
+                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = y.reshape(b, h + 1, w + 1, 2, 2, self.features)
+        rows = [jnp.stack([y[:, i:i + h, j:j + w, i, j] for j in range(2)], axis=3) for i in range(2)]
+        return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, -1) + bias.reshape(1, 1, 1, -1).astype(self.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -189,8 +252,7 @@ class Decoder(nn.Module):
                 if level == last:
                     x = AttentionBlock(self.groups, self.dtype, name=f"up_{level}_attn_{i}")(x)
             if level != 0:
-                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-                x = _conv(features, 3, self.dtype, f"up_{level}_upsample")(x)
+                x = UpsampledConv(features, self.dtype, name=f"up_{level}_upsample")(x)
         return _recomputed(Norm, self.remat)(self.groups, True, name="norm_out")(x)
 
     def head(self, features_bhwc: jax.Array) -> jax.Array:

@@ -1,6 +1,9 @@
 """EfficientNet-Lite0 with its ImageNet weights: its numbers equal those of PyTorch, and photographs are recognized."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,6 +42,32 @@ def test_numbers_are_those_of_pytorch(params):
         np.testing.assert_allclose(found, expected, atol=1e-4)
     np.testing.assert_allclose(logits[0, :5], TORCH_LOGITS, atol=1e-4)
     assert pool.shape == (1, 1280) and pool.min() == 0 and pool.max() <= 6
+
+
+@pytest.mark.parametrize("side", [1, 6, 7])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("strides", [1, 2])
+def test_filters_are_convolutions_with_one_group_per_channel(side, kernel, strides):
+    """The rule for gradients is our own, so it is compared with that of XLA's convolution."""
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(2, side, 6, 4)), rng.normal(size=(kernel, kernel, 1, 4))
+    module = efficientnet_lite.DepthwiseConv(kernel, strides, jnp.float32)
+
+    def ours(x, weights):
+        return module.apply({"params": {"kernel": weights, "bias": jnp.zeros(4)}}, x)
+
+    def xla(x, weights):
+        return jax.lax.conv_general_dilated(x, weights, (strides, strides), "SAME", feature_group_count=4,
+                                            dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def all_of(filtered, x, weights):
+        y, gradients = jax.vjp(filtered, x, weights)
+        return y, gradients(jnp.cos(3 * y))
+
+    arguments = [a.astype(np.float32) for a in (x, weights)]
+    for found, expected in zip(*(jax.tree.leaves(all_of(f, *arguments)) for f in (ours, xla)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", [64, 300])

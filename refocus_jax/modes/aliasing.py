@@ -25,8 +25,8 @@ from refocus_jax.instruments.views import SHOWN
 from refocus_jax.models.tokenizer import to_unit_range
 from refocus_jax.pretrained.choice import choose_tokenizer, has_started
 from refocus_jax.reporting.findings import Findings
+from refocus_jax.runtime import extras, processes
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.runtime import processes
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training import loop
 
@@ -42,8 +42,10 @@ def run(c: ConfigDict, workdir: str) -> None:
     Raises:
       ValueError: A setting is out of range, or there are several processes.
       FileNotFoundError: `aliasing.samples` has no images.
+      ImportError: The extra `report` is not installed.
     """
     processes.check_alone("aliasing")
+    extras.require("--mode=aliasing", "report", {"matplotlib": "matplotlib"})
     check.check_ranges(c)
     trained, class_names = pretrained.load_config(workdir) if has_started(workdir) else (c, ())
     optics = build.tokenizer(trained).optics

@@ -115,3 +115,11 @@ def test_images_from_anywhere_and_images_that_are_not_there(config, tmp_path, mo
     _, tables, _ = read(tmp_path / "run")
     (spectrum,) = [table for title, table in tables.items() if title.startswith("power of luminance")]
     assert spectrum.rows[0][0] == "generated" and spectrum.columns[1] == "0.312 to 0.5"  # of their own 16 pixels
+
+
+def test_without_matplotlib_nothing_is_measured(config, tmp_path, hide):
+    hide("matplotlib")
+    config.data.source = "npz:not_there.npz"
+    with pytest.raises(ImportError, match=r"--mode=aliasing needs matplotlib; run pip install 'refocus_jax\[report\]'"):
+        aliasing.run(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

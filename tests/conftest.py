@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 
 # JAX reads these variables when it is first imported.
@@ -31,6 +32,12 @@ def forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def hide(monkeypatch):
+    """A function that makes modules look as if they were not installed."""
+    return lambda *modules: [monkeypatch.setitem(sys.modules, module, None) for module in modules]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What the command line refuses before anything is loaded, what it passes to the modes, and who may write where."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -104,6 +105,17 @@ def test_help_lists_the_arguments_of_a_config(command, capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert "psf=gaussian" in printed and "run=smoke" in printed and "recipe=var" not in printed
+
+
+def test_every_mode_starts_without_the_extras():
+    """Optional packages are imported where they are used: a mode that needs them says so itself."""
+    code = """import sys
+sys.modules.update(dict.fromkeys(["jinja2", "markupsafe", "matplotlib", "tensorflow_datasets"]))
+from refocus_jax import main
+print(all(main.find(mode) for mode in main.MODES))"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=Path(main.__file__).parents[1], check=True,
+                           capture_output=True, text=True)
+    assert found.stdout == "True\n"
 
 
 WRITING = set(main.MODES) - set(main.READING)

@@ -1,6 +1,7 @@
 """Packages built from a clone work without it: a wheel has the Python API and the command line."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,17 @@ def test_the_wheel_holds_the_package_its_data_and_the_configs(built):
     configs = {f"refocus_jax/configs/{path.name}" for path in ROOT.glob("configs/*.py")}
     assert names >= there | configs and len(configs) == 8
     assert not any(name.startswith(("tests", "benchmarks", "launch", "configs")) for name in names)
+
+
+def test_packages_that_few_need_are_extras(built):
+    """The tests need all of them."""
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        name, = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        required = re.findall(r"^Requires-Dist: ([\w-]+)(.*)$", wheel.read(name).decode(), re.MULTILINE)
+    for package, extra in (("tensorflow-datasets", "tfds"), ("matplotlib", "report"), ("jinja2", "report")):
+        conditions = [condition for found, condition in required if found == package]
+        assert sorted(re.findall(r'extra == "(\w+)"', " ".join(conditions))) == sorted(["test", extra])
+        assert all("extra ==" in condition for condition in conditions)
 
 
 def test_the_wheel_serves_the_api_and_the_command_line_from_any_directory(built, tmp_path):

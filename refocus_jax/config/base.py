@@ -290,7 +290,7 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
     },
     "aliasing": {
         "images": Setting(16, r.POSITIVE, "Crops that views and gates are measured on."),
-        "samples": Setting("", r.PATH, "Generated images: a folder or .npz; default the samples found in the "
+        "samples": Setting("", r.PATH, "Generated images: a folder or .npz; default the newest samples in the "
                                        "workdir."),
     },
     "report": {

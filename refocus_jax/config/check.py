@@ -26,12 +26,6 @@ def check_ranges(c: Any) -> None:
                              "refocus_jax/config/base.py")
         if not setting.range.fits(values[name]):
             raise ValueError(f"{name} is {values[name]!r}; give {setting.range.says}")
-    for section in ("tokenizer.optimizer", "tokenizer.discriminator_optimizer", "generator.optimizer"):
-        warmup, flat = (values[f"{section}.{name}"] for name in ("warmup", "flat"))
-        if warmup + flat > 1 + 1e-9:
-            raise ValueError(f"{section}.warmup is {warmup} and {section}.flat is {flat}, in sum more than 1; give at "
-                             f"most 1 (flat is a fraction of the steps after warm-up; for a learning rate that stays "
-                             f"at the peak, set {section}.final=1)")
 
 
 def expand_paths(c: Any) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 
 from refocus_jax.data import folders, images, manifest, notices, npz
+from refocus_jax.runtime import extras
 
 SPLITS = ("train", "validation")
 
@@ -103,6 +104,7 @@ def load(spec: str, split: str, settings: SourceSettings = SourceSettings()) -> 
       ValueError: If the kind or the split is unknown, if the data are damaged or malformed, or if the split has no
         images.
       FileNotFoundError: If the data do not exist.
+      ImportError: If the source is `tfds:NAME` and tensorflow-datasets is not installed.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
@@ -374,6 +376,7 @@ def _images_of(member: folders.ClassFolder, split: str) -> Sequence[str]:
 
 
 def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSource]:
+    extras.require(f"data.source is {f'tfds:{name}'!r}, which", "tfds", {"tensorflow_datasets": "tensorflow-datasets"})
     # Only this kind of source needs tfds, and importing it is slow.
     import tensorflow_datasets as tfds
 

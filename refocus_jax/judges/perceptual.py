@@ -3,7 +3,7 @@
 It is computed as in LPIPS (Zhang et al. 2018), but without the weights that LPIPS fits to human judgements.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, cast
 
 import flax.linen as nn
@@ -15,10 +15,13 @@ from refocus_jax.models.sharding import keep_divided
 
 
 class FeatureNetwork(Protocol):
-    """A network that returns features at several resolutions: `EfficientNetLite` or `Vgg16`."""
+    """A flax module that returns features at several resolutions: `EfficientNetLite` or `Vgg16`."""
 
     def stages(self, pixels_bhwc: jax.Array) -> list[jax.Array]:
         """Return the features of each resolution from pixels (b, h, w, 3) in [0, 255]."""
+
+    def apply(self, variables: Any, pixels_bhwc: jax.Array, *, method: str) -> Any:
+        """Call the method of this name, such as "stages", with the parameters in `variables`."""
 
 
 def distance(network: FeatureNetwork, params: Any, image_bhwc: jax.Array, target_bhwc: jax.Array) -> jax.Array:
@@ -36,7 +39,7 @@ def distance(network: FeatureNetwork, params: Any, image_bhwc: jax.Array, target
       The distance, 0 to 4, a float32 scalar.
     """
 
-    def features(image):
+    def features(image: jax.Array) -> Iterable[jax.Array]:
         pixels = 127.5 * (keep_divided(image) + 1)
         return map(_unit_norm, network.apply({"params": params}, pixels, method="stages"))
 

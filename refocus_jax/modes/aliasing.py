@@ -25,8 +25,8 @@ from refocus_jax.instruments.views import SHOWN
 from refocus_jax.models.tokenizer import to_unit_range
 from refocus_jax.pretrained.choice import choose_tokenizer, has_started
 from refocus_jax.reporting.findings import Findings
+from refocus_jax.runtime import extras, processes
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.runtime import processes
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training import loop
 
@@ -42,14 +42,18 @@ def run(c: ConfigDict, workdir: str) -> None:
     Raises:
       ValueError: A setting is out of range, or there are several processes.
       FileNotFoundError: `aliasing.samples` has no images.
+      ImportError: The extra `report` is not installed.
     """
     processes.check_alone("aliasing")
+    extras.require("--mode=aliasing", "report", {"matplotlib": "matplotlib"})
     check.check_ranges(c)
     trained, class_names = pretrained.load_config(workdir) if has_started(workdir) else (c, ())
     optics = build.tokenizer(trained).optics
     found, data = Findings(), Data(c)
     # Opened before anything is measured, because they may be invalid.
-    generated = _generated(c, workdir)
+    path = c.aliasing.samples or _newest_images(workdir)
+    generated = image_sets.of_path("aliasing.samples" if c.aliasing.samples else
+                                   "aliasing.samples, by default the newest images,", path) if path else None
     held_out = None if generated is None else data.held_out(len(generated.images[0]))
     crops = _views(found, data, optics)
     if trained.tokenizer.model.pyramid == "var":
@@ -70,8 +74,10 @@ def run(c: ConfigDict, workdir: str) -> None:
     found.add(*wiener.gain_tables_and_charts(gains, optics.grid_sizes))
     _teacher(found, data, trained, class_names, workdir, tokenizer, gains)
     found.write(Path(workdir) / "aliasing" / "aliasing.json", {
-        "source": c.data.source, "images": len(crops), "optics": dataclasses.asdict(optics)})
+        "source": c.data.source, "images": len(crops), "optics": dataclasses.asdict(optics), "generated": path})
     found.print()
+    if path:
+        print(f"Generated images: {path}")
     print(f"{len(found.charts)} charts, {len(found.pictures)} pictures and aliasing.json in {workdir}/aliasing")
 
 
@@ -223,12 +229,11 @@ def _grey_picture(rows: list[list[np.ndarray]], columns: list[str]) -> np.ndarra
                          ["image", "decoded"], columns)
 
 
-def _generated(c: ConfigDict, workdir: str) -> ImageSet | None:
-    """Opens the generated images: `aliasing.samples`, or what --mode=sample or --mode=evaluate wrote in the workdir."""
-    places = [c.aliasing.samples] if c.aliasing.samples else [
-        path for name in ("samples/png", "samples/samples.npz", "evaluation/*/samples.npz")
-        for path in sorted(map(str, Path(workdir).glob(name)), key=os.path.getmtime, reverse=True)]
-    return image_sets.of_path("aliasing.samples", places[0]) if places else None
+def _newest_images(workdir: str) -> str:
+    """Returns what --mode=sample or --mode=evaluate wrote last in the workdir; "" if there is nothing."""
+    found = [path for name in ("samples/png", "samples/samples.npz", "evaluation/*/samples.npz")
+             for path in Path(workdir).glob(name)]
+    return str(max(found, key=os.path.getmtime)) if found else ""
 
 
 def _teacher(found: Findings, data: Data, trained: ConfigDict, class_names: tuple[str, ...], workdir: str,

@@ -30,7 +30,7 @@ from refocus_jax.judges.features import Extractor
 from refocus_jax.pretrained import Generator, Tokenizer
 from refocus_jax.pretrained.choice import choose_generator, choose_tokenizer
 from refocus_jax.pretrained.drawing import draw_identity, draw_into
-from refocus_jax.reporting import contents
+from refocus_jax.reporting import evaluations
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import processes, weight_files
 from refocus_jax.runtime.files import write_json
@@ -97,7 +97,7 @@ def summary(result: Mapping[str, Any]) -> str:
     for name in ("tokenizer", "generator"):
         step = result["steps"].get(name)
         if result[name]:
-            tables.append(contents.table(name, result[name] if step is None else {"step": step} | result[name]))
+            tables.append(evaluations.text(name, result[name] if step is None else {"step": step} | result[name]))
     return "\n\n".join([*tables, "\n".join(f"- {note}" for note in result["notes"])])
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from refocus_jax.reporting import contents, health, runs
+from refocus_jax.reporting import health, runs
 from refocus_jax.reporting.health import Verdict
 from refocus_jax.reporting.runs import RecordedRun
+from refocus_jax.runtime import extras
 from refocus_jax.runtime.files import atomically, read_json
 
 
@@ -19,9 +20,13 @@ def run(c: ConfigDict, workdir: str) -> None:
       FileNotFoundError: One of them is not a workdir.
       ValueError: A file in a workdir is damaged, or a run is named twice.
       OSError: The page cannot be written.
+      ImportError: The extra `report` is not installed.
     """
+    extras.require("--mode=report", "report", {"jinja2": "jinja2", "matplotlib": "matplotlib"})
     if jax.process_index():
         return
+    from refocus_jax.reporting import contents  # only this mode needs these packages
+
     paths = [Path(workdir), *map(Path, c.report.compare)]
     found = _named([runs.read(path) for path in paths])
     verdicts = {name: _verdict(c.report.reference, run) for name, run in found.items()} if c.report.reference else {}

@@ -20,7 +20,7 @@ from refocus_jax.planning import targets
 from refocus_jax.planning.planner import Planner
 from refocus_jax.pretrained import parameters
 from refocus_jax.pretrained.prepare import Prepared, prepare
-from refocus_jax.reporting import contents
+from refocus_jax.reporting import evaluations
 from refocus_jax.runtime.digests import digests
 from refocus_jax.runtime.files import read_json
 from refocus_jax.training import encode, loop
@@ -152,5 +152,5 @@ def summary(workdir: str) -> str:
     tables = []
     for stage in STAGES:
         if numbers := read_json(Path(workdir, stage, "evaluation.json")):
-            tables.append(contents.table(stage, numbers))
+            tables.append(evaluations.text(stage, numbers))
     return "\n\n".join(tables)

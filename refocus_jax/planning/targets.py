@@ -1,7 +1,6 @@
 """Machines to plan for: TPU slices and GPU nodes that JAX can compile for without having them."""
 
 import dataclasses
-import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -9,6 +8,8 @@ from unittest import mock
 
 import jax
 from jax.experimental import topologies
+
+from refocus_jax.runtime import extras
 
 GIB = 2**30
 
@@ -148,7 +149,7 @@ def load(topology: str) -> Target:
                          f"{', '.join(TPUS)}, or gpu:KIND:HOSTSxGPUS such as gpu:a100:1x8, with KIND one of "
                          f"{', '.join(GPUS)}")
     if platform == "tpu":
-        _need("libtpu", "plan-tpu")
+        extras.require(f"plan.topology is {topology!r}, which", "plan-tpu", {"libtpu": "libtpu"})
         # libtpu reads these when it is loaded: it must not look for a machine, and may run next to another plan.
         os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-4", TPU_WORKER_HOSTNAMES="localhost",
                           TPU_WORKER_ID="0", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
@@ -160,14 +161,9 @@ def load(topology: str) -> Target:
             raise ValueError(f"plan.topology is {topology!r}, which is not a slice of {kind} ({error}); give one that "
                              f"exists, such as {kind}:{'4x4x4' if kind in ('v4', 'v5p') else '4x4'}") from error
         return Target(topology, "tpu", TPUS[kind], description.devices)
-    _need("jax_cuda13_plugin", "plan-gpu")
+    extras.require(f"plan.topology is {topology!r}, which", "plan-gpu", {"jax_cuda13_plugin": "jax-cuda13-plugin"})
     gpu, (hosts, gpus) = GPUS[kind], sides
     description = topologies.get_topology_desc(platform="cuda", target_config=gpu.target_config(),
                                                topology=f"{hosts}x1x{gpus}")
     chip = Chip(int(JAX_GPU_FRACTION * gpu.device_memory_size), gpu.peak_flops)
     return Target(topology, "gpu", chip, description.devices)
-
-
-def _need(module: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ImportError(f"planning for this machine needs its compiler: pip install 'refocus_jax[{extra}]'")

@@ -1,4 +1,4 @@
-"""Contents of reports: the table of an evaluation as text, and the HTML page about one or several runs."""
+"""Contents of the HTML page about one or several runs."""
 
 import dataclasses
 import time
@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from refocus_jax.evaluation import tables
 from refocus_jax.evaluation.tables import Table
-from refocus_jax.reporting import curves, meanings, page
+from refocus_jax.reporting import curves, evaluations, meanings, page
 from refocus_jax.reporting.health import Reference, Verdict
 from refocus_jax.reporting.page import Drawing, Group, Item, Missing, Section, Settings, Tabled, Words
 from refocus_jax.reporting.runs import STAGES, RecordedRun
@@ -17,39 +17,6 @@ from refocus_jax.runtime.files import read_json
 
 # Runs by their names in a report.
 Runs = Mapping[str, RecordedRun]
-
-
-def table(title: str, evaluation: Mapping[str, float]) -> str:
-    """Formats the numbers of one evaluation.json as text: one row per metric, one column per scale.
-
-    Args:
-      title: The title of the table.
-      evaluation: Numbers by names such as `validation/cross_entropy/scale_2`, `.../all` or without a last part, and
-        perhaps `step`.
-    """
-    columns, rows = _by_scale(evaluation)
-    width = max(map(len, rows))
-    heading = f"{title}, step {evaluation['step']}" if "step" in evaluation else title
-    lines = [f"{heading:{width}s}" + "".join(f"{column.replace('_', ' '):>10s}" for column in columns)]
-    for metric, row in rows.items():
-        cells = "".join(f"{row[c]:10.4g}" if c in row else " " * 10 for c in columns)
-        lines.append(f"{metric:{width}s}{cells}".rstrip())
-    return "\n".join(lines)
-
-
-def _by_scale(evaluation: Mapping[str, float]) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Arranges numbers by metric and scale; returns the columns `all`, `scale_1`, ... and the rows by metric."""
-    rows: dict[str, dict[str, float]] = {}
-    for name, value in evaluation.items():
-        if name == "step":
-            continue
-        name = name.removeprefix("validation/")
-        metric, _, column = name.rpartition("/")
-        if not column.startswith("scale_") and column != "all":
-            metric, column = name, "all"
-        rows.setdefault(metric, {})[column] = value
-    scales = {column for row in rows.values() for column in row} - {"all"}
-    return ["all", *sorted(scales, key=lambda column: int(column.split("_")[1]))], rows
 
 
 def html(runs: Runs, verdicts: Mapping[str, Verdict | str]) -> str:
@@ -250,7 +217,7 @@ def _metrics(runs: Runs) -> Iterator[Group]:
 
 def _scale_table(title: str, evaluation: Mapping[str, float]) -> Tabled:
     """Makes a table with a row per metric and a column per scale."""
-    columns, rows = _by_scale(evaluation)
+    columns, rows = evaluations.by_scale(evaluation)
     cells = [[metric, *(row.get(column) for column in columns)] for metric, row in rows.items()]
     return Tabled(Table(title, ["", *(column.replace("_", " ") for column in columns)], cells),
                   list(map(meanings.of, rows)))

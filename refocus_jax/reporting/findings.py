@@ -11,7 +11,6 @@ from PIL import Image
 
 from refocus_jax.evaluation import tables
 from refocus_jax.evaluation.tables import Chart, Table
-from refocus_jax.reporting import charts
 from refocus_jax.runtime.files import atomically, write_json
 
 
@@ -38,6 +37,8 @@ class Findings:
 
     def write(self, path: Path, settings: dict[str, Any]) -> None:
         """Writes a PNG file per picture and chart, and then the JSON file next to them, which names the pictures."""
+        from refocus_jax.reporting import charts  # matplotlib, which is optional
+
         path.parent.mkdir(parents=True, exist_ok=True)
         for title, _, image in self.pictures:
             buffer = io.BytesIO()

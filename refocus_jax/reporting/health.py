@@ -37,7 +37,7 @@ _SETTINGS = ("image_size", "grid_sizes", "class_names", "data", "focus",
              *(f"generator.{section}" for section in (
                  "init_from", "model", "teacher", "optimizer", "train.batch_size", "train.steps", "train.label_dropout",
                  "train.ema_decay")))
-_OTHERS = ("data.num_workers", "data.num_classes", *HOW_NOT_WHAT)
+_OTHERS = ("data.num_workers", "data.num_classes", "data.max_unreadable", *HOW_NOT_WHAT)
 _SHIPPED = Path(__file__).parent / "references"
 
 

@@ -27,12 +27,12 @@ def read(path: Path) -> dict[str, Any]:
     """Reads what `seal` returned, without the digest, from a file.
 
     Raises:
-      ValueError: The file is not JSON, or it changed after it was saved.
-      KeyError: It holds no digest.
-      AttributeError: It does not hold an object.
+      ValueError: The file is not JSON, is not a seal, or changed after it was saved.
       OSError: The file cannot be read.
     """
     sealed = json.loads(path.read_text())
+    if not isinstance(sealed, dict) or "digest" not in sealed:
+        raise ValueError(f"{path.name} is not a seal: it is not a JSON object with a digest")
     if sealed.pop("digest") != _digest(sealed):
         raise ValueError(f"{path.name} changed after it was saved")
     return sealed

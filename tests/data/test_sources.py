@@ -310,6 +310,15 @@ def test_folder_too_small_to_hold_out_is_an_error_for_validation_only(tmp_path):
 # tfds
 
 
+def test_without_tensorflow_datasets_the_setting_and_the_remedy_are_named(hide):
+    hide("tensorflow_datasets")
+    expected = (r"data.source is 'tfds:imagenet2012', which needs tensorflow-datasets; run pip install "
+                r"'refocus_jax\[tfds\]'")
+    with pytest.raises(ImportError, match=expected):
+        sources.load("tfds:imagenet2012", "train")
+    assert len(sources.load("photos", "train"))
+
+
 @pytest.fixture
 def tfds_data_dir(tmp_path, monkeypatch):
     """A real array_record dataset `tiny` with splits train and test, in the default data dir of tfds."""

@@ -1,5 +1,7 @@
 """The perceptual distance: closed forms on features that equal the pixels; the network that a setting chooses."""
 
+from unittest import mock
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -44,6 +46,13 @@ def test_gradients_are_finite_where_there_are_no_features():
     black = colour(0, 0, 0)
     for target in (black, colour(255, 0, 0)):
         assert jnp.isfinite(jax.grad(distance)(black, target)).all()
+
+
+def test_the_protocol_names_all_that_is_called():
+    """A stand-in with nothing but the protocol's methods and their signatures is enough."""
+    network = mock.create_autospec(perceptual.FeatureNetwork, instance=True)
+    network.apply.side_effect = lambda variables, pixels, method: [pixels]
+    np.testing.assert_allclose(perceptual.distance(network, {}, colour(255, 0, 0), colour(0, 9, 0)), 2, atol=1e-4)
 
 
 def test_efficientnet_lite0_is_there_for_everyone():

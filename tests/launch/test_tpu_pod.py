@@ -66,7 +66,7 @@ def test_install_copies_the_last_commit_to_all_machines():
         assert subprocess.run(["bash", "-n", "-c", script]).returncode == 0
     assert "sudo mount -t nfs 10.0.0.2:/share /mnt/shared" in mount[-1]
     assert "tar -xzf refocus_jax.tar.gz -C refocus_jax" in unpack[-1]
-    assert "uv pip install -q -e '.[tpu]'" in environment[-1]
+    assert "uv pip install -q -e '.[tpu,tfds,report]'" in environment[-1]
 
 
 def test_run_passes_every_flag_through_two_shells():

@@ -49,7 +49,8 @@ def test_a_run_on_vertex_is_a_container_on_a_machine_with_gpus(launch):
     # The folder's files are copied to where they are installed and started.
     copy, workdir, install = executable["docker_instructions"]
     name = Path(executable["path"]).name
-    assert copy == f"COPY {name} /{name}" and workdir == f"WORKDIR /{name}" and "pip install -e '.[cuda]'" in install
+    assert copy == f"COPY {name} /{name}" and workdir == f"WORKDIR /{name}"
+    assert "pip install -e '.[cuda,tfds,report]'" in install
 
 
 def test_the_image_is_made_of_the_last_commit(launch):

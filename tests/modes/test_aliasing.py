@@ -1,6 +1,7 @@
 """`--mode=aliasing` on the smallest config, from only a config to a complete run."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -115,3 +116,38 @@ def test_images_from_anywhere_and_images_that_are_not_there(config, tmp_path, mo
     _, tables, _ = read(tmp_path / "run")
     (spectrum,) = [table for title, table in tables.items() if title.startswith("power of luminance")]
     assert spectrum.rows[0][0] == "generated" and spectrum.columns[1] == "0.312 to 0.5"  # of their own 16 pixels
+
+
+def test_the_newest_images_are_measured_unless_the_settings_name_others(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(aliasing, "PRESETS", {})
+    monkeypatch.setattr(aliasing, "_views", lambda found, data, optics: data.crops(8, enlarge=True))
+    drawn = np.random.default_rng(1).integers(0, 255, (12, 8, 8, 3), np.uint8)
+    run = tmp_path / "run"
+    png, npz, evaluated = (run / name for name in ("samples/png", "samples/samples.npz", "evaluation/a/samples.npz"))
+    for folder in (png, evaluated.parent):
+        folder.mkdir(parents=True)
+    for i, image in enumerate(drawn):
+        Image.fromarray(image).save(png / f"{i:06d}_0000.png")
+    for path in (npz, evaluated):
+        np.savez(path, arr_0=drawn)
+    for order in ((png, npz, evaluated), (npz, evaluated, png), (evaluated, png, npz)):
+        for seconds, path in enumerate(order):
+            os.utime(path, (1000 + seconds, 1000 + seconds))
+        aliasing.run(config, str(run))
+        assert read(run)[0]["settings"]["generated"] == str(order[-1])
+        assert f"Generated images: {order[-1]}\n" in capsys.readouterr().out
+    config.aliasing.samples = str(evaluated)
+    aliasing.run(config, str(run))
+    assert read(run)[0]["settings"]["generated"] == str(evaluated)
+    np.savez(npz, arr_0=drawn[:4])
+    config.aliasing.samples = ""
+    with pytest.raises(ValueError, match="aliasing.samples, by default the newest images, is .*npz, which has 4"):
+        aliasing.run(config, str(run))
+
+
+def test_without_matplotlib_nothing_is_measured(config, tmp_path, hide):
+    hide("matplotlib")
+    config.data.source = "npz:not_there.npz"
+    with pytest.raises(ImportError, match=r"--mode=aliasing needs matplotlib; run pip install 'refocus_jax\[report\]'"):
+        aliasing.run(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

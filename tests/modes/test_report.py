@@ -50,6 +50,14 @@ def test_what_is_no_workdir_is_refused_before_anything_is_written(tmp_path):
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize("missing", [("jinja2",), ("matplotlib",), ("jinja2", "matplotlib")])
+def test_missing_packages_are_named_before_anything_is_read(tmp_path, hide, missing):
+    hide(*missing)
+    expected = rf"--mode=report needs {' and '.join(missing)}; run pip install 'refocus_jax\[report\]'"
+    with pytest.raises(ImportError, match=expected):
+        report.run(config(), str(tmp_path / "not_there"))
+
+
 def test_a_full_disk_is_said_in_a_line_and_the_former_page_stays(tmp_path, monkeypatch):
     run = workdirs.write(tmp_path / "run", stages=())
     report.run(config(**{"report.reference": ""}), str(run))

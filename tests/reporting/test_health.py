@@ -99,12 +99,19 @@ def test_other_settings_are_refused_by_name_and_those_of_the_machine_are_not(dir
     assert "tokenizer.train.steps is 2400 there and 4800 here" in words
     run = workdirs.write(tmp_path / "machine", 3, **{
         "mesh.fsdp": 2, "generator.model.remat": "blocks", "tokenizer.train.log_every": 10, "data.num_workers": 3,
-        "sampling.cfg": 2.0})
+        "data.max_unreadable": 0.5, "sampling.cfg": 2.0})
     assert judge(directory, run, capsys)[0] == 0
     config = workdirs.config(3)
     del config["tokenizer"]["loss"]["l1"]  # as in an earlier version: it has the default
     (run / "config.json").write_text(json.dumps(config))
     assert judge(directory, run, capsys)[0] == 0
+
+
+def test_the_shipped_reference_is_for_the_shipped_config():
+    """A new setting that decides what is learned needs a new reference, and any other an entry in `_OTHERS`."""
+    shipped = health.from_json(json.loads(health.locate("tiny").read_text()))
+    config = workdirs.config() | {"class_names": shipped.settings["class_names"]}
+    assert health.differing(shipped.settings, health.settings(config)) == []
 
 
 @pytest.mark.parametrize(("problem", "seed", "settings"), [

@@ -55,3 +55,13 @@ def test_a_seal_is_read_as_it_was_made(tmp_path):
     assert read["record"] == {"position": [1, 2], "3": "é"} and read["arrays"]["a/b"][0] == "float32[2, 3]"
     assert seals.changed(read, {"a/b": jnp.ones((2, 3))}) == []
     assert seals.changed(read, {"a/b": jnp.ones((2, 3)).at[1, 1].add(1e-7)}) == ["a/b"]
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    ("[1, 2]", "seal.json is not a seal"), ('"text"', "seal.json is not a seal"), ("3", "seal.json is not a seal"),
+    ("{}", "seal.json is not a seal"), ('{"digest": "0"}', "seal.json changed after it was saved"), ("{", "Expecting")])
+def test_every_kind_of_damage_is_a_value_error(tmp_path, content, says):
+    path = tmp_path / "seal.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=says):
+        seals.read(path)

@@ -15,6 +15,14 @@ def test_schedule_warms_up_stays_and_falls():
     assert np.isclose(rate(190), 2.0) and np.isclose(rate(595), 1.1) and np.isclose(rate(1000), 0.2)
 
 
+def test_flat_is_a_share_of_the_steps_after_warm_up():
+    """Warm-up and flat may be more than 1 in sum."""
+    rate = optimizer.learning_rate(optimizer.OptimizerSettings(1.0, warmup=0.6, flat=0.5, final=0.0), 100)
+    assert rate(59) < 1 and np.isclose(rate(60), 1) and np.isclose(rate(80), 1) and np.isclose(rate(90), 0.5)
+    rate = optimizer.learning_rate(optimizer.OptimizerSettings(1.0, warmup=0.2, flat=1.0, final=0.0), 100)
+    assert all(np.isclose(rate(step), 1) for step in range(20, 100))
+
+
 def test_a_schedule_without_warm_up_begins_with_one_step_of_it():
     rate = optimizer.learning_rate(optimizer.OptimizerSettings(1.0, warmup=0.0, warmup_initial=0.5, flat=0.0), 10)
     assert np.isclose(rate(0), 0.5) and np.isclose(rate(1), 1.0) and np.isclose(rate(10), 0.1)

@@ -50,16 +50,16 @@ def train_alone(alias: AliasTokenizer, batches, steps: int, quantize: bool):
     optimizer = optax.adam(optax.linear_schedule(2e-3, 1e-4, steps), b2=0.99)
 
     def loss(params, residuals):
-        total, tokens, inputs, errors = 0.0, [], [], []
-        for residual in residuals:
-            latent = alias.apply({"params": params}, residual, method="latent")
-            tokens.append(alias.apply({"params": params}, latent, method="nearest"))
-            code = alias.apply({"params": params}, tokens[-1], method="embed")
-            value = straight_through(code, latent) if quantize else latent
-            errors.append(mse(alias.apply({"params": params}, value, method="decode"), residual))
-            fixed_code, fixed_latent = jax.lax.stop_gradient((code, latent))
-            total += errors[-1] + 0.25 * mse(fixed_code, latent) + mse(code, fixed_latent)
-            inputs.append(fixed_latent)
+        def apply(method, *args):
+            return alias.apply({"params": params}, *args, method=method)
+
+        latents = apply("latents", residuals)
+        tokens = [apply("nearest", latent) for latent in latents]
+        codes = [apply("embed", t) for t in tokens]
+        values = list(map(straight_through, codes, latents)) if quantize else latents
+        errors = list(map(mse, apply("decode", values), residuals))
+        fixed_codes, inputs = jax.lax.stop_gradient((codes, latents))
+        total = sum(errors) + 0.25 * sum(map(mse, fixed_codes, latents)) + sum(map(mse, codes, inputs))
         return total / len(residuals), (errors, tokens, inputs)
 
     @jax.jit

@@ -12,6 +12,7 @@ from refocus_jax.focus import Pyramid, View
 from refocus_jax.focus.resample import resize
 from refocus_jax.models.autoencoder import Decoder, Encoder, PatchAutoencoder
 from refocus_jax.models.bound import Bound
+from refocus_jax.models.canvas import Canvas, clear
 from refocus_jax.models.quantizer import Codebook, MultiScaleQuantizer, Quantized
 from refocus_jax.models.randomness import fold_in
 
@@ -65,21 +66,37 @@ class Autoencoder(nn.Module):
         """Ratio of the side of the image to the side of the latent."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
-    def encode(self, image_bhwc: jax.Array) -> jax.Array:
+    def encode(self, image_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Maps images (b, h, w, 3) to float32 latents (b, h / stride, w / stride, latent_channels)."""
-        return self.quant_conv(self.encoder(image_bhwc)).astype(jnp.float32)
+        return self.quant_conv(self.encoder(image_bhwc, canvas)).astype(jnp.float32)
 
-    def features(self, latent_bhwc: jax.Array) -> jax.Array:
+    def features(self, latent_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Activations of the decoder before its last convolution."""
-        return self.decoder.features(self.post_quant_conv(latent_bhwc))
+        return self.decoder.features(clear(self.post_quant_conv(latent_bhwc), canvas), canvas)
 
     def head(self, features_bhwc: jax.Array) -> jax.Array:
         """Applies the last convolution of the decoder; the image is not clamped."""
         return self.decoder.head(features_bhwc)
 
-    def decode(self, latent_bhwc: jax.Array) -> jax.Array:
+    def decode(self, latent_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Maps latents to float32 images, not clamped: the inverse shapes of `encode`."""
-        return self.head(self.features(latent_bhwc))
+        return self.head(self.features(latent_bhwc, canvas))
+
+
+def encode_views(autoencoder: Autoencoder | PatchAutoencoder, views: Sequence[jax.Array]) -> list[jax.Array]:
+    """Encodes square views of several sides, all at once on one canvas."""
+    if not views:
+        return []
+    canvas = Canvas.of([view.shape[1] // autoencoder.stride for view in views])
+    return canvas.take(autoencoder.encode(canvas.put(views), canvas))
+
+
+def decode_views(autoencoder: Autoencoder | PatchAutoencoder, latents: Sequence[jax.Array]) -> list[jax.Array]:
+    """Decodes square latents of several sides, all at once on one canvas; the images are not clamped."""
+    if not latents:
+        return []
+    canvas = Canvas.of([latent.shape[1] for latent in latents])
+    return canvas.take(autoencoder.decode(canvas.put(latents), canvas))
 
 
 class StructureTokenizer(nn.Module):
@@ -101,7 +118,8 @@ class StructureTokenizer(nn.Module):
         if self.pyramid == "var":
             latent = self.autoencoder.encode(focused[-1])
             return [resize(latent, p, "area") for p in self.quantizer.grid_sizes]
-        return [self.autoencoder.encode(view) for view in focused]
+        # The image is by far the largest view: with it on the canvas, the canvas would be half empty.
+        return [*encode_views(self.autoencoder, focused[:-1]), self.autoencoder.encode(focused[-1])]
 
     def quantize(self, latents: Sequence[jax.Array]) -> Quantized:
         """Quantizes latents z_1 ... z_K; see `MultiScaleQuantizer.quantize`."""
@@ -114,6 +132,10 @@ class StructureTokenizer(nn.Module):
     def decode(self, latent_bhwc: jax.Array) -> jax.Array:
         """Decodes a cumulative latent of any side to an image, clamped to [-1, 1]."""
         return jnp.clip(self.autoencoder.decode(latent_bhwc), -1, 1)
+
+    def decode_views(self, latents: Sequence[jax.Array]) -> list[jax.Array]:
+        """Decodes latents of several sides to images, not clamped."""
+        return decode_views(self.autoencoder, latents)
 
     def view(self, f_hat: jax.Array, scale: int) -> jax.Array:
         """Resizes a cumulative latent to the side of `scale`; see `MultiScaleQuantizer.view`."""
@@ -142,9 +164,9 @@ class AliasTokenizer(nn.Module):
     autoencoder: PatchAutoencoder | Autoencoder
     codebook: Codebook
 
-    def latent(self, residual_bhwc: jax.Array) -> jax.Array:
-        """Latent of a normalized residual."""
-        return self.autoencoder.encode(residual_bhwc)
+    def latents(self, residuals: Sequence[jax.Array]) -> list[jax.Array]:
+        """Latents of the normalized residuals of several scales."""
+        return encode_views(self.autoencoder, residuals)
 
     def nearest(self, latent_bhwc: jax.Array) -> jax.Array:
         """Tokens nearest to a latent. No gradient flows through the choice."""
@@ -154,13 +176,13 @@ class AliasTokenizer(nn.Module):
         """Code vectors (..., latent_channels) of tokens (...)."""
         return self.codebook(tokens)
 
-    def decode(self, latent_bhwc: jax.Array) -> jax.Array:
-        """Decodes a latent to a normalized residual, not clamped."""
-        return self.autoencoder.decode(latent_bhwc)
+    def decode(self, latents: Sequence[jax.Array]) -> list[jax.Array]:
+        """Decodes the latents of several scales to normalized residuals, not clamped."""
+        return decode_views(self.autoencoder, latents)
 
     def __call__(self, residual_bhwc: jax.Array) -> jax.Array:
         """Reconstructs a normalized residual; uses every parameter, for initialization."""
-        return self.decode(self.embed(self.nearest(self.latent(residual_bhwc))))
+        return self.decode([self.embed(self.nearest(latent)) for latent in self.latents([residual_bhwc])])[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +244,9 @@ class DualTokenizer:
         structure = self._structure(params)("encode", [v.focused for v in views])
         if self.alias is None:
             return structure, []
-        bound, alias = Bound(self.alias, self.alias_params(params)), []
-        for scale, residual in enumerate(self.residuals(views)):
-            latent = bound("latent", residual / params["residual_std"][scale])
-            alias.append(bound("nearest", latent))
-        return structure, alias
+        bound = Bound(self.alias, self.alias_params(params))
+        residuals = [residual / params["residual_std"][k] for k, residual in enumerate(self.residuals(views))]
+        return structure, [bound("nearest", latent) for latent in bound("latents", residuals)]
 
     def _structure(self, params) -> Bound[StructureTokenizer]:
         return Bound(self.structure, params["structure"])

@@ -77,21 +77,21 @@ class TokenizerEvaluator:
                       "thumbnail": _squared_error(self._thumbnail(image), image)}
             shown = {"decoded": decoded[:self.num_pictures]}
             if structure.pyramid == "focus":
-                for k, f_hat in enumerate(quantized.f_hats[:-1]):
-                    errors[f"view/scale_{k + 1}"] = _squared_error(tokenizer.decode_view(params, f_hat, k),
-                                                                   views[k].focused)
+                bound = Bound(structure, params["structure"])
+                states = [bound("view", f_hat, k) for k, f_hat in enumerate(quantized.f_hats[:-1])]
+                for k, drawn in enumerate(bound("decode_views", states)):
+                    errors[f"view/scale_{k + 1}"] = _squared_error(jnp.clip(drawn, -1, 1), views[k].focused)
             pooled = [resize(latents[-1], z.shape[1], "area") for z in latents]
             gaps = jnp.stack([jnp.stack([jnp.sum(jnp.square(z - a)), jnp.sum(jnp.square(a))])
                               for z, a in zip(latents[:-1], pooled, strict=False)])
             counts = {"structure": jnp.stack([count([t], structure.quantizer.vocab_size) for t in quantized.tokens])}
             if tokenizer.alias is not None:
-                alias, params_alias = tokenizer.alias, {"params": tokenizer.alias_params(params)}
+                alias = Bound(tokenizer.alias, tokenizer.alias_params(params))
                 tokens = tokenizer.encode(params, image)[1]
-                counts["alias"] = jnp.stack([count([t], alias.codebook.vocab_size) for t in tokens])
-                for k, (token_map, residual) in enumerate(zip(tokens, tokenizer.residuals(views), strict=True)):
-                    code = alias.apply(params_alias, token_map, method="embed")
-                    decoded = params["residual_std"][k] * alias.apply(params_alias, code, method="decode")
-                    errors[f"alias/scale_{k + 1}"] = _squared_error(decoded, residual)
+                counts["alias"] = jnp.stack([count([t], alias.module.codebook.vocab_size) for t in tokens])
+                drawn = alias("decode", [alias("embed", t) for t in tokens])
+                for k, residual in enumerate(tokenizer.residuals(views)):
+                    errors[f"alias/scale_{k + 1}"] = _squared_error(params["residual_std"][k] * drawn[k], residual)
                     errors[f"alias_power/scale_{k + 1}"] = jnp.square(residual).mean(axis=(1, 2, 3))
             return errors, counts, gaps, shown
 

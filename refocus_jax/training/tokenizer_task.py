@@ -175,7 +175,8 @@ class TokenizerTask:
         states = [apply("view", f_hat, scale) for scale, f_hat in enumerate(quantized.f_hats)]
         terms["vq"] = sum(map(self._vq_loss, states, latents)) / (last + 1)
         if self.losses.view:
-            decoded = [network("decode", straight_through(v, z)) for v, z in zip(states[:-1], latents, strict=False)]
+            coarse = list(map(straight_through, states[:-1], latents[:-1]))
+            decoded = apply("decode_views", coarse)
             terms["view"] = self.losses.view / last * sum(
                 self._pixel_loss(d, view.focused) for d, view in zip(decoded, views, strict=False))
         if structure.quantizer.residual and self.losses.consistency:
@@ -186,18 +187,19 @@ class TokenizerTask:
     def _alias_losses(self, params, residuals, std):
         """Computes the alias tokenizer's terms; returns them, and the tokens and quantizer inputs of every scale."""
         alias, params = self.tokenizer.alias, {"params": self.tokenizer.alias_params(params)}
-        loss, tokens, inputs = {"alias_reconstruction": 0.0, "alias_vq": 0.0}, [], []
+
+        def apply(method, *args):
+            return alias.apply(params, *args, method=method)
+
+        targets = [residual / std[scale] for scale, residual in enumerate(residuals)]
+        latents = apply("latents", targets)
+        tokens = [apply("nearest", latent) for latent in latents]
+        codes = [apply("embed", t) for t in tokens]
+        decoded = apply("decode", list(map(straight_through, codes, latents)))
         weight = self.losses.alias / len(residuals)
-        for scale, residual in enumerate(residuals):
-            target = residual / std[scale]
-            latent = alias.apply(params, target, method="latent")
-            tokens.append(alias.apply(params, latent, method="nearest"))
-            code = alias.apply(params, tokens[-1], method="embed")
-            decoded = alias.apply(params, straight_through(code, latent), method="decode")
-            loss["alias_reconstruction"] += weight * mse(decoded, target)
-            loss["alias_vq"] += weight * self._vq_loss(code, latent)
-            inputs.append(jax.lax.stop_gradient(latent))
-        return loss, tokens, inputs
+        loss = {"alias_reconstruction": weight * sum(map(mse, decoded, targets)),
+                "alias_vq": weight * sum(map(self._vq_loss, codes, latents))}
+        return loss, tokens, jax.lax.stop_gradient(latents)
 
     def _perceptual_loss(self, frozen, image, reconstruction):
         """Computes the perceptual term and its gradient with respect to the reconstruction.

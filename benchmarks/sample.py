@@ -46,11 +46,16 @@ def matrix_rate() -> float:
     return 2 * SIDE**3 / statistics.median(seconds(matrix_product()) for _ in range(3))
 
 
-def report(what: str, function, arguments, repeat: int, counted=None) -> None:
-    """Compiles, runs and prints one line; `counted` is the computation without remat, to count its FLOPs."""
+def compile_timed(function, arguments):
+    """Traces and compiles; returns the program and the seconds that it took."""
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
-    compilation = time.perf_counter() - start
+    return compiled, time.perf_counter() - start
+
+
+def report(what: str, function, arguments, repeat: int, counted=None) -> None:
+    """Compiles, runs and prints one line; `counted` is the computation without remat, to count its FLOPs."""
+    compiled, compilation = compile_timed(function, arguments)
     needed = flops.count(counted or function, *arguments)
     seconds(lambda: compiled(*arguments))
     rates, times = [matrix_rate()], []

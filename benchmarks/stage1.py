@@ -3,10 +3,9 @@
     python -m benchmarks.stage1                    # tiny, with the batch size of its config
     python -m benchmarks.stage1 --config=d16:k4 --batch=1 --what step
 
-Everything is compiled beforehand. Each line gives seconds of wall time and of processor time, the FLOPs of convolutions
-and products that the computation needs (`planning.flops`), and their rate as a fraction of this machine's rate in a
-float32 product. Two versions are compared by two runs next to each other. The results are in
-docs/measurements/speed.md.
+Each line gives the time to compile, the wall time and processor time of a run, the FLOPs of convolutions and products
+that the computation needs (`planning.flops`), and their rate as a fraction of this machine's rate in a float32 product.
+Two versions are compared by two runs next to each other. The results are in docs/measurements/speed.md.
 """
 
 import argparse
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.sample import matrix_rate
+from benchmarks.sample import compile_timed, matrix_rate
 from refocus_jax.config import build, catalog
 from refocus_jax.judges import perceptual
 from refocus_jax.models.tokenizer import to_unit_range
@@ -27,9 +26,7 @@ REPEAT, STEPS = 5, 5
 
 def report(what: str, function, *arguments) -> None:
     """Compiles, runs and prints one line: the best of `REPEAT` means over `STEPS` runs."""
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    compilation = time.perf_counter() - start
+    compiled, compilation = compile_timed(function, arguments)
     needed = flops.count(function, *arguments)
     jax.block_until_ready(compiled(*arguments))
     wall, processor = [], []

@@ -376,7 +376,7 @@ def _images_of(member: folders.ClassFolder, split: str) -> Sequence[str]:
 
 
 def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSource]:
-    extras.require(f"data.source is {f'tfds:{name}'!r}, which", "tfds", {"tensorflow_datasets": "tensorflow-datasets"})
+    extras.require(f"data.source is 'tfds:{name}', which", "tfds", {"tensorflow_datasets": "tensorflow-datasets"})
     # Only this kind of source needs tfds, and importing it is slow.
     import tensorflow_datasets as tfds
 

@@ -4,7 +4,6 @@
 `PatchAutoencoder` is the network for alias residuals.
 """
 
-import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from refocus_jax.models import canvas as canvas_lib
-from refocus_jax.models.canvas import Canvas, clear
+from refocus_jax.models.canvas import Canvas, clear, same_view
+from refocus_jax.models.norm import Norm
 from refocus_jax.models.sharding import keep_divided
 
 # What a block keeps of its forward pass, by the name of the setting. "products" keeps the convolutions. The rest is
@@ -25,99 +24,6 @@ REMAT = {"none": jax.checkpoint_policies.everything_saveable, "blocks": jax.chec
 
 def _recomputed(module: type[nn.Module], remat: str) -> type[nn.Module]:
     return module if remat == "none" else nn.remat(module, policy=REMAT[remat], static_argnums=(2,))
-
-
-_EPSILON = 1e-6  # of every GroupNorm
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def group_norm(x_bhwc: jax.Array, scale_c: jax.Array, bias_c: jax.Array, groups: int,
-               canvas: Canvas | None) -> jax.Array:
-    """Normalizes over all pixels of a view and the channels of a group.
-
-    The sums run over pixels first and over the channels of a group afterwards, and the result is one multiplication and
-    one addition per value; so are the gradients, by a rule of their own. On a CPU this takes a third of the time of
-    Flax's module, which sums over both at once, and it compiles sooner.
-
-    Args:
-      x_bhwc: The input, float32.
-      scale_c: Factors on the normalized channels.
-      bias_c: What is added to them.
-      groups: Number of groups, a divisor of the channels.
-      canvas: Where the views are, if there are several.
-
-    Returns:
-      The result, (b, h, w, c); 0 between views.
-    """
-    return _group_norm_forward(x_bhwc, scale_c, bias_c, groups, canvas)[0]
-
-
-def _over_groups(values_nbvc: jax.Array, groups: int) -> jax.Array:
-    """Replaces every channel by the mean of its group."""
-    grouped = values_nbvc.reshape(*values_nbvc.shape[:-1], groups, -1)
-    return jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape).reshape(values_nbvc.shape)
-
-
-def _group_norm_forward(x_bhwc, scale_c, bias_c, groups, canvas):
-    mean, square = _over_groups(canvas_lib.means([x_bhwc, jnp.square(x_bhwc)], canvas), groups)
-    inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + _EPSILON)
-    factor = scale_c[None, None] * inverse
-    result = canvas_lib.combine([x_bhwc], [factor], bias_c[None, None] - mean * factor, canvas)
-    return result, (x_bhwc, scale_c, mean, inverse)
-
-
-def _group_norm_backward(groups, canvas, saved, gradient_bhwc):
-    x_bhwc, scale_c, mean, inverse = saved
-    # The means of g and of g (x - mean) over the pixels, then those of scale times both over the channels of a group.
-    plain, slope = canvas_lib.means([gradient_bhwc, gradient_bhwc * x_bhwc], canvas)
-    slope = slope - mean * plain
-    of_plain, of_slope = _over_groups(scale_c[None, None, None] * jnp.stack([plain, slope]), groups)
-    of_slope = inverse * inverse * inverse * of_slope
-    of_x = canvas_lib.combine([gradient_bhwc, x_bhwc], [scale_c[None, None] * inverse, -of_slope],
-                              mean * of_slope - inverse * of_plain, canvas)
-    pixels = canvas_lib.pixels(x_bhwc, canvas)
-    return of_x, (pixels * inverse * slope).sum(axis=(0, 1)), (pixels * plain).sum(axis=(0, 1))
-
-
-group_norm.defvjp(_group_norm_forward, _group_norm_backward)
-
-
-class GroupNorm(nn.Module):
-    """GroupNorm in float32, see `group_norm`.
-
-    Attributes:
-      groups: Number of groups, a divisor of the channels.
-    """
-
-    groups: int
-
-    @nn.compact
-    def __call__(self, x_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
-        """Normalizes (b, h, w, c); the output is float32, and 0 between views."""
-        scale = self.param("scale", nn.initializers.ones, (x_bhwc.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x_bhwc.shape[-1],))
-        return group_norm(x_bhwc.astype(jnp.float32), scale, bias, self.groups, canvas)
-
-
-class Norm(nn.Module):
-    """GroupNorm in float32, optionally followed by SiLU.
-
-    Attributes:
-      groups: Number of groups, a divisor of the channels.
-      silu: Whether SiLU follows.
-    """
-
-    groups: int
-    silu: bool = False
-
-    @nn.compact
-    def __call__(self, x_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
-        """Normalizes the input; the output has its shape and dtype."""
-        if x_bhwc.shape[-1] % self.groups:
-            raise ValueError(f"norm_groups {self.groups} does not divide {x_bhwc.shape[-1]} channels; "
-                             "lower norm_groups or change channels")
-        x_bhwc = GroupNorm(self.groups, name="norm")(x_bhwc, canvas).astype(x_bhwc.dtype)
-        return nn.silu(x_bhwc) if self.silu else x_bhwc
 
 
 # PyTorch's default initializer, which VAR's autoencoder uses. Its variance is a third of Flax's default, so residual
@@ -158,7 +64,7 @@ class UpsampledConv(nn.Module):
         taps = np.einsum("uir,vjs->uvijrs", _POSITIONS, _POSITIONS).reshape(16, 9)
         kernel = jnp.matmul(taps, kernel.reshape(9, -1), precision=jax.lax.Precision.HIGHEST)
         kernel = jnp.moveaxis(kernel.reshape(2, 2, 4, c, self.features), 2, 3).reshape(2, 2, c, -1)
-        # Padded here and not by the convolution: on a CPU, the gradient of its kernel would take ten times as long.
+        # Padded here and not by the convolution, for which XLA computes the gradient of the kernel slowly on a CPU.
         x_bhwc = jnp.pad(x_bhwc.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
         y = jax.lax.conv_general_dilated(x_bhwc, kernel.astype(self.dtype), (1, 1), "VALID",
                                          dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -211,7 +117,7 @@ class AttentionBlock(nn.Module):
         q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * c), 3, axis=-1)
         logits = jnp.einsum("bic,bjc->bij", q, k, preferred_element_type=jnp.float32) * c**-0.5
         if canvas is not None:
-            logits = jnp.where(canvas_lib.same_view(canvas)[None], logits, -jnp.inf)
+            logits = jnp.where(same_view(canvas)[None], logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         out = jnp.einsum("bij,bjc->bic", weights, v).reshape(b, h, w, c)
         return clear(x_bhwc + _conv(c, 1, self.dtype, "proj_out")(out), canvas)

@@ -6,6 +6,7 @@ convolution, normalization takes the statistics of each view by itself, and atte
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -21,32 +22,31 @@ class Canvas:
 
     Attributes:
       sides: Sides of the views in cells.
-      corners: Row and column of the first cell of each view.
-      shape: Rows and columns of the canvas.
     """
 
     sides: tuple[int, ...]
-    corners: tuple[tuple[int, int], ...]
-    shape: tuple[int, int]
 
-    @classmethod
-    def of(cls, sides: Sequence[int]) -> "Canvas":
-        """Chooses places for views of these sides, large views first, on a canvas as high as the largest view."""
-        height = max(sides)
-        unbounded = sum(side + 1 for side in sides)
-        free, corners = [(0, 0, height, unbounded)], {}  # rectangles: row, column, height, width
-        for index in sorted(range(len(sides)), key=lambda index: -sides[index]):
-            side = sides[index]
+    @functools.cached_property
+    def corners(self) -> tuple[tuple[int, int], ...]:
+        """Row and column of the first cell of each view: large views first, below others where there is room."""
+        height, corners = max(self.sides), {}
+        # Free rectangles: row, column, height, width. The first is a strip that never becomes as narrow as a view.
+        free = [(0, 0, height, (height + 1) * (len(self.sides) + 1))]
+        for index in sorted(range(len(self.sides)), key=lambda index: -self.sides[index]):
+            side = self.sides[index]
             row, column, rows, columns = place = min(
                 (r for r in free if min(r[2:]) >= side), key=lambda r: (r[2] * r[3], r[1]))
             free.remove(place)
             corners[index] = row, column
-            endless, used = columns > height, side + 1
-            # The rectangle below is as wide as what it was cut from, except for the strip at the end of the canvas.
-            free.append((row + used, column, rows - used, side if endless else columns))
-            free.append((row, column + used, rows if endless else side, columns - used))
-        width = max(corners[index][1] + side for index, side in enumerate(sides))
-        return cls(tuple(sides), tuple(corners[index] for index in range(len(sides))), (height, width))
+            is_strip, used = columns > height, side + 1
+            free.append((row + used, column, rows - used, side if is_strip else columns))
+            free.append((row, column + used, rows if is_strip else side, columns - used))
+        return tuple(corners[index] for index in range(len(self.sides)))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns: the canvas is as high as the largest view."""
+        return max(self.sides), max(column + side for side, (_, column) in zip(self.sides, self.corners, strict=True))
 
     def put(self, views: Sequence[jax.Array]) -> jax.Array:
         """Puts the views (b, f p_k, f p_k, c) on the canvas (b, f rows, f columns, c), zero between them."""
@@ -75,20 +75,14 @@ def clear(x_bhwc: jax.Array, canvas: Canvas | None) -> jax.Array:
     """Makes what lies between the views zero; without a canvas, returns the input."""
     if canvas is None:
         return x_bhwc
-    occupied = jnp.asarray(canvas.masks().sum(axis=0), x_bhwc.dtype)
-    return _times_cells(x_bhwc, occupied[None, :, :, None])
+    occupied = jnp.asarray(canvas.masks().sum(axis=0), x_bhwc.dtype)[None, :, None, :, None, None]
+    return (_cells(x_bhwc, canvas.shape) * occupied).reshape(x_bhwc.shape)
 
 
 def _cells(x_bhwc: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """Splits pixels into cells: (b, rows, f, columns, f, c)."""
     b, h, w, c = x_bhwc.shape
     return x_bhwc.reshape(b, shape[0], h // shape[0], shape[1], w // shape[1], c)
-
-
-def _times_cells(x_bhwc: jax.Array, factor_brsc: jax.Array) -> jax.Array:
-    """Multiplies all pixels of a cell by the cell's factor."""
-    cells = _cells(x_bhwc, (factor_brsc.shape[1], factor_brsc.shape[2]))
-    return (cells * factor_brsc[:, :, None, :, None]).reshape(x_bhwc.shape)
 
 
 def means(arrays_bhwc: Sequence[jax.Array], canvas: Canvas | None) -> jax.Array:

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from refocus_jax.models.autoencoder import Norm
+from refocus_jax.models.norm import Norm
 
 
 class PatchDiscriminator(nn.Module):

@@ -85,17 +85,13 @@ class Autoencoder(nn.Module):
 
 def encode_views(autoencoder: Autoencoder | PatchAutoencoder, views: Sequence[jax.Array]) -> list[jax.Array]:
     """Encodes square views of several sides, all at once on one canvas."""
-    if not views:
-        return []
-    canvas = Canvas.of([view.shape[1] // autoencoder.stride for view in views])
+    canvas = Canvas(tuple(view.shape[1] // autoencoder.stride for view in views))
     return canvas.take(autoencoder.encode(canvas.put(views), canvas))
 
 
 def decode_views(autoencoder: Autoencoder | PatchAutoencoder, latents: Sequence[jax.Array]) -> list[jax.Array]:
     """Decodes square latents of several sides, all at once on one canvas; the images are not clamped."""
-    if not latents:
-        return []
-    canvas = Canvas.of([latent.shape[1] for latent in latents])
+    canvas = Canvas(tuple(latent.shape[1] for latent in latents))
     return canvas.take(autoencoder.decode(canvas.put(latents), canvas))
 
 
@@ -258,6 +254,15 @@ class DualTokenizer:
     def decode(self, params, f_hat: jax.Array) -> jax.Array:
         """Decodes the last cumulative latent to an image (b, h, w, 3) in [-1, 1]."""
         return self._structure(params)("decode", f_hat)
+
+    def decode_views(self, params, f_hats: Sequence[jax.Array]) -> list[jax.Array]:
+        """Decodes the cumulative latents of all scales, the coarser ones on one canvas; see `decode_view`."""
+        if self.structure.pyramid == "var":
+            return [self.decode(params, f_hat) for f_hat in f_hats]
+        structure = self._structure(params)
+        states = [structure("view", f_hat, scale) for scale, f_hat in enumerate(f_hats[:-1])]
+        coarse = structure("decode_views", states)
+        return [*(jnp.clip(view, -1, 1) for view in coarse), self.decode(params, f_hats[-1])]
 
     def decode_view(self, params, f_hat: jax.Array, scale: int) -> jax.Array:
         """Decodes the cumulative latent after a scale to the focused view of that scale.

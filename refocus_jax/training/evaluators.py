@@ -72,15 +72,15 @@ class TokenizerEvaluator:
             views = tokenizer.optics.views(image)
             latents = structure.apply({"params": params["structure"]}, [v.focused for v in views], method="latents")
             quantized = structure.apply({"params": params["structure"]}, latents, method="quantize")
-            decoded = tokenizer.decode(params, quantized.f_hats[-1])
+            if structure.pyramid == "focus":
+                *coarse, decoded = tokenizer.decode_views(params, quantized.f_hats)
+            else:  # the coarser latents of a `var` pyramid are not trained to be decoded
+                coarse, decoded = [], tokenizer.decode(params, quantized.f_hats[-1])
             errors = {"image": _squared_error(decoded, image),
                       "thumbnail": _squared_error(self._thumbnail(image), image)}
             shown = {"decoded": decoded[:self.num_pictures]}
-            if structure.pyramid == "focus":
-                bound = Bound(structure, params["structure"])
-                states = [bound("view", f_hat, k) for k, f_hat in enumerate(quantized.f_hats[:-1])]
-                for k, drawn in enumerate(bound("decode_views", states)):
-                    errors[f"view/scale_{k + 1}"] = _squared_error(jnp.clip(drawn, -1, 1), views[k].focused)
+            for k, drawn in enumerate(coarse):
+                errors[f"view/scale_{k + 1}"] = _squared_error(drawn, views[k].focused)
             pooled = [resize(latents[-1], z.shape[1], "area") for z in latents]
             gaps = jnp.stack([jnp.stack([jnp.sum(jnp.square(z - a)), jnp.sum(jnp.square(a))])
                               for z, a in zip(latents[:-1], pooled, strict=False)])
@@ -223,7 +223,7 @@ class GeneratorEvaluator:
     def _sample(self):
         def run(params, frozen, labels, start):
             f_hats = self._drawn(params["student"], frozen, labels, start)
-            return [self.task.tokenizer.decode_view(frozen, f_hat, k) for k, f_hat in enumerate(f_hats)]
+            return self.task.tokenizer.decode_views(frozen, f_hats)
 
         return jax.jit(run, out_shardings=mesh_lib.replicated(self.mesh))
 

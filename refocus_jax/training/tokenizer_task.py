@@ -175,10 +175,9 @@ class TokenizerTask:
         states = [apply("view", f_hat, scale) for scale, f_hat in enumerate(quantized.f_hats)]
         terms["vq"] = sum(map(self._vq_loss, states, latents)) / (last + 1)
         if self.losses.view:
-            coarse = list(map(straight_through, states[:-1], latents[:-1]))
-            decoded = apply("decode_views", coarse)
+            decoded = apply("decode_views", list(map(straight_through, states[:-1], latents[:-1])))
             terms["view"] = self.losses.view / last * sum(
-                self._pixel_loss(d, view.focused) for d, view in zip(decoded, views, strict=False))
+                self._pixel_loss(d, view.focused) for d, view in zip(decoded, views[:-1], strict=True))
         if structure.quantizer.residual and self.losses.consistency:
             terms["consistency"] = self.losses.consistency * sum(
                 mse(z, resize(latents[-1], z.shape[1], "area")) for z in latents[:-1])

@@ -1,11 +1,12 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refocus_jax.models.autoencoder import REMAT, Norm
+from refocus_jax.models.autoencoder import REMAT, UpsampledConv
 from refocus_jax.models.tokenizer import Autoencoder
 from tests.fixtures import small
 
@@ -83,13 +84,23 @@ def test_bfloat16_computes_in_bfloat16_and_returns_float32(params):
     assert jax.eval_shape(apply(half, "decode"), params, exact).dtype == jnp.float32
 
 
-def test_norm_has_zero_mean_and_unit_variance_per_group():
-    x = 3 + 5 * small.random(0, 2, 4, 4, 8)
-    params = {"norm": {"scale": np.ones(8, np.float32), "bias": np.zeros(8, np.float32)}}
-    normed = jax.jit(lambda x: Norm(groups=2).apply({"params": params}, x))(x)
-    groups = np.reshape(normed, (2, 16, 2, 4))
-    np.testing.assert_allclose(groups.mean((1, 3)), 0, atol=1e-5)
-    np.testing.assert_allclose(groups.var((1, 3)), 1, atol=1e-5)
+def test_upsampled_convolutions_are_those_of_the_doubled_image():
+    x, width = small.random(0, 2, 3, 5, 4), 6
+    params = {"kernel": small.random(1, 3, 3, 4, width), "bias": small.random(2, width)}
+
+    def ours(params, x):
+        return UpsampledConv(width).apply({"params": params}, x)
+
+    def doubled(params, x):
+        return nn.Conv(width, (3, 3)).apply({"params": params}, jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def results(run, params, x):
+        y, gradients = jax.vjp(run, params, x)
+        return y, gradients(jnp.cos(y))
+
+    for found, expected in zip(*(jax.tree.leaves(results(run, params, x)) for run in (ours, doubled)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_groups_that_do_not_divide_the_channels_are_named():

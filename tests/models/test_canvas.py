@@ -16,7 +16,7 @@ VAR10 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 @pytest.mark.parametrize("sides", [(1,), (3, 1, 2), (1, 2, 4), VAR10, VAR10[:-1], (4, 4, 4)])
 def test_views_lie_apart_and_come_back(sides):
-    canvas = Canvas.of(sides)
+    canvas = Canvas(sides)
     masks = canvas.masks()
     assert masks.shape == (len(sides), *canvas.shape) and canvas.shape[0] == max(sides)
     grown = np.pad(masks, ((0, 0), (0, 1), (0, 1)))  # every view with the empty cells to its right and below
@@ -30,7 +30,7 @@ def test_views_lie_apart_and_come_back(sides):
 
 def test_the_canvas_of_ten_scales_is_nearly_full():
     """Without the last, whose own canvas is full: 424 cells of 520 are used."""
-    assert Canvas.of(VAR10[:-1]).shape == (13, 40)
+    assert Canvas(VAR10[:-1]).shape == (13, 40)
 
 
 @pytest.mark.parametrize("network", [small.autoencoder(), small.autoencoder().clone(remat="blocks"),

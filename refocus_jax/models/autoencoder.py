@@ -95,7 +95,7 @@ class ResidualBlock(nn.Module):
         h = _conv(self.features, 3, self.dtype, "conv2")(Norm(self.groups, True, name="norm2")(h, canvas))
         if x_bhwc.shape[-1] != self.features:
             x_bhwc = _conv(self.features, 1, self.dtype, "nin_shortcut")(x_bhwc)
-        return clear(x_bhwc + h, canvas)
+        return x_bhwc + h
 
 
 class AttentionBlock(nn.Module):
@@ -120,7 +120,7 @@ class AttentionBlock(nn.Module):
             logits = jnp.where(same_view(canvas)[None], logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         out = jnp.einsum("bij,bjc->bic", weights, v).reshape(b, h, w, c)
-        return clear(x_bhwc + _conv(c, 1, self.dtype, "proj_out")(out), canvas)
+        return x_bhwc + _conv(c, 1, self.dtype, "proj_out")(out)
 
 
 class Encoder(nn.Module):
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, image_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Maps images (b, h, w, 3), or a canvas of them, to features (b, h / f, w / f, latent_channels)."""
-        x = clear(_conv(self.channels, 3, self.dtype, "conv_in")(image_bhwc), canvas)
+        x = _conv(self.channels, 3, self.dtype, "conv_in")(image_bhwc)
         block, last = _recomputed(ResidualBlock, self.remat), len(self.channel_multipliers) - 1
         for level, multiplier in enumerate(self.channel_multipliers):
             for i in range(self.num_residual_blocks):
@@ -158,13 +158,12 @@ class Encoder(nn.Module):
             if level != last:
                 # Pad at the bottom and the right only, as VAR does.
                 x = _conv(x.shape[-1], 3, self.dtype, f"down_{level}_downsample", strides=2,
-                          padding=((0, 1), (0, 1)))(x)
-                x = clear(x, canvas)
+                          padding=((0, 1), (0, 1)))(clear(x, canvas))
         x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x, canvas)
         x = AttentionBlock(self.groups, self.dtype, name="mid_attn_1")(x, canvas)
         x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_2")(x, canvas)
         x = _recomputed(Norm, self.remat)(self.groups, True, name="norm_out")(x, canvas)
-        return clear(_conv(self.latent_channels, 3, self.dtype, "conv_out")(x), canvas)
+        return _conv(self.latent_channels, 3, self.dtype, "conv_out")(x)
 
 
 class Decoder(nn.Module):
@@ -199,7 +198,7 @@ class Decoder(nn.Module):
     def features(self, latent_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Activations before the last convolution, (b, f p, f p, channels), of latents (b, p, p, c) or a canvas."""
         block, last = _recomputed(ResidualBlock, self.remat), len(self.channel_multipliers) - 1
-        x = clear(_conv(self.channels * self.channel_multipliers[-1], 3, self.dtype, "conv_in")(latent_bhwc), canvas)
+        x = _conv(self.channels * self.channel_multipliers[-1], 3, self.dtype, "conv_in")(latent_bhwc)
         x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x, canvas)
         x = AttentionBlock(self.groups, self.dtype, name="mid_attn_1")(x, canvas)
         x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_2")(x, canvas)
@@ -210,7 +209,7 @@ class Decoder(nn.Module):
                 if level == last:
                     x = AttentionBlock(self.groups, self.dtype, name=f"up_{level}_attn_{i}")(x, canvas)
             if level != 0:
-                x = clear(UpsampledConv(features, self.dtype, name=f"up_{level}_upsample")(x), canvas)
+                x = UpsampledConv(features, self.dtype, name=f"up_{level}_upsample")(clear(x, canvas))
         return _recomputed(Norm, self.remat)(self.groups, True, name="norm_out")(x, canvas)
 
     def head(self, features_bhwc: jax.Array) -> jax.Array:
@@ -261,14 +260,14 @@ class PatchAutoencoder(nn.Module):
 
     def encode(self, image_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Maps images (b, h, w, 3) to float32 latents (b, h / stride, w / stride, latent_channels)."""
-        x = clear(self.patch_embed(image_bhwc), canvas)
+        x = self.patch_embed(image_bhwc)
         for block in self.encoder_blocks:
             x = block(x, canvas)
         return self.to_latent(x).astype(jnp.float32)
 
     def decode(self, latent_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Maps latents (b, h, w, latent_channels) to float32 images (b, h stride, w stride, 3), not clamped."""
-        x = clear(self.from_latent(latent_bhwc), canvas)
+        x = self.from_latent(latent_bhwc)
         for block in self.decoder_blocks:
             x = block(x, canvas)
         b, h, w, _ = x.shape

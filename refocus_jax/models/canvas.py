@@ -1,8 +1,9 @@
 """Several square views of one image, side by side on one canvas, so that a network runs once for all of them.
 
 A network that runs for each view on its own is compiled as often as there are views. On a canvas it runs once, and
-gives the result that each view would have alone, if three rules hold: what lies between the views is zero before every
-convolution, normalization takes the statistics of each view by itself, and attention stays inside a view.
+gives the result that each view would have alone, if three rules hold: what lies between the views is zero where a
+convolution reads it, normalization takes the statistics of each view by itself, and attention stays inside a view.
+After a normalization it is zero anyway; `clear` is for what a convolution reads from elsewhere.
 """
 
 import dataclasses

@@ -68,7 +68,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, image_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Maps images (b, h, w, 3) to float32 latents (b, h / stride, w / stride, latent_channels)."""
-        return self.quant_conv(self.encoder(image_bhwc, canvas)).astype(jnp.float32)
+        return self.quant_conv(clear(self.encoder(image_bhwc, canvas), canvas)).astype(jnp.float32)
 
     def features(self, latent_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Activations of the decoder before its last convolution."""

@@ -136,3 +136,16 @@ def test_views_decode_at_their_own_side(pyramid, sides, request):
         image = jax.eval_shape(lambda p, f, s=scale: structure.tokenizer.decode_view(p, f, s),
                                {"structure": structure.params}, f_hat)
         assert image.shape == (2, side, side, 3)
+
+
+@pytest.mark.parametrize("pyramid", ["focus", "var"])
+def test_all_views_decode_as_each_alone(pyramid, request):
+    structure = request.getfixturevalue(pyramid)
+    tokenizer, params = structure.tokenizer, {"structure": structure.params}
+    f_hats = [small.random(k, 2, 3, 3, small.CHANNELS) for k in range(3)]
+    together, alone = jax.jit(lambda params, f_hats: (
+        tokenizer.decode_views(params, f_hats),
+        [tokenizer.decode_view(params, f_hat, k) for k, f_hat in enumerate(f_hats)]))(params, f_hats)
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+        assert a.std() > 0.1

@@ -5,6 +5,7 @@ opposite directions, so each is the inverse of the other, bit for bit. An import
 shapes describe. It then requires every array that such a network has, and accepts no others.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -174,8 +175,9 @@ def _size(arrays: Mapping[str, np.ndarray], default: int, *places: tuple[str, in
     return default
 
 
-def _weights(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: array for name, array in arrays.items() if name.rsplit(".", 1)[-1] not in BUFFERS}
+def _weights(names: Iterable[str]) -> list[str]:
+    """Returns the names of weights, without those of buffers."""
+    return [name for name in names if name.rsplit(".", 1)[-1] not in BUFFERS]
 
 
 def _shapes(init: Callable, *shapes: Any) -> dict[tuple, np.ndarray]:
@@ -190,26 +192,58 @@ def _fill(what: str, arrays: Mapping[str, np.ndarray], entries: list[Entry],
 
     Args:
       what: Name of the network, for the error message.
-      arrays: Arrays by official name.
+      arrays: Arrays by official name; buffers do not count. Each is read once.
       entries: The entries of the network; the arrays must be exactly these.
       template: Arrays of the required shapes, by path in our tree.
 
     Returns:
-      The parameter tree, float32.
+      The parameter tree, float32, with stacked blocks.
 
     Raises:
       ValueError: Arrays are missing, unknown or of another shape; it lists them all.
     """
-    names = {entry.name for entry in entries}
-    shapes = {name: layout.to_official(template[path]).shape for name, path, layout in entries}
-    problems = {
-        "missing": sorted(names - set(arrays)), "unknown": sorted(set(arrays) - names),
-        "of another shape": [f"{name} {np.shape(arrays[name])} instead of {shapes[name]}" for name in sorted(names)
-                             if name in arrays and np.shape(arrays[name]) != shapes[name]]}
+    names, given = {entry.name for entry in entries}, set(_weights(arrays))
+    problems: dict[str, list[str]] = {"missing": sorted(names - given), "unknown": sorted(given - names),
+                                      "of another shape": []}
+    depth = 1 + max((path[1] for _, path, _ in entries if path[0] == "blocks"), default=0)
+    filled: dict[tuple, np.ndarray] = {}
+    for name, path, layout in sorted(entries):
+        if name not in given:
+            continue
+        array, shape = np.asarray(arrays[name]), template[path].shape
+        if array.shape != (expected := layout.to_official(template[path]).shape):
+            problems["of another shape"].append(f"{name} {array.shape} instead of {expected}")
+            continue
+        layer = ()
+        if path[0] == "blocks":
+            path, layer, shape = ("blocks", *path[2:]), path[1], (depth, *shape)
+        if path not in filled:
+            filled[path] = _empty(shape)
+        _copy(layout.to_ours(array), filled[path][layer])
     if any(problems.values()):
         raise ValueError(f"{what} does not fit the network that its names describe; "
                          + "; ".join(f"{kind}: {', '.join(found) or 'nothing'}" for kind, found in problems.items()))
-    return unflatten_dict({path: _float32(layout.to_ours(np.asarray(arrays[name]))) for name, path, layout in entries})
+    return unflatten_dict(filled)
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Allocates float32 numbers at a multiple of 64 bytes, where jax on a CPU can use them without a copy."""
+    count = math.prod(shape)
+    allocated = np.empty(count + 16, np.float32)
+    begin = -allocated.ctypes.data % 64 // 4
+    return allocated[begin:begin + count].reshape(shape)
+
+
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    """Copies a matrix, or several, in blocks that fit into the cache: numpy transposes large ones several times slower.
+
+    Arrays with fewer axes are copied at once.
+    """
+    rows, columns = source.shape[-2:] if source.ndim > 1 else (1, 1)
+    for row in range(0, rows, 32):
+        for column in range(0, columns, 256):
+            block = (..., slice(row, row + 32), slice(column, column + 256)) if source.ndim > 1 else ...
+            target[block] = source[block]
 
 
 def _float32(array) -> np.ndarray:
@@ -245,7 +279,7 @@ def import_tokenizer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None
         raise ValueError("these are the arrays of a generator (blocks.0. ...), but a tokenizer is needed; give VAR's "
                          "vae_ch160v4096z32.pth or a file like it")
     hits = _size(arrays, 0, ("quantize.ema_vocab_hit_SV", 0))
-    arrays = _weights(arrays)
+    names = _weights(arrays)
     grid_sizes = tuple(grid_sizes or GRID_SIZES["var10"])
     if hits and hits != len(grid_sizes):
         raise ValueError(f"grid_sizes are {grid_sizes}, but the tokenizer counts the codes of {hits} scales; give "
@@ -254,15 +288,15 @@ def import_tokenizer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None
     if channels % norm_groups:
         raise ValueError(f"norm_groups is {norm_groups}, which does not divide the tokenizer's {channels} channels; "
                          "give the number it was trained with")
-    num_levels = _count(r"encoder\.down\.(\d+)\.", arrays) or _OFFICIAL_LEVELS
+    num_levels = _count(r"encoder\.down\.(\d+)\.", names) or _OFFICIAL_LEVELS
     multipliers = tuple(max(1, _size(arrays, channels, (f"encoder.down.{i}.block.0.conv1.weight", 0),
                                      (f"encoder.down.{i}.block.0.conv1.bias", 0)) // channels)
                         for i in range(num_levels))
-    num_phi = _count(r"quantize\.quant_resi\.qresi_ls\.(\d+)\.", arrays)
-    num_phi = num_phi or int(any(name.startswith("quantize.quant_resi.qresi.") for name in arrays))
+    num_phi = _count(r"quantize\.quant_resi\.qresi_ls\.(\d+)\.", names)
+    num_phi = num_phi or int(any(name.startswith("quantize.quant_resi.qresi.") for name in names))
     latent_channels = _size(arrays, 32, ("quant_conv.bias", 0), ("quantize.embedding.weight", 1))
     module = StructureTokenizer(
-        Autoencoder(channels, multipliers, _count(r"encoder\.down\.\d+\.block\.(\d+)\.", arrays) or _OFFICIAL_BLOCKS,
+        Autoencoder(channels, multipliers, _count(r"encoder\.down\.\d+\.block\.(\d+)\.", names) or _OFFICIAL_BLOCKS,
                     latent_channels, norm_groups),
         MultiScaleQuantizer(grid_sizes, _size(arrays, 4096, ("quantize.embedding.weight", 0)), latent_channels,
                             num_phi, residual=True), "var")
@@ -315,10 +349,10 @@ def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | No
         raise ValueError("these are the arrays of a tokenizer (encoder. ...), but a generator is needed; give VAR's "
                          "var_d16.pth or a file like it")
     grid_sizes = tuple(grid_sizes or _infer_grid_sizes(arrays))
-    arrays = _weights(arrays)
-    depth = _count(r"blocks\.(\d+)\.", arrays) or 1
+    names = _weights(arrays)
+    depth = _count(r"blocks\.(\d+)\.", names) or 1
     width = _size(arrays, 64 * depth, ("pos_1LC", 2), ("pos_start", 2), ("class_emb.weight", 1))
-    temperatures = [name for name in sorted(arrays) if name.endswith(".scale_mul_1H11")]
+    temperatures = [name for name in sorted(names) if name.endswith(".scale_mul_1H11")]
     num_heads = num_heads or _size(arrays, depth, *((name, 1) for name in temperatures))
     if width % num_heads:
         raise ValueError(f"num_heads is {num_heads}, which does not divide the transformer's width {width}; give the "
@@ -327,12 +361,10 @@ def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | No
         grid_sizes, _size(arrays, 4096, ("head.weight", 0), ("head.bias", 0)),
         _size(arrays, 32, ("word_embed.weight", 1)), _size(arrays, 1001, ("class_emb.weight", 0)) - 1, depth, width,
         num_heads, qk_norm=bool(temperatures),
-        shared_modulation=any(name.startswith("shared_ada_lin.") for name in arrays))
+        shared_modulation=any(name.startswith("shared_ada_lin.") for name in names))
     inputs = jax.ShapeDtypeStruct((1, network.offsets[-1] - network.offsets[1], network.latent_channels), jnp.float32)
     template = _unstack(_shapes(network.init, jax.ShapeDtypeStruct((1,), jnp.int32), inputs))
-    params = _fill("the transformer", arrays, _transformer_entries(network), template)
-    blocks = [params["blocks"][layer] for layer in range(depth)]
-    return network, {**params, "blocks": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}
+    return network, _fill("the transformer", arrays, _transformer_entries(network), template)
 
 
 def export_transformer(network: Transformer, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

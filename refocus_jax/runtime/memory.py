@@ -1,7 +1,11 @@
-"""Peak memory of this process and its devices."""
+"""Memory of this process and its devices: its peaks, and what compilers leave behind."""
 
+import ctypes
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -24,3 +28,27 @@ def peaks() -> dict[str, int]:
     if counted:
         found["device"] = max(counted)
     return found
+
+
+def trim() -> None:
+    """Gives memory that has been freed back to the system.
+
+    glibc keeps what a compilation has freed for its next allocations: 0.9 GB after that of d16's sampler on a CPU.
+    Other C libraries are left alone.
+    """
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def trimmed(jitted: Any) -> Callable[..., Any]:
+    """Makes a jitted function trim the memory after each call that had to compile."""
+
+    @functools.wraps(jitted)
+    def call(*args: Any) -> Any:
+        programs = jitted._cache_size()
+        result = jitted(*args)
+        if jitted._cache_size() > programs:
+            trim()
+        return result
+
+    return call

@@ -15,10 +15,13 @@ import io
 import json
 import logging
 import math
+import mmap
 import os
 import pickle
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple
@@ -42,6 +45,7 @@ _STORAGES = {
     "IntStorage": np.dtype(np.int32), "ShortStorage": np.dtype(np.int16), "CharStorage": np.dtype(np.int8),
     "ByteStorage": np.dtype(np.uint8), "BoolStorage": np.dtype(np.bool_),
 }
+_SAFETENSORS_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 # Prefixes that torch's wrappers for parallel training and torch.compile put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -79,8 +83,28 @@ def is_weight_file(source: Any) -> bool:
     return path.is_file() or bool(entry) or path.name.endswith((*SUFFIXES, _INDEX))
 
 
-def read(source: str | os.PathLike, fits: Fits | None = None) -> dict[str, np.ndarray]:
-    """Reads the arrays of a file, by name.
+class Arrays(Mapping[str, np.ndarray]):
+    """The arrays of files by name, each read when it is asked for, so that the memory need not hold all of them."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]):
+        """Takes a function for every name, which reads the array."""
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Reads an array, which cannot be written to."""
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterates over the names."""
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        """Counts the arrays."""
+        return len(self._readers)
+
+
+def read(source: str | os.PathLike, fits: Fits | None = None) -> Arrays:
+    """Opens the arrays of a file, by name, and checks that the file is complete.
 
     If the file holds several state dicts, the one that fits is taken, and of a fitting `ema` and `model` the `ema`. A
     prefix that parallel training or torch.compile put before all names is removed. A warning tells of either.
@@ -154,12 +178,12 @@ def _kind(path: Path) -> str:
     raise ValueError(f"{path} {says}; {again}")
 
 
-def _unwrapped(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _unwrapped(path: Path, arrays: Arrays) -> Arrays:
     prefix = _wrapper(arrays)
     if not prefix:
         return arrays
     logging.warning("%s: all names begin with %s, which is removed.", path, prefix)
-    return {name.removeprefix(prefix): array for name, array in arrays.items()}
+    return Arrays({name.removeprefix(prefix): functools.partial(arrays.__getitem__, name) for name in arrays})
 
 
 def _wrapper(names: Collection[str]) -> str:
@@ -231,8 +255,8 @@ def _names(entry: Mapping[Any, Any]) -> list[str]:
     return [name.removeprefix(prefix) for name in names]
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays that an index names from its shards.
+def _read_shards(index: Path) -> Arrays:
+    """Opens the arrays that an index names from its shards.
 
     Raises:
       FileNotFoundError: The index or a shard does not exist.
@@ -254,17 +278,18 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     if missing := [name for name in files if not index.with_name(name).is_file()]:
         raise FileNotFoundError(f"{index.parent} lacks {', '.join(missing[:_LISTED])} of {len(files)} files; download "
                                 "the missing ones")
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Callable[[], np.ndarray]] = {}
     for name in files:
         _kind(index.with_name(name))
         try:
             held = _read_safetensors(index.with_name(name))
         except Exception as error:  # any error that a damaged file causes in the reader
             raise ValueError(f"{index.with_name(name)} cannot be read: {_reason(error)}; download it again") from error
-        found |= {array: held[array] for array, place in places.items() if place == name and array in held}
+        found |= {array: functools.partial(held.__getitem__, array) for array, place in places.items()
+                  if place == name and array in held}
     if lost := sorted(places.keys() - found.keys()):
         raise ValueError(f"{index} names arrays that its files lack: {', '.join(lost[:_LISTED])}; download it again")
-    return found
+    return Arrays(found)
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -285,9 +310,12 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, dict(metadata))
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not iterable
+def _read_safetensors(path: Path) -> Arrays:
+    file = safe_open(path, framework="numpy")  # it checks the places of all arrays
+    names = list(file.keys())
+    if unknown := [name for name in names if file.get_slice(name).get_dtype() not in _SAFETENSORS_TYPES]:
+        raise ValueError(f"{unknown[0]} has the type {file.get_slice(unknown[0]).get_dtype()}")
+    return Arrays({name: functools.partial(file.get_tensor, name) for name in names})
 
 
 class _StorageType(NamedTuple):
@@ -310,7 +338,7 @@ class _Tensor(NamedTuple):
     shape: tuple
     strides: tuple
 
-    def array(self, content: bytes) -> np.ndarray:
+    def array(self, content: memoryview) -> np.ndarray:
         """Returns the tensor as a view of the storage's bytes.
 
         Raises:
@@ -414,8 +442,47 @@ def _check_opcodes(file: IO[bytes]) -> None:
 _Choose = Callable[[Any], dict[str, _Tensor]]
 
 
-def _read_zip(path: Path, choose: _Choose) -> dict[str, np.ndarray]:
-    """Reads the arrays that `choose` selects from the unpickled object, and no others."""
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _release(mapping: mmap.mmap) -> None:
+    """Gives back the memory of what has been read so far; what is still needed of it is read from the file again."""
+    if hasattr(mapping, "madvise"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _arrays(mapping: mmap.mmap, tensors: Mapping[str, _Tensor], contents: Mapping[str, memoryview]) -> Arrays:
+    """Makes the arrays of tensors from the contents of their storages, which lie in the mapped file."""
+
+    def read(array):
+        _release(mapping)
+        return array
+
+    return Arrays({name: functools.partial(read, tensor.array(contents[tensor.storage.key]))
+                   for name, tensor in tensors.items()})
+
+
+def _content(memory: memoryview, entry: zipfile.ZipInfo) -> memoryview:
+    """Returns the bytes of an entry that is not compressed.
+
+    They begin after its local header, whose last two fields are lengths.
+
+    Raises:
+      ValueError: They are not those that were written.
+    """
+    name, extra = struct.unpack_from("<HH", memory, entry.header_offset + 26)
+    begin = entry.header_offset + 30 + name + extra
+    content = memory[begin:begin + entry.file_size]
+    if zlib.crc32(content) != entry.CRC:
+        raise ValueError(f"its entry {entry.filename} is damaged: it has another checksum")
+    return content
+
+
+def _read_zip(path: Path, choose: _Choose) -> Arrays:
+    """Opens the arrays that `choose` selects from the unpickled object, and no others."""
+    mapping = _mapped(path)
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -431,18 +498,19 @@ def _read_zip(path: Path, choose: _Choose) -> dict[str, np.ndarray]:
             raise ValueError("it was written on a big-endian machine")
         unpickler = _StateDictUnpickler(io.BytesIO(archive.read(pickles[0])))
         chosen = choose(unpickler.load())
-        storages = {tensor.storage.key: tensor.storage for tensor in chosen.values()}
-        contents = {key: archive.read(f"{root}/data/{key}") for key in storages}
-    for key, storage in storages.items():
-        _check_size(storage, len(contents[key]))
-    return {name: tensor.array(contents[tensor.storage.key]) for name, tensor in chosen.items()}
+        contents = {}
+        for storage in {tensor.storage for tensor in chosen.values()}:
+            contents[storage.key] = _content(memoryview(mapping), archive.getinfo(f"{root}/data/{storage.key}"))
+            _check_size(storage, len(contents[storage.key]))
+            _release(mapping)
+    return _arrays(mapping, chosen, contents)
 
 
 # A file of PyTorch before 1.6 begins with two pickled numbers: one that marks it, and the version of its format.
 _SEQUENCE_MAGIC, _SEQUENCE_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
-def _read_sequence(path: Path, choose: _Choose) -> dict[str, np.ndarray]:
+def _read_sequence(path: Path, choose: _Choose) -> Arrays:
     """As `_read_zip`, for files of PyTorch before 1.6: consecutive pickles, then every storage with its length."""
     with open(path, "rb") as file:
         magic, version, system = (_StateDictUnpickler(file).load() for _ in range(3))
@@ -452,17 +520,15 @@ def _read_sequence(path: Path, choose: _Choose) -> dict[str, np.ndarray]:
             raise ValueError("it was not written by torch.save on a little-endian machine")
         unpickler = _StateDictUnpickler(file)
         chosen, keys = choose(unpickler.load()), _StateDictUnpickler(file).load()
-        wanted, contents, size = {tensor.storage.key for tensor in chosen.values()}, {}, path.stat().st_size
+        mapping, contents = _mapped(path), {}
         for key in keys:
             storage = unpickler.storages[key]
             length = storage.numel * storage.dtype.itemsize
             _check_size(storage, storage.dtype.itemsize * int.from_bytes(file.read(8), "little"))
-            if key in wanted:
-                contents[key] = file.read(min(length, size))
-                _check_size(storage, len(contents[key]))
-            else:
-                file.seek(length, os.SEEK_CUR)
-    return {name: tensor.array(contents[tensor.storage.key]) for name, tensor in chosen.items()}
+            contents[key] = memoryview(mapping)[file.tell():file.tell() + length]
+            _check_size(storage, len(contents[key]))
+            file.seek(length, os.SEEK_CUR)
+    return _arrays(mapping, chosen, contents)
 
 
 def _check_size(storage: _Storage, size: int) -> None:

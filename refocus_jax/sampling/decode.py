@@ -1,13 +1,14 @@
 """Autoregressive sampling, scale by scale, with cached keys and values: VAR's sampler at VAR's cost."""
 
 import dataclasses
+import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from refocus_jax.models.attention import dense_attention
 from refocus_jax.models.bound import Bound
@@ -91,9 +92,17 @@ def sample_keys(seed: int | jax.Array, labels_b: jax.Array, start: int | jax.Arr
 
 
 def unstack(params: Any) -> tuple[Any, ...]:
-    """Splits stacked transformer blocks into one tree each, for `sample`'s `layers`. Not for use in jit: it copies."""
-    depth = len(jax.tree.leaves(params["blocks"])[0])
-    return tuple(jax.tree.map(operator.itemgetter(i), params["blocks"]) for i in range(depth))
+    """Splits stacked transformer blocks into one tree each, for `sample`'s `layers`. Not for use in jit.
+
+    The blocks are replicated, or on one device. On a CPU, they share their memory with `params`.
+    """
+    def take(stacked: jax.Array, layer: int) -> jax.Array:
+        # Without a place, jax may move the block to where the other arguments are.
+        place = stacked.sharding if len(stacked.sharding.device_set) > 1 else None
+        return jax.device_put(np.asarray(stacked)[layer], place)
+
+    blocks, depth = params["blocks"], len(jax.tree.leaves(params["blocks"])[0])
+    return tuple(jax.tree.map(functools.partial(take, layer=layer), blocks) for layer in range(depth))
 
 
 def decode_scale(student: Bound, layers, x_bld: jax.Array, modulations: jax.Array, caches: list[Cache],

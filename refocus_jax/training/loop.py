@@ -264,6 +264,7 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
                     metrics.hold(step, jax.tree.leaves(batch)[0].shape[0], reported)
                     if step == (start or 0) + 1:
                         jax.block_until_ready(state)
+                        memory.trim()  # what compiling the step has left
                         metrics.seconds["start_up"] = time.perf_counter() - began
                     progress.update(step, {"loss": shown["loss/total"]} if shown else {})
             except NonFinite as error:

@@ -128,3 +128,20 @@ def test_what_no_array_reveals_and_does_not_fit_is_named(checkpoint):
         import_transformer(checkpoint.transformer, grids(checkpoint), num_heads=5)
     with pytest.raises(ValueError, match="norm_groups is 5, which does not divide the tokenizer's 32 channels"):
         import_tokenizer(checkpoint.tokenizer, grids(checkpoint), norm_groups=5)
+
+
+@pytest.mark.parametrize("shape", [(), (300,), (70, 600), (33, 257), (3, 40, 300)])
+def test_arrays_are_copied_whole_in_any_layout(shape):
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    for source in (array, array.T):
+        target = official_var._empty(source.shape)
+        target[...] = np.nan
+        official_var._copy(source, target)
+        np.testing.assert_array_equal(target, source)
+        assert target.ctypes.data % 64 == 0
+
+
+def test_on_a_cpu_jax_uses_the_memory_that_a_file_was_read_into(checkpoint):
+    _, params = import_transformer(checkpoint.transformer, grids(checkpoint))
+    for leaf in jax.tree.leaves(params):
+        assert jax.device_put(leaf).unsafe_buffer_pointer() == leaf.ctypes.data

@@ -44,3 +44,38 @@ def test_a_system_that_does_not_say_its_peak_leaves_it_out(tmp_path, monkeypatch
     assert "process" not in memory.peaks()
     memory._STATUS.write_text("VmHWM:\t10 kB\n")
     assert memory.peaks()["process"] == 10 * 1024
+
+
+TRIM = """
+import jax.numpy as jnp, jax, numpy as np
+from refocus_jax.runtime import memory
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+
+held = [np.ones(2**14, np.uint8) for _ in range(2**13)]  # smaller than what malloc maps by itself
+last = [held.pop() for _ in range(2)][1:]  # so that the freed memory is not the last of the heap
+full = resident()
+del held
+freed = resident()
+memory.trim()
+print(full, freed, resident())
+"""
+
+
+def test_freed_memory_goes_back_to_the_system():
+    run = subprocess.run([sys.executable, "-c", TRIM], capture_output=True, text=True, check=True)
+    full, freed, trimmed = map(int, run.stdout.split())
+    assert full - freed < 2**14 < full - trimmed  # kilobytes, of 2^17
+
+
+def test_memory_is_trimmed_after_calls_that_compile(monkeypatch):
+    trims = []
+    monkeypatch.setattr(memory, "trim", lambda: trims.append(1))
+    double = memory.trimmed(jax.jit(lambda x: 2 * x))
+    counts = []
+    for argument in (1, 2, 3.0, 4.0):
+        assert double(argument) == 2 * argument
+        counts.append(len(trims))
+    assert counts == [1, 1, 2, 2]

@@ -194,6 +194,29 @@ def test_tensors_must_lie_inside_their_storage(tmp_path, torch_names):
             weight_files.read(hostile(tmp_path / f"{name}.pth", storage))
 
 
+def test_a_damaged_array_is_named(tmp_path, torch_names):
+    path = hostile(tmp_path / "good.pth", Storage())
+    content = path.read_bytes()
+    numbers = content.index(np.arange(4, dtype=np.float32).tobytes())
+    for place in (numbers, numbers + 15):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
+        with pytest.raises(ValueError, match="archive/data/0 is damaged.*Download it again"):
+            weight_files.read(path)
+
+
+def test_arrays_are_read_from_the_file_again_each_time(tmp_path, torch_names):
+    """So all of them together need no more memory than the largest."""
+    path = hostile(tmp_path / "good.pth", Storage())
+    weight_files.write(tmp_path / "w.safetensors", weight_files.read(path), {})
+    for file in (path, OLD_FIXTURE, tmp_path / "w.safetensors"):
+        arrays = weight_files.read(file)
+        first, second = arrays["weight"], arrays["weight"]
+        np.testing.assert_array_equal(first, second)
+        assert file.suffix == ".safetensors" or not first.flags.writeable
+        file.unlink() if file != OLD_FIXTURE else None
+        np.testing.assert_array_equal(arrays["weight"], first)  # the file is open
+
+
 def test_what_is_more_or_less_than_a_state_dict_is_refused(tmp_path):
     for number, (content, message) in enumerate([
             (pickle.dumps({"epoch": 3}), "no named arrays, but 'epoch'; give"), (pickle.dumps([1]), "but a list; give"),

@@ -192,3 +192,18 @@ def test_settings_out_of_range_are_named():
     for name, value in (("top_p", 5), ("top_p", -1), ("top_p", float("nan")), ("top_k", -1)):
         with pytest.raises(ValueError, match=f"sampling.{name} is {value}; give 0"):
             SamplingSettings(**{name: value})
+
+
+def test_unstacked_blocks_share_the_memory_of_the_stacked():
+    """Where it begins at a multiple of 64 bytes; elsewhere, and on several devices, they are copies."""
+    kernel, bias = np.arange(3 * 64, dtype=np.float32).reshape(3, 16, 4), np.arange(15, dtype=np.float32).reshape(3, 5)
+    stacked = jax.device_put({"blocks": {"kernel": kernel, "bias": bias}})
+    layers = decode.unstack(stacked)
+    begin = stacked["blocks"]["kernel"].unsafe_buffer_pointer()
+    assert [layer["kernel"].unsafe_buffer_pointer() - begin for layer in layers] == [0, 256, 512]
+    on_two = mesh_lib.put_whole(stacked, mesh_lib.replicated(mesh_lib.make_mesh()))
+    for found in (layers, decode.unstack(on_two)):
+        for index, layer in enumerate(found):
+            np.testing.assert_array_equal(layer["kernel"], kernel[index])
+            np.testing.assert_array_equal(layer["bias"], bias[index])
+    assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(decode.unstack(on_two)))

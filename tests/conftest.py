@@ -5,24 +5,26 @@ import os
 import sys
 import tempfile
 
-# JAX reads these variables when it is first imported.
+from tests.fixtures import xla
+
+# JAX reads these variables when it is first imported, also in the processes that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+os.environ["XLA_FLAGS"] = xla.flags(devices=2)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not xla.OPTIMIZED))  # tests are mostly compilation
 # The same program is compiled once for all tests of a session, however many functions it is jitted from, in however
 # many processes. The workers that pytest-xdist starts find the folder in their environment.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1.0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import numpy as np
 import pytest
 
+from refocus_jax.runtime import memory
 from tests.fixtures import micro as micro_config
 
-# Tests are mostly compilation, which this halves. REFOCUS_TEST_OPTIMIZATIONS=1 compiles as users do.
-jax.config.update("jax_disable_most_optimizations", not os.environ.get("REFOCUS_TEST_OPTIMIZATIONS"))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -32,6 +34,7 @@ def forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+    memory.trim()
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ from benchmarks import kills
 
 
 @pytest.mark.slow  # eight starts of the program
-def test_killed_runs_lose_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compilation takes most of the time
+def test_killed_runs_lose_nothing(tmp_path):
     config = "tests/fixtures/micro.py"
     kills.kill_until_done(config, tmp_path / "whole", tmp_path / "cache", 0, 0, 0.0)
     killed = kills.kill_until_done(config, tmp_path / "killed", tmp_path / "cache", 3, 1, 5.0)

@@ -16,7 +16,7 @@ from refocus_jax.judges import features
 from refocus_jax.modes import evaluate, train
 from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime.checkpoint import Checkpoints
-from tests.fixtures import extractor
+from tests.fixtures import extractor, xla
 
 # The command line, with a small feature network.
 MAIN = """
@@ -34,8 +34,7 @@ def run_both(workdir, mode, settings):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = os.environ | {"XLA_FLAGS": xla.flags(devices=4)}
     command = [sys.executable, "-c", MAIN, "--config=tests/fixtures/micro.py", f"--mode={mode}",
                f"--workdir={workdir}", "--config.mesh.fsdp=2", f"--coordinator=localhost:{port}",
                "--num_processes=2", *(f"--config.{name}={value}" for name, value in settings.items())]

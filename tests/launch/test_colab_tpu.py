@@ -30,8 +30,6 @@ def executed(tmp_path_factory):
     notebook.cells.insert(place, nbformat.v4.new_code_cell(
         f"WORKDIR = {str(workdir)!r}\nconfig.data.num_workers = 2"))
     with pytest.MonkeyPatch.context() as patch:
-        # Compilation takes most of the time.
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
         NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(ROOT)}}).execute()
     return {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}, workdir

@@ -16,7 +16,7 @@ from refocus_jax.runtime import processes
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.runtime.lease import Lease
 from refocus_jax.runtime.preemption import EXIT_CODE
-from tests.fixtures import worker
+from tests.fixtures import worker, xla
 
 STARTED = 60  # seconds, at most, until a process has made its first steps on a busy machine
 
@@ -25,7 +25,7 @@ def start(directory, steps, seconds_per_step=0.0):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | {"XLA_FLAGS": xla.flags(devices=4)}
     return [subprocess.Popen([sys.executable, "-m", "tests.fixtures.worker", str(directory), str(steps),
                               str(seconds_per_step), "2", str(i), str(port)], env=environment, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(2)]

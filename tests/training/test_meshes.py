@@ -9,8 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize("stage", [pytest.param("tokenizer", marks=pytest.mark.slow), "generator"])
-def test_eight_devices_give_the_losses_of_one(stage, monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+def test_eight_devices_give_the_losses_of_one(stage):
     printed = subprocess.run([sys.executable, "-m", "tests.fixtures.meshes", stage], check=True, capture_output=True)
     losses = json.loads(printed.stdout.splitlines()[-1])
     one = losses.pop("1x1")

@@ -59,7 +59,7 @@ def train_tokenizer(prepared: Prepared) -> None:
     loop.train(task, build.loop_settings(c.tokenizer.train), run.batches("tokenizer"),
                frozen=parameters.perceptual(c), key=fold_in(run.key, "tokenizer"), mesh=run.mesh,
                directory=run.directory("tokenizer"), evaluator=evaluator, made_with=run.made_with("tokenizer"),
-               share_of_peak=_share_of_peak(run, "tokenizer"))
+               share_of_peak=_share_of_peak(run, "tokenizer"), profile_steps=tuple(c.profile.steps))
 
 
 def train_generator(prepared: Prepared) -> None:
@@ -84,7 +84,8 @@ def train_generator(prepared: Prepared) -> None:
     loop.train(task, build.loop_settings(c.generator.train), batches, frozen=frozen,
                key=fold_in(run.key, "generator"), mesh=run.mesh, directory=run.directory("generator"),
                evaluator=evaluator, warm_start=_warm_start(prepared, task, tokenizers),
-               made_with=run.made_with("generator", tokenizers), share_of_peak=_share_of_peak(run, "generator"))
+               made_with=run.made_with("generator", tokenizers), share_of_peak=_share_of_peak(run, "generator"),
+               profile_steps=tuple(c.profile.steps))
 
 
 def _share_of_peak(run: Run, stage: str) -> float | None:

@@ -78,6 +78,7 @@ BAD = [
     {"sampling.cfg": float("nan")}, {"sampling.cfg": float("inf")}, {"sampling.top_p": float("nan")},
     {"sampling.top_p": 5.0}, {"sample.seed": -1}, {"sample.classes": (1.5,)}, {"sample.batch_size": 0},
     {"plan.utilization": 0.0}, {"plan.programs": ()}, {"plan.optimization": "3"}, {"report.compare": (1,)},
+    {"profile.steps": (20, 10)}, {"profile.steps": (0, 5)}, {"profile.steps": (10,)}, {"profile.steps": (1.0, 2.0)},
     {"tokenizer.optimizer.warmup": 1.1}, {"tokenizer.discriminator_optimizer.flat": 1.1},
     {"generator.optimizer.flat": -0.1},
     # from elsewhere

@@ -51,7 +51,7 @@ class Programs:
     cached_tokens: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Planner:
     """Estimates the needs of programs on a machine.
 

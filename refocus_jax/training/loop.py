@@ -60,7 +60,7 @@ class Batches(Protocol):
 Evaluator = Callable[[Any, Any], Iterable[tuple[str, Any]]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     """How long a run trains, and how often it logs, evaluates and saves (it evaluates and saves also at the end).
 

@@ -226,8 +226,9 @@ def test_settings_of_the_data_reach_the_source(config, tmp_path):
     run = prepare(config(**{"data.num_classes": 20}), str(tmp_path / "run")).run
     assert run.num_classes == len(run.validation.class_names) == 20
     changes = {"data.class_depth": 2, "data.max_unreadable": 0.5, "data.sixteen_bit_max": 4095}
-    assert build.source_settings(config(**changes)) == SourceSettings(None, 2, 0.5, 4095)
-    assert build.reference_settings(config(**changes)).source_settings == SourceSettings(None, 2, 0.5, 4095)
+    expected = SourceSettings(num_classes=None, class_depth=2, max_unreadable=0.5, sixteen_bit_max=4095)
+    assert build.source_settings(config(**changes)) == expected
+    assert build.reference_settings(config(**changes)).source_settings == expected
 
 
 def test_a_bucket_is_not_a_workdir(config):

@@ -30,7 +30,8 @@ def config(micro):
 
 def planner_of(config, **mesh) -> Planner:
     target = targets.load("gpu:a100:1x8")
-    return Planner(functools.partial(build.programs, config, "gpu"), target, mesh_lib.make_mesh(target.devices, **mesh))
+    return Planner(make=functools.partial(build.programs, config, "gpu"), target=target,
+                   mesh=mesh_lib.make_mesh(target.devices, **mesh))
 
 
 def test_a_small_plan(config, tmp_path, capsys):
@@ -58,7 +59,7 @@ def test_the_share_that_vars_authors_reached_is_that_of_our_count():
     """Plain VAR d16 on tokens: 1,281,167 images, 200 epochs, 2.5 days, 16 A100s of 312 TFLOP per second."""
     c = d16.get_config("teacher=off")
     c.data.token_examples = c.generator.train.batch_size
-    planner = Planner(functools.partial(build.programs, c, "gpu"), None, mesh_lib.make_mesh())
+    planner = Planner(make=functools.partial(build.programs, c, "gpu"), target=None, mesh=mesh_lib.make_mesh())
     images_per_second = 1_281_167 * 200 / (2.5 * 86400 * 16)
     flops_per_second = planner.flops("generator") / c.generator.train.batch_size * images_per_second
     assert flops_per_second / targets.GPUS["a100"].peak_flops == pytest.approx(VAR_UTILIZATION, abs=5e-4)
@@ -80,7 +81,8 @@ def test_the_perceptual_loss_is_counted(config):
 
 def test_what_does_not_fit_says_by_how_much_and_what_would_help(config):
     planner = planner_of(config, **config.mesh)
-    short = Program(2**34, 2**33, 2**33, 2**32, {}, 1.0)
+    short = Program(peak_bytes_per_chip=2**34, capacity_bytes_per_chip=2**33, short_bytes_per_chip=2**33,
+                    state_bytes_per_chip=2**32, collectives={}, seconds=1.0)
     tokenizer, generator, sample = (" ".join(planner._remedies(name, short)) for name in PROGRAMS)
     assert "generator.train.microbatches=2" in generator and "generator.model.remat=blocks" in generator
     assert "mesh.fsdp=8: parameters and optimizer state of 4.0 GiB" in generator
@@ -103,7 +105,9 @@ def test_the_largest_batch_is_found(config, monkeypatch):
 
         def compile_(_, name, batch, limit=limit, tried=tried):
             tried.append(batch // 8)
-            return Program(0, 1, int(batch // 8 > limit), 0, {}, 0.0)
+            short = int(batch // 8 > limit)
+            return Program(peak_bytes_per_chip=0, capacity_bytes_per_chip=1, short_bytes_per_chip=short,
+                           state_bytes_per_chip=0, collectives={}, seconds=0.0)
 
         monkeypatch.setattr(Planner, "_compile", compile_)
         found = planner._largest_batch("generator", 16, planner._compile("generator", 16))

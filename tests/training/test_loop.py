@@ -80,7 +80,7 @@ def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, bat
 
     examples = grain.MapDataset.range(100).seed(1).shuffle().repeat().map_with_index(fail)
     batches = pipeline.Batches(examples, batch_size)
-    settings = loop.LoopSettings(steps, log_every=2, evaluate_every=4, save_every=3, **settings)
+    settings = loop.LoopSettings(steps=steps, log_every=2, evaluate_every=4, save_every=3, **settings)
     state = loop.train(ToyTask(nan_from), settings, batches, frozen=jnp.ones(()), key=jax.random.key(0),
                        mesh=mesh_lib.make_mesh(), directory=str(directory), evaluator=evaluator,
                        share_of_peak=share_of_peak, profile_steps=profile_steps)
@@ -284,9 +284,9 @@ def test_a_trace_ends_with_the_run(tmp_path):
 
 def test_settings_out_of_range_are_named():
     with pytest.raises(ValueError, match="save_every is 0"):
-        loop.LoopSettings(10, save_every=0)
+        loop.LoopSettings(steps=10, save_every=0)
     with pytest.raises(ValueError, match="skip_nonfinite is -1"):
-        loop.LoopSettings(10, skip_nonfinite=-1)
+        loop.LoopSettings(steps=10, skip_nonfinite=-1)
 
 
 def test_a_run_says_what_it_runs_on_and_what_it_trains(tmp_path, capsys):

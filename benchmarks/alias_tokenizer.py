@@ -88,7 +88,7 @@ def main():
     arguments = parser.parse_args()
     c = tiny.get_config()
     tokenizer = build.tokenizer(c)
-    rule = CropRule(c.image_size)
+    rule = CropRule(image_size=c.image_size)
 
     @jax.jit
     def residuals(image):
@@ -113,11 +113,12 @@ def main():
 
     structure = tokenizer.structure.autoencoder
     networks = {"linear patches": tokenizer.alias.autoencoder,
-                "VAR's convolutions": Autoencoder(8, structure.channel_multipliers, 1, LATENTS, 4)}
+                "VAR's convolutions": Autoencoder(channels=8, channel_multipliers=structure.channel_multipliers,
+                                                  num_residual_blocks=1, latent_channels=LATENTS, norm_groups=4)}
     for name, network in networks.items():
         for quantize in (True, False):
             normalized = ([r / s for r, s in zip(part, std, strict=True)] for part in endless(8))
-            alias = AliasTokenizer(network, Codebook(CODES, LATENTS))
+            alias = AliasTokenizer(autoencoder=network, codebook=Codebook(vocab_size=CODES, latent_channels=LATENTS))
             params, errors = train_alone(alias, normalized, arguments.steps, quantize)
             scaled = [[r / s for r, s in zip(part, std, strict=True)] for part in held_out]
             error = np.mean([errors(params, part) for part in scaled], axis=0)

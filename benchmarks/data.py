@@ -62,8 +62,8 @@ def processor_seconds() -> float:
 
 def pipeline_rate(source: sources.Source, num_workers: int, batches: int, batch_size: int = 32) -> tuple[float, float]:
     """Measures images per second, and per second of processor time, once buffers are full."""
-    iterator = iter(pipeline.training_batches(source, CropRule(256, 1.125, flip=True), batch_size=batch_size, seed=0,
-                                              num_workers=num_workers))
+    rule = CropRule(image_size=256, resize_ratio=1.125, flip=True)
+    iterator = iter(pipeline.training_batches(source, rule, batch_size=batch_size, seed=0, num_workers=num_workers))
     for _ in range(8):
         next(iterator)
     began, processor = time.perf_counter(), processor_seconds()
@@ -115,8 +115,8 @@ def main():
         state = jax.jit(task.init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(0))
         for num_workers in (0, 2):
             iterator = iter(pipeline.training_batches(
-                source, CropRule(c.image_size, 1.125), batch_size=c.tokenizer.train.batch_size, seed=0,
-                num_workers=num_workers))
+                source, CropRule(image_size=c.image_size, resize_ratio=1.125),
+                batch_size=c.tokenizer.train.batch_size, seed=0, num_workers=num_workers))
             timed_steps(update, state, frozen, iterator, mesh, 1)  # compiles
             seconds, waited, _ = timed_steps(update, state, frozen, iterator, mesh, given.steps).T
             iterator.close()

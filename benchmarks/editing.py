@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True, help="the directory for editing.png")
     arguments = parser.parse_args()
     generator = pretrained.load_generator(arguments.workdir)
-    rule = CropRule(generator.tokenizer.model.optics.image_size, crops_per_image=2)
+    rule = CropRule(image_size=generator.tokenizer.model.optics.image_size, crops_per_image=2)
     crops = pipeline.spread_crops(sources.load("photos", "validation"), rule)
     examples = [crops[i] for i in range(len(crops))]
     images = np.stack([example["image"] for example in examples]) / np.float32(127.5) - 1

@@ -48,7 +48,7 @@ def config(weight: float, seed: int, steps: int):
 
 def judge(path: str, mesh) -> features.Extractor:
     """Makes an extractor like efficientnet_lite0's, but of the larger network."""
-    network = efficientnet_lite.EfficientNetLite(efficientnet_lite.LITE1, precision=jax.lax.Precision.HIGHEST)
+    network = efficientnet_lite.EfficientNetLite(groups=efficientnet_lite.LITE1, precision=jax.lax.Precision.HIGHEST)
 
     def apply(params, image):
         pool, logits = network.apply({"params": params}, efficientnet_lite.resize(image.astype(jnp.float32), 240))
@@ -56,7 +56,8 @@ def judge(path: str, mesh) -> features.Extractor:
 
     from_state_dict = functools.partial(efficientnet_lite.from_state_dict, groups=efficientnet_lite.LITE1)
     params = mesh_lib.put_whole(features.read_parameters(path, from_state_dict), mesh_lib.replicated(mesh))
-    return features.Extractor("efficientnet_lite1", "fd_efflite1", path, "", apply, params, mesh)
+    return features.Extractor(name="efficientnet_lite1", distance="fd_efflite1", source=path, sha256="", apply=apply,
+                              params=params, mesh=mesh)
 
 
 def detail(image_bhwc: np.ndarray) -> float:

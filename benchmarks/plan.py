@@ -51,7 +51,9 @@ def row(config: str, target: str, found: dict | None) -> str:
              f"{program['state_bytes_per_chip'] / 2**30:.2f}", "-" if peak is None else f"{peak / 2**30:.2f}",
              f"{capacity / 2**30:.2f}", "yes" if program["fits"] else f"no, by {short / 2**30:.2f}",
              "-" if program["collectives"] is None else f"{sent / 2**30:.2f}",
-             f"{program['flops_per_step'] / 1e12:.1f}", "-" if program["days"] is None else f"{program['days']:.2f}",
+             f"{program['flops_per_step'] / 1e12:.1f}",
+             *("-" if program[days] is None else f"{program[days]:.2f}"
+               for days in ("days", "days_at_var_utilization")),
              f"{program['compile_seconds']:.0f}"]
     if program["largest_batch_per_chip"] is not None:
         cells.append(str(program["largest_batch_per_chip"]))
@@ -81,9 +83,9 @@ def main():
             teacher(given.directory, [config for config in CONFIGS if config in given.configs])
             continue
         print(f"\n{what}\n\n| config | machine | mesh | batch per chip | state GiB | peak GiB | capacity GiB | fits | "
-              "collectives GiB per step | TFLOP per step | days | compile s |"
+              "collectives GiB per step | TFLOP per step | days at 40% | days at 21.7% | compile s |"
               + (" largest batch per chip |" if what == "search" else ""), flush=True)
-        print("| --- " * (13 if what == "search" else 12) + "|", flush=True)
+        print("| --- " * (14 if what == "search" else 13) + "|", flush=True)
         configs, programs, settings = WHAT[what]
         for config in configs:
             for target in given.targets:

@@ -48,8 +48,11 @@ def run_both(workdir, mode, settings):
 def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypatch):
     np.savez(tmp_path / "images.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0)
     settings = {"tokenizer.train.batch_size": 8, "generator.train.batch_size": 8, "tokenizer.train.steps": 2,
-                "data.source": f"npz:{tmp_path}/images.npz"}
+                "data.source": f"npz:{tmp_path}/images.npz", "profile.steps": (2, 2)}
     run_both(tmp_path / "run", "tokenizer", settings)
+
+    traces = (tmp_path / "run/tokenizer/profile/plugins/profile").glob("*/*.trace.json.gz")
+    assert sorted(path.parent.name for path in traces) == ["from_step_2_process_0", "from_step_2_process_1"]
 
     c = micro()
     c.update_from_flattened_dict(settings | {"tokenizer.train.steps": 3})

@@ -240,6 +240,10 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
                                                "keeps no average."),
         "samples_per_class": Setting(6, r.POSITIVE, "Samples per class in the pictures that training writes."),
     },
+    "profile": {
+        "steps": Setting((), r.STEPS, "First and last step of each stage to trace into WORKDIR/STAGE/profile; () "
+                                      "traces none."),
+    },
     "sampling": {
         "cfg": Setting(SamplingSettings.cfg, r.GUIDANCE, "Classifier-free guidance at the last scale in VAR's "
                        "convention, where 0 is unguided. In the convention of DiT and others, where 1 is unguided, it "

@@ -45,23 +45,31 @@ def tokenizer(c: ConfigDict) -> DualTokenizer:
         raise ValueError("tokenizer.model.residual is False with tokenizer.model.pyramid 'var', which is always "
                          "residual; set it to True, or give the 'focus' pyramid")
     dtype = jnp.dtype(t.dtype)
-    autoencoder = Autoencoder(t.channels, tuple(t.channel_multipliers), t.num_residual_blocks, t.latent_channels,
-                              t.norm_groups, dtype, t.remat)
+    autoencoder = Autoencoder(
+        channels=t.channels, channel_multipliers=tuple(t.channel_multipliers),
+        num_residual_blocks=t.num_residual_blocks, latent_channels=t.latent_channels, norm_groups=t.norm_groups,
+        dtype=dtype, remat=t.remat)
     if autoencoder.stride * c.grid_sizes[-1] != c.image_size:
         raise ValueError(
             f"image_size is {c.image_size}, but grid_sizes {tuple(c.grid_sizes)} end with {c.grid_sizes[-1]} and "
             f"tokenizer.model.channel_multipliers of {len(t.channel_multipliers)} levels reduce by "
             f"{autoencoder.stride}: give image_size {c.grid_sizes[-1] * autoencoder.stride}, or "
             f"{_fitting(c, autoencoder.stride)}")
-    optics = Pyramid(tuple(c.grid_sizes), autoencoder.stride, **c.focus)
-    quantizer = MultiScaleQuantizer(tuple(c.grid_sizes), t.vocab_size, t.latent_channels, t.num_phi, t.residual)
+    optics = Pyramid(grid_sizes=tuple(c.grid_sizes), stride=autoencoder.stride, **c.focus)
+    quantizer = MultiScaleQuantizer(grid_sizes=tuple(c.grid_sizes), vocab_size=t.vocab_size,
+                                    latent_channels=t.latent_channels, num_phi=t.num_phi, residual=t.residual)
+    structure = StructureTokenizer(autoencoder=autoencoder, quantizer=quantizer, pyramid=t.pyramid)
     alias = None
     if c.generator.teacher.enabled and a.shared:
-        alias = AliasTokenizer(autoencoder, Codebook(t.vocab_size, t.latent_channels))
+        codebook = Codebook(vocab_size=t.vocab_size, latent_channels=t.latent_channels)
+        alias = AliasTokenizer(autoencoder=autoencoder, codebook=codebook)
     elif c.generator.teacher.enabled:
-        alias = AliasTokenizer(PatchAutoencoder(a.channels, a.num_residual_blocks, a.latent_channels, a.norm_groups,
-                                                autoencoder.stride, dtype), Codebook(a.vocab_size, a.latent_channels))
-    return DualTokenizer(optics, StructureTokenizer(autoencoder, quantizer, t.pyramid), alias, a.shared)
+        patches = PatchAutoencoder(
+            channels=a.channels, num_residual_blocks=a.num_residual_blocks, latent_channels=a.latent_channels,
+            norm_groups=a.norm_groups, stride=autoencoder.stride, dtype=dtype)
+        codebook = Codebook(vocab_size=a.vocab_size, latent_channels=a.latent_channels)
+        alias = AliasTokenizer(autoencoder=patches, codebook=codebook)
+    return DualTokenizer(optics=optics, structure=structure, alias=alias, shared=a.shared)
 
 
 def _fitting(c: ConfigDict, stride: int) -> str:
@@ -81,8 +89,9 @@ def student(c: ConfigDict, num_classes: int, platform: str | None = None) -> Tra
     attention = choose_implementation(g.attention, platform or jax.default_backend(), g.width // g.num_heads,
                                       jnp.dtype(g.dtype))
     t = c.tokenizer.model
-    return Transformer(tuple(c.grid_sizes), t.vocab_size, t.latent_channels, num_classes,
-                       **{**g.to_dict(), "attention": attention, "dtype": jnp.dtype(g.dtype)})
+    return Transformer(
+        grid_sizes=tuple(c.grid_sizes), vocab_size=t.vocab_size, latent_channels=t.latent_channels,
+        num_classes=num_classes, **{**g.to_dict(), "attention": attention, "dtype": jnp.dtype(g.dtype)})
 
 
 def _make_optimizer(section: ConfigDict, steps: int) -> optax.GradientTransformation:
@@ -132,18 +141,20 @@ def draw_settings(c: ConfigDict) -> DrawSettings:
 
 def source_settings(c: ConfigDict) -> SourceSettings:
     """Returns how the images of `data.source` are read."""
-    return SourceSettings(c.data.num_classes, c.data.class_depth, c.data.max_unreadable, c.data.sixteen_bit_max)
+    return SourceSettings(num_classes=c.data.num_classes, class_depth=c.data.class_depth,
+                          max_unreadable=c.data.max_unreadable, sixteen_bit_max=c.data.sixteen_bit_max)
 
 
 def crop_rule(c: ConfigDict) -> CropRule:
     """Returns how images become crops."""
-    return CropRule(c.image_size, c.data.resize_ratio, c.data.flip, c.data.crops_per_image)
+    return CropRule(image_size=c.image_size, resize_ratio=c.data.resize_ratio, flip=c.data.flip,
+                    crops_per_image=c.data.crops_per_image)
 
 
 def reference_settings(c: ConfigDict) -> ReferenceSettings:
     """Returns where `--mode=evaluate` and stage 2 find the images that samples are compared with."""
-    return ReferenceSettings(c.evaluate.reference, c.evaluate.reference_count, c.data.source, crop_rule(c),
-                             source_settings(c))
+    return ReferenceSettings(reference=c.evaluate.reference, count=c.evaluate.reference_count, source=c.data.source,
+                             rule=crop_rule(c), source_settings=source_settings(c))
 
 
 def open_reference(c: ConfigDict) -> tuple[features.Extractor, OpenedReference]:

@@ -21,7 +21,7 @@ from refocus_jax.runtime import processes
 from refocus_jax.runtime.files import read_json, write_json
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """A config with the images, devices and directory that it names.
 
@@ -123,6 +123,6 @@ def open_run(c: ConfigDict, workdir: str) -> Run:
         raise ValueError(f"data.num_classes is {c.data.num_classes}, but {c.data.source} has {found} classes; leave "
                          "it out to use the source's")
     build.generator_task(c, found)
-    run = Run(c, workdir, train, validation, mesh)
+    run = Run(config=c, workdir=workdir, train=train, validation=validation, mesh=mesh)
     run.check_stages()
     return run

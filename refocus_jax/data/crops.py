@@ -9,7 +9,7 @@ from PIL import Image
 from refocus_jax.data.sources import Record
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CropRule:
     """How images become square crops.
 

@@ -69,7 +69,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceSettings:
     """How a source is read: the settings `data.<name>` of a config.
 

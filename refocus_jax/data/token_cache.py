@@ -33,7 +33,7 @@ _COMPLETE, _PARTIAL = "token_cache.json", "token_cache.partial.json"
 _SHARED = ("images", "fingerprint", "class_names", "grid_sizes", "vocab_sizes", "settings", "tokenizers")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
     """The content of a cache and its origin.
 

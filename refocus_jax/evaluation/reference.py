@@ -19,7 +19,7 @@ from refocus_jax.judges.features import Extractor
 _TOLERANCE = 1e-4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReferenceSettings:
     """The origin of references.
 
@@ -72,7 +72,7 @@ class ReferenceSettings:
           ValueError: If the reference has neither images nor moments of as many features.
         """
         if self.reference in sources.SPLITS:
-            return OpenedReference(self.crops(self.reference), {})
+            return OpenedReference(images=self.crops(self.reference), stored={})
         setting, path = "evaluate.reference", Path(self.reference).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"{setting} is {self.reference!r}, which is neither a split nor an existing path; "
@@ -84,12 +84,12 @@ class ReferenceSettings:
             raise ValueError(f"{setting} is {path}, which cannot be used: {error}") from error
         fitting = {name: moments for name, moments in stored.items() if len(moments.mean) == dimensions.get(name)}
         if with_images:
-            return OpenedReference(image_sets.of_path(setting, self.reference, self.rule), fitting)
+            return OpenedReference(images=image_sets.of_path(setting, self.reference, self.rule), stored=fitting)
         if "pool" not in fitting:
             held = f"moments of {len(stored['pool'].mean)} features" if "pool" in stored else "no images and no moments"
             raise ValueError(f"{setting} is {path}, which has {held}, but evaluate.features computes "
                              f"{dimensions['pool']} features; give other evaluate.features, or a reference with images")
-        return OpenedReference(None, fitting)
+        return OpenedReference(images=None, stored=fitting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Reference:
                    columns["pool"])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenedReference:
     """A reference before it is measured.
 

@@ -21,7 +21,7 @@ FORMATS = ("grid", "png", "npz")
 MAX_GRID = 1024  # maximum number of images in one picture
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawSettings:
     """The settings of `--mode=sample`.
 

@@ -28,7 +28,7 @@ class View(NamedTuple):
     residual: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pyramid:
     """Geometry and optics of a focus pyramid.
 
@@ -120,4 +120,6 @@ class Pyramid:
 def views(image_bhwc: jax.Array, *, grid_sizes, stride: int, rho_max: float, psf: str = "disk",
           schedule: str = "cosine", downsample: str = "bilinear", key: jax.Array | None = None) -> list[View]:
     """Focus views of images (b, h, w, c) in [-1, 1], in one call. The arguments are those of `Pyramid`."""
-    return Pyramid(tuple(grid_sizes), stride, rho_max, psf, schedule, downsample).views(image_bhwc, key)
+    pyramid = Pyramid(grid_sizes=tuple(grid_sizes), stride=stride, rho_max=rho_max, psf=psf, schedule=schedule,
+                      downsample=downsample)
+    return pyramid.views(image_bhwc, key)

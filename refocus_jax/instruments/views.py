@@ -39,7 +39,8 @@ def combinations(grid_sizes: Sequence[int], stride: int, rho_max: float) -> dict
     """
     optics = {"none": ("none", "cosine")} | {
         f"{psf} {schedule}": (psf, schedule) for psf in ("gaussian", "disk") for schedule in ("cosine", "nyquist")}
-    every = {f"{name} + {downsample}": Pyramid(tuple(grid_sizes), stride, rho_max, psf, schedule, downsample)
+    every = {f"{name} + {downsample}": Pyramid(grid_sizes=tuple(grid_sizes), stride=stride, rho_max=rho_max, psf=psf,
+                                               schedule=schedule, downsample=downsample)
              for name, (psf, schedule) in optics.items() for downsample in DOWNSAMPLERS}
     return {name: pyramid for name, pyramid in every.items() if _fits(pyramid)}
 

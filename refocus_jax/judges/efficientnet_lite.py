@@ -56,7 +56,7 @@ def resize(pixels_bhwc: jax.Array, side: int = IMAGE_SIZE) -> jax.Array:
     return jnp.clip(jax.image.resize(across, (b, side, side, c), "cubic"), 0, 255)
 
 
-class DepthwiseConv(nn.Module):
+class DepthwiseConv(nn.Module, kw_only=True):
     """A convolution of every channel separately, with a bias and TensorFlow's SAME padding.
 
     It is computed as a sum of shifted products, which XLA fuses: on CPUs, a convolution with one group per channel
@@ -134,7 +134,7 @@ def _filter_backward(strides, saved, gradient_bhwc):
 _filter.defvjp(_filter_forward, _filter_backward)
 
 
-class Block(nn.Module):
+class Block(nn.Module, kw_only=True):
     """An inverted residual block: a 1x1 convolution expands, a filter acts per channel, a 1x1 convolution projects."""
 
     features: int
@@ -153,12 +153,12 @@ class Block(nn.Module):
         h = x_bhwc
         if self.expansion > 1:
             h = nn.relu6(conv(x_bhwc.shape[-1] * self.expansion, "expand")(h))
-        h = nn.relu6(DepthwiseConv(self.kernel, self.strides, self.dtype, name="depthwise")(h))
+        h = nn.relu6(DepthwiseConv(kernel=self.kernel, strides=self.strides, dtype=self.dtype, name="depthwise")(h))
         h = conv(self.features, "project")(h)
         return x_bhwc + h if h.shape == x_bhwc.shape else h
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(nn.Module, kw_only=True):
     """The network, from pixels (b, h, w, 3) in [0, 255] to pooled features (b, 1280) and ImageNet logits (b, 1000)."""
 
     groups: tuple[Group, ...] = LITE0
@@ -180,8 +180,9 @@ class EfficientNetLite(nn.Module):
             if group.strides > 1:
                 found.append(x)
             for i in range(group.blocks):
-                x = Block(group.features, group.kernel, group.strides if i == 0 else 1, group.expansion, self.dtype,
-                          self.precision, name=f"block_{number}")(x)
+                x = Block(features=group.features, kernel=group.kernel, strides=group.strides if i == 0 else 1,
+                          expansion=group.expansion, dtype=self.dtype, precision=self.precision,
+                          name=f"block_{number}")(x)
                 number += 1
         return [*found, x]
 
@@ -213,4 +214,4 @@ def from_state_dict(arrays: Mapping[str, np.ndarray], groups: tuple[Group, ...] 
             if (number, name) != (0, "expand"):  # the first block does not expand
                 block = f"_blocks.{number}"
                 sources[f"block_{number}", name] = state_dict.Source(f"{block}._{name}_conv", f"{block}._bn{i}")
-    return state_dict.parameters(EfficientNetLite(groups), arrays, sources, _NORM_EPSILON)
+    return state_dict.parameters(EfficientNetLite(groups=groups), arrays, sources, _NORM_EPSILON)

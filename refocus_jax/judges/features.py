@@ -53,7 +53,7 @@ class Features(NamedTuple):
     logits: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Extractor:
     """A network with its weights on the devices of a mesh.
 
@@ -154,7 +154,8 @@ def load(setting: str, mesh) -> Extractor:
     else:
         raise ValueError(f"features are {setting!r}; give efficientnet_lite0, inception or inception:PATH")
     params = mesh_lib.put_whole(read_parameters(file, from_state_dict), mesh_lib.replicated(mesh))
-    return Extractor(name, distance, str(file), _sha256(file), apply, params, mesh)
+    return Extractor(name=name, distance=distance, source=str(file), sha256=_sha256(file), apply=apply, params=params,
+                     mesh=mesh)
 
 
 def read_parameters(path: str | os.PathLike, from_state_dict: Callable[[Mapping], Any]) -> Any:

@@ -148,7 +148,7 @@ def _pool(x_bhwc: jax.Array, kind: str) -> jax.Array:
     return nn.max_pool(x_bhwc, (3, 3), (2, 2))  # halve
 
 
-class Mixed(nn.Module):
+class Mixed(nn.Module, kw_only=True):
     """A block of BLOCKS as a module."""
 
     block: Block
@@ -175,7 +175,7 @@ def _convolve(x_bhwc: jax.Array, step: Step, precision) -> jax.Array:
                            precision=precision, name=step.name)(x_bhwc))
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(nn.Module, kw_only=True):
     """The network, from pixels (b, h, w, 3) in [0, 255] of any size to `InceptionFeatures`."""
 
     precision: jax.lax.Precision | None = None
@@ -197,7 +197,7 @@ class InceptionV3(nn.Module):
         x = _pool(x, "halve")
         pool_192, after = mean(x), {}
         for name, block in BLOCKS.items():
-            x = after[name] = Mixed(block, self.precision, name=name)(x)
+            x = after[name] = Mixed(block=block, precision=self.precision, name=name)(x)
         logits = nn.Dense(NUM_CLASSES, use_bias=False, precision=self.precision, name="fc")(mean(x))
         return InceptionFeatures(mean(x), after["Mixed_6d"][..., :SPATIAL_CHANNELS], logits, pool_64, pool_192,
                                  mean(after["Mixed_6e"]))

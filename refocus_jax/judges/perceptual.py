@@ -105,5 +105,5 @@ def choose(setting: str, image_size: int, dtype: jnp.dtype) -> Perceptual | None
             raise ValueError(f"tokenizer.perceptual_network is {setting!r}, which needs images of at least "
                              f"{vgg.MIN_IMAGE_SIZE} pixels, but image_size is {image_size}; set "
                              "tokenizer.perceptual_network=efficientnet_lite0 or none")
-        return Perceptual(vgg.Vgg16(dtype), lambda: path, vgg.from_state_dict)
+        return Perceptual(vgg.Vgg16(dtype=dtype), lambda: path, vgg.from_state_dict)
     raise ValueError(f"tokenizer.perceptual_network is {setting!r}; give efficientnet_lite0, vgg16:PATH or none")

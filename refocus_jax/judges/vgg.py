@@ -16,7 +16,7 @@ MIN_IMAGE_SIZE = 2 ** (len(GROUPS) - 1)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Vgg16(nn.Module):
+class Vgg16(nn.Module, kw_only=True):
     """The network, from pixels (b, h, w, 3) in [0, 255] to the features before every pooling and at the end."""
 
     dtype: jnp.dtype = jnp.float32

@@ -4,7 +4,8 @@
 `PatchAutoencoder` is the network for alias residuals.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -41,7 +42,7 @@ def _conv(features: int, size: int, dtype, name: str | None, strides: int = 1, p
 _POSITIONS = np.array([[[1, 1, 0], [1, 0, 0]], [[0, 0, 1], [0, 1, 1]]], np.float32)
 
 
-class UpsampledConv(nn.Module):
+class UpsampledConv(nn.Module, kw_only=True):
     """3x3 convolution of an image whose pixels are doubled in both directions, without making that image.
 
     At each of the four positions inside a doubled pixel, the nine taps fall on only two by two pixels. So one 2x2
@@ -73,7 +74,7 @@ class UpsampledConv(nn.Module):
         return y + bias.reshape(1, 1, 1, -1).astype(self.dtype)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module, kw_only=True):
     """Residual block: twice norm, SiLU and convolution, with a 1x1 shortcut where the number of channels changes.
 
     Attributes:
@@ -90,15 +91,16 @@ class ResidualBlock(nn.Module):
     def __call__(self, x_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Maps (b, h, w, c) to (b, h, w, features)."""
         x_bhwc = keep_divided(x_bhwc)
-        h = _conv(self.features, 3, self.dtype, "conv1")(Norm(self.groups, True, name="norm1")(x_bhwc, canvas))
-        h = checkpoint_name(h, "convolution")
-        h = _conv(self.features, 3, self.dtype, "conv2")(Norm(self.groups, True, name="norm2")(h, canvas))
+        h = Norm(groups=self.groups, silu=True, name="norm1")(x_bhwc, canvas)
+        h = checkpoint_name(_conv(self.features, 3, self.dtype, "conv1")(h), "convolution")
+        h = Norm(groups=self.groups, silu=True, name="norm2")(h, canvas)
+        h = _conv(self.features, 3, self.dtype, "conv2")(h)
         if x_bhwc.shape[-1] != self.features:
             x_bhwc = _conv(self.features, 1, self.dtype, "nin_shortcut")(x_bhwc)
         return x_bhwc + h
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(nn.Module, kw_only=True):
     """Single-head self-attention over all pixels of a view, added to its input.
 
     Attributes:
@@ -113,7 +115,7 @@ class AttentionBlock(nn.Module):
     def __call__(self, x_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Maps (b, h, w, c) to the same shape."""
         b, h, w, c = x_bhwc.shape
-        qkv = _conv(3 * c, 1, self.dtype, "qkv")(Norm(self.groups, name="norm")(x_bhwc, canvas))
+        qkv = _conv(3 * c, 1, self.dtype, "qkv")(Norm(groups=self.groups, name="norm")(x_bhwc, canvas))
         q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * c), 3, axis=-1)
         logits = jnp.einsum("bic,bjc->bij", q, k, preferred_element_type=jnp.float32) * c**-0.5
         if canvas is not None:
@@ -123,7 +125,13 @@ class AttentionBlock(nn.Module):
         return x_bhwc + _conv(c, 1, self.dtype, "proj_out")(out)
 
 
-class Encoder(nn.Module):
+def _blocks(groups: int, dtype, remat: str) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+    """Makes the constructors of an encoder's or decoder's blocks: residual, and attention."""
+    return (functools.partial(_recomputed(ResidualBlock, remat), groups=groups, dtype=dtype),
+            functools.partial(AttentionBlock, groups=groups, dtype=dtype))
+
+
+class Encoder(nn.Module, kw_only=True):
     """VAR's encoder, which divides the side by f = 2 ** (levels - 1).
 
     Attributes:
@@ -148,25 +156,26 @@ class Encoder(nn.Module):
     def __call__(self, image_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Maps images (b, h, w, 3), or a canvas of them, to features (b, h / f, w / f, latent_channels)."""
         x = _conv(self.channels, 3, self.dtype, "conv_in")(image_bhwc)
-        block, last = _recomputed(ResidualBlock, self.remat), len(self.channel_multipliers) - 1
+        last = len(self.channel_multipliers) - 1
+        block, attention = _blocks(self.groups, self.dtype, self.remat)
         for level, multiplier in enumerate(self.channel_multipliers):
             for i in range(self.num_residual_blocks):
                 features = self.channels * multiplier
-                x = block(features, self.groups, self.dtype, name=f"down_{level}_block_{i}")(x, canvas)
+                x = block(features=features, name=f"down_{level}_block_{i}")(x, canvas)
                 if level == last:
-                    x = AttentionBlock(self.groups, self.dtype, name=f"down_{level}_attn_{i}")(x, canvas)
+                    x = attention(name=f"down_{level}_attn_{i}")(x, canvas)
             if level != last:
                 # Pad at the bottom and the right only, as VAR does.
                 x = _conv(x.shape[-1], 3, self.dtype, f"down_{level}_downsample", strides=2,
                           padding=((0, 1), (0, 1)))(clear(x, canvas))
-        x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x, canvas)
-        x = AttentionBlock(self.groups, self.dtype, name="mid_attn_1")(x, canvas)
-        x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_2")(x, canvas)
-        x = _recomputed(Norm, self.remat)(self.groups, True, name="norm_out")(x, canvas)
+        x = block(features=x.shape[-1], name="mid_block_1")(x, canvas)
+        x = attention(name="mid_attn_1")(x, canvas)
+        x = block(features=x.shape[-1], name="mid_block_2")(x, canvas)
+        x = _recomputed(Norm, self.remat)(groups=self.groups, silu=True, name="norm_out")(x, canvas)
         return _conv(self.latent_channels, 3, self.dtype, "conv_out")(x)
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, kw_only=True):
     """VAR's decoder, which multiplies the side by f = 2 ** (levels - 1).
 
     `head` is the last convolution, `features` everything before it. They are separate because the adversarial weight
@@ -197,20 +206,21 @@ class Decoder(nn.Module):
     @nn.compact
     def features(self, latent_bhwc: jax.Array, canvas: Canvas | None = None) -> jax.Array:
         """Activations before the last convolution, (b, f p, f p, channels), of latents (b, p, p, c) or a canvas."""
-        block, last = _recomputed(ResidualBlock, self.remat), len(self.channel_multipliers) - 1
+        last = len(self.channel_multipliers) - 1
+        block, attention = _blocks(self.groups, self.dtype, self.remat)
         x = _conv(self.channels * self.channel_multipliers[-1], 3, self.dtype, "conv_in")(latent_bhwc)
-        x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_1")(x, canvas)
-        x = AttentionBlock(self.groups, self.dtype, name="mid_attn_1")(x, canvas)
-        x = block(x.shape[-1], self.groups, self.dtype, name="mid_block_2")(x, canvas)
+        x = block(features=x.shape[-1], name="mid_block_1")(x, canvas)
+        x = attention(name="mid_attn_1")(x, canvas)
+        x = block(features=x.shape[-1], name="mid_block_2")(x, canvas)
         for level in range(last, -1, -1):
             features = self.channels * self.channel_multipliers[level]
             for i in range(self.num_residual_blocks + 1):
-                x = block(features, self.groups, self.dtype, name=f"up_{level}_block_{i}")(x, canvas)
+                x = block(features=features, name=f"up_{level}_block_{i}")(x, canvas)
                 if level == last:
-                    x = AttentionBlock(self.groups, self.dtype, name=f"up_{level}_attn_{i}")(x, canvas)
+                    x = attention(name=f"up_{level}_attn_{i}")(x, canvas)
             if level != 0:
-                x = UpsampledConv(features, self.dtype, name=f"up_{level}_upsample")(clear(x, canvas))
-        return _recomputed(Norm, self.remat)(self.groups, True, name="norm_out")(x, canvas)
+                x = UpsampledConv(features=features, dtype=self.dtype, name=f"up_{level}_upsample")(clear(x, canvas))
+        return _recomputed(Norm, self.remat)(groups=self.groups, silu=True, name="norm_out")(x, canvas)
 
     def head(self, features_bhwc: jax.Array) -> jax.Array:
         """Applies the last convolution; the image is float32 and not clamped."""
@@ -221,7 +231,7 @@ class Decoder(nn.Module):
         return self.head(self.features(latent_bhwc, canvas))
 
 
-class PatchAutoencoder(nn.Module):
+class PatchAutoencoder(nn.Module, kw_only=True):
     """Small autoencoder for alias residuals: linear patch layers at both ends, residual blocks between them.
 
     A residual holds the frequencies near the Nyquist rate and is almost white noise. VAR's encoder, with strided
@@ -248,7 +258,7 @@ class PatchAutoencoder(nn.Module):
     def setup(self):
         """Creates the layers."""
         def blocks():
-            return [ResidualBlock(self.channels, self.norm_groups, self.dtype)
+            return [ResidualBlock(features=self.channels, groups=self.norm_groups, dtype=self.dtype)
                     for _ in range(self.num_residual_blocks)]
 
         patch = (self.stride, self.stride)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from refocus_jax.models.norm import Norm
 
 
-class PatchDiscriminator(nn.Module):
+class PatchDiscriminator(nn.Module, kw_only=True):
     """Discriminator of patches, as in pix2pix: strided 4x4 convolutions, whose channels double up to eightfold.
 
     Attributes:
@@ -35,5 +35,5 @@ class PatchDiscriminator(nn.Module):
         for layer in range(1, self.num_layers + 1):
             strides = 2 if layer < self.num_layers else 1
             x = conv(x, self.channels * min(2**layer, 8), strides, f"conv_{layer}")
-            x = nn.leaky_relu(Norm(self.norm_groups, name=f"norm_{layer}")(x), 0.2)
+            x = nn.leaky_relu(Norm(groups=self.norm_groups, name=f"norm_{layer}")(x), 0.2)
         return conv(x, 1, 1, "conv_out").astype(jnp.float32)

@@ -64,7 +64,7 @@ def _group_norm_backward(groups, canvas, saved, gradient_bhwc):
 group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(nn.Module, kw_only=True):
     """GroupNorm in float32, see `group_norm`.
 
     Attributes:
@@ -81,7 +81,7 @@ class GroupNorm(nn.Module):
         return group_norm(x_bhwc.astype(jnp.float32), scale, bias, self.groups, canvas)
 
 
-class Norm(nn.Module):
+class Norm(nn.Module, kw_only=True):
     """GroupNorm in float32, optionally followed by SiLU.
 
     Attributes:
@@ -98,5 +98,5 @@ class Norm(nn.Module):
         if x_bhwc.shape[-1] % self.groups:
             raise ValueError(f"norm_groups {self.groups} does not divide {x_bhwc.shape[-1]} channels; "
                              "lower norm_groups or change channels")
-        x_bhwc = GroupNorm(self.groups, name="norm")(x_bhwc, canvas).astype(x_bhwc.dtype)
+        x_bhwc = GroupNorm(groups=self.groups, name="norm")(x_bhwc, canvas).astype(x_bhwc.dtype)
         return nn.silu(x_bhwc) if self.silu else x_bhwc

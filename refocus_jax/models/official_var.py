@@ -296,10 +296,14 @@ def import_tokenizer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None
     num_phi = num_phi or int(any(name.startswith("quantize.quant_resi.qresi.") for name in names))
     latent_channels = _size(arrays, 32, ("quant_conv.bias", 0), ("quantize.embedding.weight", 1))
     module = StructureTokenizer(
-        Autoencoder(channels, multipliers, _count(r"encoder\.down\.\d+\.block\.(\d+)\.", names) or _OFFICIAL_BLOCKS,
-                    latent_channels, norm_groups),
-        MultiScaleQuantizer(grid_sizes, _size(arrays, 4096, ("quantize.embedding.weight", 0)), latent_channels,
-                            num_phi, residual=True), "var")
+        autoencoder=Autoencoder(
+            channels=channels, channel_multipliers=multipliers,
+            num_residual_blocks=_count(r"encoder\.down\.\d+\.block\.(\d+)\.", names) or _OFFICIAL_BLOCKS,
+            latent_channels=latent_channels, norm_groups=norm_groups),
+        quantizer=MultiScaleQuantizer(
+            grid_sizes=grid_sizes, vocab_size=_size(arrays, 4096, ("quantize.embedding.weight", 0)),
+            latent_channels=latent_channels, num_phi=num_phi, residual=True),
+        pyramid="var")
     side = module.autoencoder.stride * grid_sizes[-1]
     template = _shapes(module.init, [jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)] * len(grid_sizes))
     return module, _fill("the tokenizer", arrays, _tokenizer_entries(module, template), template)
@@ -358,9 +362,10 @@ def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | No
         raise ValueError(f"num_heads is {num_heads}, which does not divide the transformer's width {width}; give the "
                          "number it was trained with")
     network = Transformer(
-        grid_sizes, _size(arrays, 4096, ("head.weight", 0), ("head.bias", 0)),
-        _size(arrays, 32, ("word_embed.weight", 1)), _size(arrays, 1001, ("class_emb.weight", 0)) - 1, depth, width,
-        num_heads, qk_norm=bool(temperatures),
+        grid_sizes=grid_sizes, vocab_size=_size(arrays, 4096, ("head.weight", 0), ("head.bias", 0)),
+        latent_channels=_size(arrays, 32, ("word_embed.weight", 1)),
+        num_classes=_size(arrays, 1001, ("class_emb.weight", 0)) - 1, depth=depth, width=width, num_heads=num_heads,
+        qk_norm=bool(temperatures),
         shared_modulation=any(name.startswith("shared_ada_lin.") for name in names))
     inputs = jax.ShapeDtypeStruct((1, network.offsets[-1] - network.offsets[1], network.latent_channels), jnp.float32)
     template = _unstack(_shapes(network.init, jax.ShapeDtypeStruct((1,), jnp.int32), inputs))

@@ -43,7 +43,7 @@ def phi_indices(num_scales: int, num_phi: int) -> tuple[int, ...]:
     return tuple(int(np.argmin(np.abs(ticks - k / (num_scales - 1)))) for k in range(num_scales))
 
 
-class Codebook(nn.Module):
+class Codebook(nn.Module, kw_only=True):
     """The code vectors: a parameter `embedding` (vocab_size, latent_channels), float32.
 
     Attributes:
@@ -81,7 +81,7 @@ class Quantized(NamedTuple):
     f_hats: list[jax.Array]
 
 
-class MultiScaleQuantizer(nn.Module):
+class MultiScaleQuantizer(nn.Module, kw_only=True):
     """Quantizer of K latents, coarse to fine, by one recurrence.
 
     With gamma = 1 if `residual` is set and 0 otherwise:
@@ -105,7 +105,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def setup(self):
         """Creates the codebook and the phi convolutions."""
-        self.codebook = Codebook(self.vocab_size, self.latent_channels)
+        self.codebook = Codebook(vocab_size=self.vocab_size, latent_channels=self.latent_channels)
         self.phi = [nn.Conv(self.latent_channels, (3, 3), precision=jax.lax.Precision.HIGHEST)
                     for _ in range(self.num_phi)]
 

@@ -17,7 +17,7 @@ from refocus_jax.models.bound import Bound
 from refocus_jax.models.transformer import Captured, Transformer, layer_norm
 
 
-class AliasGateCrossAttention(nn.Module):
+class AliasGateCrossAttention(nn.Module, kw_only=True):
     """Cross-attention to alias tokens: Z = X + gate * Attn(Q = ln(X) W_Q, K = E W_K, V = E W_V) W_O.
 
     The inner width is d / 2. The gate is sigmoid(linear(X)), Eq. 11, or absent, Eq. 10. W_O starts at zero, so Z starts
@@ -70,7 +70,7 @@ class AliasGateCrossAttention(nn.Module):
         return x_bld + out.astype(x_bld.dtype), gate
 
 
-class AliasHead(nn.Module):
+class AliasHead(nn.Module, kw_only=True):
     """The teacher's own parameters: the embedding E_a of alias tokens, and one cross-attention per alias block.
 
     Attributes:
@@ -98,7 +98,8 @@ class AliasHead(nn.Module):
         self.alias_embed = nn.Dense(self.width, dtype=self.dtype, kernel_init=normal)
         self.position = self.param("position", normal, (sum(p * p for p in self.grid_sizes[:-1]), self.width))
         self.level_embedding = self.param("level_embedding", normal, (scales, self.width))
-        self.cross = [AliasGateCrossAttention(self.width, self.num_heads, self.gate, self.attention, self.dtype)
+        self.cross = [AliasGateCrossAttention(width=self.width, num_heads=self.num_heads, gate=self.gate,
+                                              attention=self.attention, dtype=self.dtype)
                       for _ in range(self.num_blocks)]
 
     def embed(self, vectors_bmc: jax.Array) -> jax.Array:

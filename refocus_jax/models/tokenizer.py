@@ -29,7 +29,7 @@ def flatten_tokens(tokens) -> jax.Array:
     return jnp.concatenate([t.reshape(t.shape[0], -1) for t in tokens], axis=1)
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(nn.Module, kw_only=True):
     """VAR's encoder and decoder with their two latent convolutions.
 
     It is fully convolutional, so it works on views of every size.
@@ -55,11 +55,13 @@ class Autoencoder(nn.Module):
 
     def setup(self):
         """Creates the encoder, the decoder and the latent convolutions."""
-        shape = (self.channels, tuple(self.channel_multipliers), self.num_residual_blocks)
-        self.encoder = Encoder(*shape, self.latent_channels, self.norm_groups, self.dtype, self.remat)
+        both = dict(
+            channels=self.channels, channel_multipliers=tuple(self.channel_multipliers),
+            num_residual_blocks=self.num_residual_blocks, groups=self.norm_groups, dtype=self.dtype, remat=self.remat)
+        self.encoder = Encoder(latent_channels=self.latent_channels, **both)
         self.quant_conv = nn.Conv(self.latent_channels, (3, 3), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(self.latent_channels, (3, 3), dtype=self.dtype)
-        self.decoder = Decoder(*shape, 3, self.norm_groups, self.dtype, self.remat)
+        self.decoder = Decoder(image_channels=3, **both)
 
     @property
     def stride(self) -> int:
@@ -95,7 +97,7 @@ def decode_views(autoencoder: Autoencoder | PatchAutoencoder, latents: Sequence[
     return canvas.take(autoencoder.decode(canvas.put(latents), canvas))
 
 
-class StructureTokenizer(nn.Module):
+class StructureTokenizer(nn.Module, kw_only=True):
     """Tokenizer from focus views to structure tokens r_k and back.
 
     Attributes:
@@ -146,7 +148,7 @@ class StructureTokenizer(nn.Module):
         return self.decode(self.quantize(self.latents(focused)).f_hats[-1])
 
 
-class AliasTokenizer(nn.Module):
+class AliasTokenizer(nn.Module, kw_only=True):
     """Tokenizer from alias residuals to alias tokens a_k, each scale on its own.
 
     The residuals of each scale must be divided by their standard deviation.
@@ -181,7 +183,7 @@ class AliasTokenizer(nn.Module):
         return self.decode([self.embed(self.nearest(latent)) for latent in self.latents([residual_bhwc])])[0]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DualTokenizer:
     """Both tokenizers and the optics before them, as pure functions of a parameter tree.
 

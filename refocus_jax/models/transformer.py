@@ -42,7 +42,7 @@ def _scaled_normal(std: float, *factors: tuple[int, float]) -> Callable:
     return init
 
 
-class Block(nn.Module):
+class Block(nn.Module, kw_only=True):
     """Adaptive-LayerNorm block: an attention and a feed-forward branch, each with scale, shift and gate.
 
     Attributes:
@@ -161,7 +161,7 @@ class Captured(NamedTuple):
     outputs: jax.Array
 
 
-class Transformer(nn.Module):
+class Transformer(nn.Module, kw_only=True):
     """VAR's transformer over K token maps.
 
     The parameter `blocks` holds the parameters of all blocks, stacked along a leading layer axis. `_run` passes them to
@@ -219,8 +219,9 @@ class Transformer(nn.Module):
     @property
     def block(self) -> Block:
         """One unbound block, whose parameters are slices of `blocks`."""
-        return Block(self.width, self.num_heads, self.depth, self.qk_norm, self.shared_modulation, self.gamma_init,
-                     self.dtype, parent=None)
+        return Block(width=self.width, num_heads=self.num_heads, depth=self.depth, qk_norm=self.qk_norm,
+                     shared_modulation=self.shared_modulation, gamma_init=self.gamma_init, dtype=self.dtype,
+                     parent=None)
 
     def setup(self):
         """Creates the parameters."""

@@ -31,7 +31,7 @@ from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training import loop
 
 # The paper's pyramids, which are for images of 256 px.
-PRESETS = {name: Pyramid(GRID_SIZES[name], stride=16, rho_max=12.0) for name in ("var10", "k4")}
+PRESETS = {name: Pyramid(grid_sizes=GRID_SIZES[name], stride=16, rho_max=12.0) for name in ("var10", "k4")}
 _TRIED = 16  # images that are tried for each one that must be large enough
 _CELL = 128  # smallest side of a view in the pictures, in pixels
 

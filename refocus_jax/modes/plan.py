@@ -30,7 +30,7 @@ def run(c: ConfigDict, workdir: str) -> None:
     target = load(c.plan.topology)
     mesh = mesh_lib.make_mesh(target.devices, **c.mesh)
     check.check(c, mesh.size)
-    planner = Planner(functools.partial(build.programs, c, target.platform), target, mesh)
+    planner = Planner(make=functools.partial(build.programs, c, target.platform), target=target, mesh=mesh)
     # Programs for devices that are not present cannot be read back from the compilation cache.
     settings = {"jax_optimization_level": c.plan.optimization, "jax_enable_compilation_cache": False}
     before = {name: getattr(jax.config, name) for name in settings}

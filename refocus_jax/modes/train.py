@@ -55,11 +55,11 @@ def train_tokenizer(prepared: Prepared) -> None:
     """Trains stage 1 in WORKDIR/tokenizer."""
     run = prepared.run
     c, task = run.config, build.tokenizer_task(run.config)
-    evaluator = TokenizerEvaluator(task.tokenizer, run.validation_batches("tokenizer"), run.mesh)
+    evaluator = TokenizerEvaluator(tokenizer=task.tokenizer, batches=run.validation_batches("tokenizer"), mesh=run.mesh)
     loop.train(task, build.loop_settings(c.tokenizer.train), run.batches("tokenizer"),
                frozen=parameters.perceptual(c), key=fold_in(run.key, "tokenizer"), mesh=run.mesh,
                directory=run.directory("tokenizer"), evaluator=evaluator, made_with=run.made_with("tokenizer"),
-               share_of_peak=_share_of_peak(run, "tokenizer"))
+               share_of_peak=_share_of_peak(run, "tokenizer"), profile_steps=tuple(c.profile.steps))
 
 
 def train_generator(prepared: Prepared) -> None:
@@ -84,7 +84,8 @@ def train_generator(prepared: Prepared) -> None:
     loop.train(task, build.loop_settings(c.generator.train), batches, frozen=frozen,
                key=fold_in(run.key, "generator"), mesh=run.mesh, directory=run.directory("generator"),
                evaluator=evaluator, warm_start=_warm_start(prepared, task, tokenizers),
-               made_with=run.made_with("generator", tokenizers), share_of_peak=_share_of_peak(run, "generator"))
+               made_with=run.made_with("generator", tokenizers), share_of_peak=_share_of_peak(run, "generator"),
+               profile_steps=tuple(c.profile.steps))
 
 
 def _share_of_peak(run: Run, stage: str) -> float | None:
@@ -94,7 +95,7 @@ def _share_of_peak(run: Run, stage: str) -> float | None:
     if peak is None:
         return None
     make = functools.partial(build.programs, run.config, device.platform)
-    return Planner(make, None, run.mesh).flops(stage) / (peak * run.mesh.size)
+    return Planner(make=make, target=None, mesh=run.mesh).flops(stage) / (peak * run.mesh.size)
 
 
 def _token_cache(run: Run, tokenizer: DualTokenizer, frozen: Any,
@@ -119,7 +120,8 @@ def _sample_distance(run: Run) -> SampleDistance | None:
         return None
     extractor, reference = build.open_reference(run.config)
     measured = reference.measure(extractor, Path(run.workdir) / "evaluation")
-    return SampleDistance(extractor, measured, e.during_training, e.batch_size * run.mesh.size)
+    return SampleDistance(extractor=extractor, reference=measured, count=e.during_training,
+                          batch_size=e.batch_size * run.mesh.size)
 
 
 def _warm_start(prepared: Prepared, task: GeneratorTask, tokenizers: Mapping[str, str]) -> Callable[[Any], Any] | None:

@@ -1,6 +1,7 @@
 """Compiles a jitted program for devices that are not present, and measures its memory and collectives."""
 
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -12,7 +13,7 @@ from refocus_jax.planning import collectives
 from refocus_jax.planning.targets import GIB, Target
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
     """What a compiled program needs on one chip.
 
@@ -67,7 +68,8 @@ def compile_program(target: Target, jitted: Any, arguments: tuple, state: Any) -
       arguments: Its arguments, as shapes with shardings over the target's devices.
       state: Those of the arguments that stay on the devices from step to step.
     """
-    began, capacity, kept = time.perf_counter(), target.chip.capacity_bytes, bytes_per_chip(state)
+    began, capacity = time.perf_counter(), target.chip.capacity_bytes
+    program = functools.partial(Program, capacity_bytes_per_chip=capacity, state_bytes_per_chip=bytes_per_chip(state))
     lowered = jitted.lower(*arguments)
     try:
         compiled = lowered.compile(target.compiler_options)
@@ -75,7 +77,8 @@ def compile_program(target: Target, jitted: Any, arguments: tuple, state: Any) -
         if (found := refusal(str(error))) is None:
             raise
         needed, there = found
-        return Program(None, capacity, max(needed - there, 1), kept, None, time.perf_counter() - began)
+        return program(peak_bytes_per_chip=None, short_bytes_per_chip=max(needed - there, 1), collectives=None,
+                       seconds=time.perf_counter() - began)
     peak = compiled.memory_analysis().peak_memory_in_bytes
-    return Program(peak, capacity, max(peak - capacity, 0), kept, collectives.count(compiled.as_text()),
-                   time.perf_counter() - began)
+    return program(peak_bytes_per_chip=peak, short_bytes_per_chip=max(peak - capacity, 0),
+                   collectives=collectives.count(compiled.as_text()), seconds=time.perf_counter() - began)

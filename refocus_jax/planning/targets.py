@@ -39,7 +39,7 @@ TPUS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
     """What XLA's GPU compiler needs to know about a device, with the names of its `GpuTargetConfigProto`."""
 
@@ -91,8 +91,14 @@ def cudnn_taken_for_granted():
 
 
 GPUS = {
-    "a100": Gpu("NVIDIA A100-SXM4-80GB", 8, 108, 167936, 2039000000000, 41943040, 1.41, 84987740160, 312e12),
-    "h100": Gpu("NVIDIA H100 80GB HBM3", 9, 132, 233472, 3352320000000, 52428800, 1.98, 84929347584, 989e12),
+    "a100": Gpu(
+        name="NVIDIA A100-SXM4-80GB", compute_capability=8, core_count=108, shared_memory_per_core=167936,
+        memory_bandwidth=2039000000000, l2_cache_size=41943040, clock_rate_ghz=1.41, device_memory_size=84987740160,
+        peak_flops=312e12),
+    "h100": Gpu(
+        name="NVIDIA H100 80GB HBM3", compute_capability=9, core_count=132, shared_memory_per_core=233472,
+        memory_bandwidth=3352320000000, l2_cache_size=52428800, clock_rate_ghz=1.98, device_memory_size=84929347584,
+        peak_flops=989e12),
 }
 
 

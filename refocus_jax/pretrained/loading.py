@@ -82,8 +82,10 @@ def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
     structure, params = official_var.import_tokenizer(arrays, grid_sizes,
                                                         norm_groups or official_var.OFFICIAL_NORM_GROUPS)
     # VAR has no focus views: all its scales come from one encoding of the image itself.
-    optics = Pyramid(tuple(structure.quantizer.grid_sizes), structure.autoencoder.stride, rho_max=1.0, psf="none")
-    return Tokenizer(DualTokenizer(optics, structure, None, False), _replicated({"structure": params}))
+    optics = Pyramid(grid_sizes=tuple(structure.quantizer.grid_sizes), stride=structure.autoencoder.stride, rho_max=1.0,
+                     psf="none")
+    model = DualTokenizer(optics=optics, structure=structure, alias=None, shared=False)
+    return Tokenizer(model=model, params=_replicated({"structure": params}))
 
 
 def _official_tokenizer(source: Source, tokenizer: Tokenizer | Source | None, grid_sizes) -> Tokenizer:
@@ -145,4 +147,5 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
         if getattr(network, name) != getattr(quantizer, name):
             raise ValueError(f"{name} is {getattr(network, name)} in the generator and {getattr(quantizer, name)} in "
                              "the tokenizer; give the tokenizer that it was trained on")
-    return Generator(network, _replicated(params), tokenizer, tuple(map(str, range(network.num_classes))))
+    return Generator(network=network, params=_replicated(params), tokenizer=tokenizer,
+                     class_names=tuple(map(str, range(network.num_classes))))

@@ -36,7 +36,7 @@ def _settings(module: Any) -> dict[str, Any]:
     return json.loads(json.dumps(said(module)))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     """A structure tokenizer with its optics.
 
@@ -96,7 +96,7 @@ class Tokenizer:
         return self._decode(self.params, _map_lists(tokens[:upto]))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Generator:
     """A student with the tokenizer that it was trained on.
 

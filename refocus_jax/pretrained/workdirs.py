@@ -19,7 +19,7 @@ def tokenizer(workdir: str) -> Tokenizer:
     """Loads the tokenizers of the latest checkpoint, or those that `tokenizer.pretrained` named."""
     c, _ = config(workdir)
     found = parameters.tokenizer(c, c.tokenizer.pretrained or workdir, mesh_lib.make_mesh())
-    return Tokenizer(build.tokenizer(c), found.params, found.step)
+    return Tokenizer(model=build.tokenizer(c), params=found.params, step=found.step)
 
 
 def generator(workdir: str) -> Generator:
@@ -32,4 +32,5 @@ def generator(workdir: str) -> Generator:
     found = parameters.student(c, len(class_names), workdir, mesh_lib.make_mesh())
     own = tokenizer(workdir)
     stages.check_tokenizers(workdir, own.digests, c.tokenizer.pretrained)
-    return Generator(build.student(c, len(class_names)), found.params, own, class_names, found.step)
+    return Generator(network=build.student(c, len(class_names)), params=found.params, tokenizer=own,
+                     class_names=class_names, step=found.step)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from refocus_jax.planning.planner import VAR_UTILIZATION
 from refocus_jax.planning.targets import GIB
 
 
@@ -33,7 +34,8 @@ def _program(name: str, program: dict[str, Any]) -> str:
         rows.append(f"  {program['flops_per_step'] / 1e12:.1f} TFLOP per step")
     if program["days"] is not None:
         rows.append(f"  {program['steps']} steps: {program['days']:.2f} days at {program['utilization']:.0%} of the "
-                    "chips' bfloat16 peak")
+                    f"chips' bfloat16 peak, which is assumed; {program['days_at_var_utilization']:.2f} days at the "
+                    f"{VAR_UTILIZATION:.1%} that VAR's authors reached (d16 on A100s)")
     if program["collectives"] is not None:
         sent = ", ".join(f"{kind} {c['number']:g} x, {c['bytes'] / 1e6:.0f} MB"
                          for kind, c in sorted(program["collectives"].items()))

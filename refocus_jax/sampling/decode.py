@@ -16,7 +16,7 @@ from refocus_jax.models.transformer import Transformer
 from refocus_jax.sampling import filters
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
     """How tokens are drawn. The defaults are VAR's.
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AdversarialSettings:
     """Settings of the adversarial loss.
 

@@ -42,7 +42,7 @@ def _squared_error(a_bhwc: jax.Array, b_bhwc: jax.Array) -> jax.Array:
     return jnp.square(a_bhwc - b_bhwc).mean(axis=(1, 2, 3))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerEvaluator:
     """Measures reconstructions, views and code usage of a tokenizer pair, without noise, and makes pictures.
 
@@ -130,7 +130,7 @@ class TokenizerEvaluator:
                                                                             shown["decoded"])))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleDistance:
     """Measures Fréchet distances of samples from a reference while the generator trains.
 
@@ -166,7 +166,7 @@ class SampleDistance:
         return comparison.frechet(columns, self.reference, self.extractor.distance)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneratorEvaluator:
     """Measures student and teacher on held-out tokens, compares them with unigram models, and draws samples.
 

@@ -21,7 +21,7 @@ from refocus_jax.training.accumulation import mean_over_parts
 CAPTURED_BLOCKS = 2
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherSettings:
     """The teacher and its losses for the student (docs/method.md).
 
@@ -122,8 +122,9 @@ class GeneratorTask:
     def alias_head(self) -> AliasHead:
         """The teacher's network for alias tokens."""
         student, teacher = self.student, self.teacher
-        return AliasHead(student.grid_sizes, student.width, max(1, student.num_heads // 2), teacher.num_alias_blocks,
-                         teacher.gate == "learned", student.attention, student.dtype, parent=None)
+        return AliasHead(grid_sizes=student.grid_sizes, width=student.width, num_heads=max(1, student.num_heads // 2),
+                         num_blocks=teacher.num_alias_blocks, gate=teacher.gate == "learned",
+                         attention=student.attention, dtype=student.dtype, parent=None)
 
     @property
     def first_alias_token(self) -> int:

@@ -16,6 +16,7 @@ from refocus_jax.runtime import memory, overview
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.runtime.preemption import Preempted, Preemption
+from refocus_jax.runtime.profile import Profile
 from refocus_jax.runtime.progress import Progress
 from refocus_jax.runtime.writer import Writer
 
@@ -59,7 +60,7 @@ class Batches(Protocol):
 Evaluator = Callable[[Any, Any], Iterable[tuple[str, Any]]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     """How long a run trains, and how often it logs, evaluates and saves (it evaluates and saves also at the end).
 
@@ -189,10 +190,10 @@ class _Metrics:
 
 def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, key: jax.Array, mesh,
           directory: str, evaluator: Evaluator, warm_start: Callable[[Any], Any] | None = None,
-          made_with: Any = None, share_of_peak: float | None = None) -> Any:
+          made_with: Any = None, share_of_peak: float | None = None, profile_steps: tuple[int, ...] = ()) -> Any:
     """Trains until `settings.steps`, resuming from the latest checkpoint in `directory` if there is one.
 
-    Writes metrics, pictures, evaluation.json and checkpoints into `directory`.
+    Writes metrics, pictures, evaluation.json, checkpoints and traces into `directory`.
 
     Args:
       task: What to train.
@@ -208,6 +209,7 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
       made_with: A value for JSON that is stored in the record of every checkpoint.
       share_of_peak: The fraction of the devices' peak FLOPs that one step per second uses, for the model FLOPs
         utilization "mfu"; None if it is not known.
+      profile_steps: The first and the last step to trace, see `Profile`; empty traces none.
 
     Returns:
       The last state.
@@ -232,7 +234,8 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
         examples = 0 if start is None else checkpoints.record()["position"]["examples"]
         with (closing(batches.starting_at(examples)) as iterator,
               Writer(directory, resume_step=-1 if start is None else start) as writer,
-              Progress(settings.steps, step, task.name) as progress):
+              Progress(settings.steps, step, task.name) as progress,
+              Profile(task.name, profile_steps, step, settings.steps, directory) as profile):
             overview.announce(task.name, abstract_state(task, mesh).params, mesh, directory)
             metrics = _Metrics(writer, settings, step, share_of_peak)
             metrics.seconds["restore"] = time.perf_counter() - began
@@ -241,11 +244,15 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
                     # The order is: evaluate, save, then read data and step. So a checkpoint's data position is the
                     # first batch that its state has not seen, and the metrics of its step are on disk before it.
                     last, due, stop = step >= settings.steps, step > (start or 0), preemption.requested(step)
-                    if due and (last or step % settings.evaluate_every == 0):
+                    evaluates = due and (last or step % settings.evaluate_every == 0)
+                    saves = due and (last or stop or step % settings.save_every == 0)
+                    if evaluates or saves or step + 1 not in profile.steps:
+                        profile.stop(state)
+                    if evaluates:
                         metrics.flush()
                         _evaluate(writer, step, evaluator(state, frozen))
                         metrics.restart_clock(step)
-                    if due and (last or stop or step % settings.save_every == 0):
+                    if saves:
                         metrics.flush()
                         saving = time.perf_counter()
                         checkpoints.save(step, state, {"position": {"examples": examples}, "made_with": made_with})
@@ -255,10 +262,11 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
                     if stop:
                         raise Preempted(f"{task.name} was asked to stop, and has saved step {step}; the same command "
                                         "resumes from there")
-                    batch = mesh_lib.put_batch(mesh, next(iterator))
-                    examples += batches.batch_size
-                    with jax.transfer_guard("disallow"):  # a step transfers nothing between host and devices
-                        state, reported = update(state, frozen, batch, key)
+                    with profile.step(step + 1, state):
+                        batch = mesh_lib.put_batch(mesh, next(iterator))
+                        examples += batches.batch_size
+                        with jax.transfer_guard("disallow"):  # a step transfers nothing between host and devices
+                            state, reported = update(state, frozen, batch, key)
                     step += 1
                     shown = metrics.flush()
                     metrics.hold(step, jax.tree.leaves(batch)[0].shape[0], reported)

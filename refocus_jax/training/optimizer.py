@@ -11,7 +11,7 @@ import optax
 DECAYED = frozenset({"kernel", "qkv", "class_embedding"})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """AdamW with VAR's schedule.
 

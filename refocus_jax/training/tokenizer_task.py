@@ -23,7 +23,7 @@ STRUCTURE_CODES = ("structure", "quantizer", "codebook", "embedding")
 ALIAS_CODES = ("alias", "codebook", "embedding")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerLosses:
     """Weights of the terms of stage 1's loss (docs/method.md); 0 leaves a term out.
 

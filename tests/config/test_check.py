@@ -78,6 +78,7 @@ BAD = [
     {"sampling.cfg": float("nan")}, {"sampling.cfg": float("inf")}, {"sampling.top_p": float("nan")},
     {"sampling.top_p": 5.0}, {"sample.seed": -1}, {"sample.classes": (1.5,)}, {"sample.batch_size": 0},
     {"plan.utilization": 0.0}, {"plan.programs": ()}, {"plan.optimization": "3"}, {"report.compare": (1,)},
+    {"profile.steps": (20, 10)}, {"profile.steps": (0, 5)}, {"profile.steps": (10,)}, {"profile.steps": (1.0, 2.0)},
     {"tokenizer.optimizer.warmup": 1.1}, {"tokenizer.discriminator_optimizer.flat": 1.1},
     {"generator.optimizer.flat": -0.1},
     # from elsewhere
@@ -225,8 +226,9 @@ def test_settings_of_the_data_reach_the_source(config, tmp_path):
     run = prepare(config(**{"data.num_classes": 20}), str(tmp_path / "run")).run
     assert run.num_classes == len(run.validation.class_names) == 20
     changes = {"data.class_depth": 2, "data.max_unreadable": 0.5, "data.sixteen_bit_max": 4095}
-    assert build.source_settings(config(**changes)) == SourceSettings(None, 2, 0.5, 4095)
-    assert build.reference_settings(config(**changes)).source_settings == SourceSettings(None, 2, 0.5, 4095)
+    expected = SourceSettings(num_classes=None, class_depth=2, max_unreadable=0.5, sixteen_bit_max=4095)
+    assert build.source_settings(config(**changes)) == expected
+    assert build.reference_settings(config(**changes)).source_settings == expected
 
 
 def test_a_bucket_is_not_a_workdir(config):

@@ -118,7 +118,7 @@ def test_other_images_of_the_same_classes_are_refused(place, images):
 
 @pytest.mark.parametrize("changes", [
     {"generator.train.batch_size": 8}, {"generator.train.microbatches": 2}, {"data.num_workers": 2},
-    {"generator.model.remat": "none"},
+    {"generator.model.remat": "none"}, {"profile.steps": (5, 6)},
     {"generator.optimizer.learning_rate": 1e-5}, {"data.validation_examples": 4}, {}], ids=str)
 def test_what_changes_no_order_may_change(place, changes, caplog):
     place.prepare(**GOES_ON | changes)

@@ -24,13 +24,14 @@ def save(path, images):
 def test_crops_of_a_source_are_those_of_validation(images):
     big = np.repeat(np.repeat(images[:6], 2, 1), 2, 2)  # 16 px
     source = ArraySource(big, np.arange(6), tuple("abcdef"))
-    found = image_sets.of_source(source, "it", CropRule(8, 1.5, crops_per_image=3), 12)
-    batches = pipeline.validation_batches(source, CropRule(8, 1.5, crops_per_image=3), batch_size=12)
+    rule = CropRule(image_size=8, resize_ratio=1.5, crops_per_image=3)
+    found = image_sets.of_source(source, "it", rule, 12)
+    batches = pipeline.validation_batches(source, rule, batch_size=12)
     np.testing.assert_array_equal(np.stack(list(found.images)), next(iter(batches))["image"])
     assert len(found) == 12
     assert found.says == "12 crops of it (6 images), short side to 12 by Lanczos, 8 x 8 pixels"
     with pytest.raises(ValueError, match="it has 6 crops to compare with; give more images, or raise data.crops_per"):
-        image_sets.of_source(source, "it", CropRule(8), 50)
+        image_sets.of_source(source, "it", CropRule(image_size=8), 50)
 
 
 @pytest.mark.parametrize("name", ["arr_0", "x"])
@@ -39,7 +40,7 @@ def test_images_of_an_npz_are_those_it_holds(images, tmp_path, name):
     found = image_sets.of_path("setting", str(tmp_path / "a.npz"))
     np.testing.assert_array_equal(found.images, images)
     assert found.says == "64 images of a.npz, 8 x 8 pixels" and image_sets.has_images(str(tmp_path / "a.npz"))
-    cropped = image_sets.of_path("setting", str(tmp_path / "a.npz"), CropRule(4))
+    cropped = image_sets.of_path("setting", str(tmp_path / "a.npz"), CropRule(image_size=4))
     np.testing.assert_array_equal(np.stack(list(cropped.images)), images[:, 2:6, 2:6])
 
 
@@ -53,7 +54,7 @@ def test_images_of_a_folder_are_found_at_any_depth(images, tmp_path):
     save(tmp_path / "b" / "wide.png", np.repeat(images[0], 2, axis=1))
     with pytest.raises(ValueError, match="wide.png has 16 x 8 pixels, but the first image has 8 x 8; give images of"):
         list(image_sets.of_path("setting", str(tmp_path)).images)
-    cropped = image_sets.of_path("setting", str(tmp_path), CropRule(8, 1.5))
+    cropped = image_sets.of_path("setting", str(tmp_path), CropRule(image_size=8, resize_ratio=1.5))
     np.testing.assert_array_equal(cropped.images[0], images[0])  # it has the size already
     assert cropped.images[12].shape == (8, 8, 3)
 
@@ -98,7 +99,7 @@ def of_folder(folder, images):
 
 def of_cropped_folder(folder, images):
     of_folder(folder, images)
-    return image_sets.of_path("setting", str(folder / "images"), CropRule(8))
+    return image_sets.of_path("setting", str(folder / "images"), CropRule(image_size=8))
 
 
 def of_array(folder, images):
@@ -107,7 +108,7 @@ def of_array(folder, images):
 
 def of_array_source(folder, images):
     source = ArraySource(images, np.zeros(len(images), int), ("a",))
-    return image_sets.of_source(source, "it", CropRule(8), 99)
+    return image_sets.of_source(source, "it", CropRule(image_size=8), 99)
 
 
 @pytest.mark.parametrize("make", [of_npz, of_folder, of_cropped_folder, of_array, of_array_source])
@@ -134,7 +135,7 @@ def test_identity_of_files_is_that_of_their_content(images, tmp_path):
     (tmp_path / "images").rename(tmp_path / "renamed")
     renamed = str(tmp_path / "renamed")
     assert image_sets.of_path("setting", renamed).identity(memory) == before
-    for crop in (CropRule(8), CropRule(8, 1.5), CropRule(4)):
+    for crop in (CropRule(image_size=8), CropRule(image_size=8, resize_ratio=1.5), CropRule(image_size=4)):
         assert image_sets.of_path("setting", renamed, crop).identity(memory) != before
     a, b = tmp_path / "renamed" / "00.png", tmp_path / "renamed" / "07.png"
     contents, times = [a.read_bytes(), b.read_bytes()], a.stat().st_mtime_ns
@@ -146,7 +147,7 @@ def test_identity_of_files_is_that_of_their_content(images, tmp_path):
 
 def test_identity_of_crops_is_that_of_their_rule(images, tmp_path):
     source = ArraySource(np.repeat(images[:12], 2, 1), np.zeros(12, int), ("a",))
-    rule = CropRule(8, crops_per_image=2)
+    rule = CropRule(image_size=8, crops_per_image=2)
     rules = [(rule, 24), (rule, 23), *((dataclasses.replace(rule, **change), 24) for change in (
         {"image_size": 4}, {"resize_ratio": 1.5}, {"crops_per_image": 1}))]
     found = [json.dumps(image_sets.of_source(source, "it", *given).identity(tmp_path)) for given in rules]
@@ -168,8 +169,8 @@ def test_formats_that_lose_detail_are_said(images, tmp_path):
 def test_images_that_were_made_to_fit_are_said(make, images, tmp_path):
     make(tmp_path, images[:12])
     path = str(tmp_path / ("a.npz" if make is of_npz else "images"))
-    assert image_sets.of_path("setting", path, CropRule(8)).warnings() == []
-    said, = image_sets.of_path("setting", path, CropRule(4, 1.5)).warnings()
+    assert image_sets.of_path("setting", path, CropRule(image_size=8)).warnings() == []
+    said, = image_sets.of_path("setting", path, CropRule(image_size=4, resize_ratio=1.5)).warnings()
     assert said.startswith("12 of 12 images are not 4 x 4 pixels and were cropped or resized to fit")
 
 

@@ -20,8 +20,8 @@ def settings(images, tmp_path):
     np.savez(tmp_path / "source.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0)
 
     def make(reference, **changes):
-        values = dict(count=30, source=f"npz:{tmp_path}/source.npz", rule=CropRule(8))
-        return ReferenceSettings(str(reference), **values | changes)
+        values = dict(count=30, source=f"npz:{tmp_path}/source.npz", rule=CropRule(image_size=8))
+        return ReferenceSettings(reference=str(reference), **values | changes)
 
     return make
 

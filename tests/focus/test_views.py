@@ -8,16 +8,16 @@ import pytest
 import refocus_jax.focus
 from refocus_jax.focus import GRID_SIZES, Pyramid, disk_kernel, gaussian_kernel
 
-SQUARE = Pyramid((2, 4, 8, 16), stride=2, rho_max=4.0)  # 32 px, factors 8, 4, 2, 1
-RAGGED = Pyramid(GRID_SIZES["var10"], stride=2, rho_max=1.5)  # 32 px, factors 16, 8, 16/3, 4, 16/5, ...
+SQUARE = Pyramid(grid_sizes=(2, 4, 8, 16), stride=2, rho_max=4.0)  # 32 px, factors 8, 4, 2, 1
+RAGGED = Pyramid(grid_sizes=GRID_SIZES["var10"], stride=2, rho_max=1.5)  # 32 px, factors 16, 8, 16/3, 4, 16/5, ...
 VARIANTS = {
     "square": SQUARE,
     "ragged": RAGGED,
-    "nyquist": Pyramid((2, 3, 8), 2, 3.0, schedule="nyquist"),
-    "gaussian": Pyramid((2, 3, 8), 2, 3.0, "gaussian"),
-    "unblurred": Pyramid((2, 3, 8), 2, 3.0, "none"),
-    "stride": Pyramid((2, 3, 8), 2, 3.0, downsample="stride"),
-    "area": Pyramid((2, 3, 8), 2, 3.0, downsample="area"),
+    "nyquist": Pyramid(grid_sizes=(2, 3, 8), stride=2, rho_max=3.0, schedule="nyquist"),
+    "gaussian": Pyramid(grid_sizes=(2, 3, 8), stride=2, rho_max=3.0, psf="gaussian"),
+    "unblurred": Pyramid(grid_sizes=(2, 3, 8), stride=2, rho_max=3.0, psf="none"),
+    "stride": Pyramid(grid_sizes=(2, 3, 8), stride=2, rho_max=3.0, downsample="stride"),
+    "area": Pyramid(grid_sizes=(2, 3, 8), stride=2, rho_max=3.0, downsample="area"),
 }
 variants = pytest.mark.parametrize("pyramid", VARIANTS.values(), ids=VARIANTS)
 jitted_views = jax.jit(Pyramid.views, static_argnums=0)
@@ -80,14 +80,14 @@ def test_a_uniform_image_stays_so(pyramid):
 @pytest.mark.parametrize(("psf", "kernel_of"), [("disk", disk_kernel), ("gaussian", gaussian_kernel)])
 def test_a_point_becomes_the_chosen_kernel(psf, kernel_of):
     point = jnp.zeros((1, 32, 32, 1)).at[0, 16, 16, 0].set(1.0)
-    focused = Pyramid((16, 32), 1, 3.0, psf, downsample="stride").views(point)[0].focused
+    focused = Pyramid(grid_sizes=(16, 32), stride=1, rho_max=3.0, psf=psf, downsample="stride").views(point)[0].focused
     kernel = np.pad(kernel_of(3.0), 16)
     sampled = slice(len(kernel) // 2 - 16, len(kernel) // 2 + 16, 2)
     np.testing.assert_allclose(focused[0, :, :, 0], kernel[sampled, sampled], atol=1e-6)
 
 
 def test_noise_comes_with_a_key_and_has_the_size_of_its_scale():
-    pyramid = Pyramid((4, 8, 16), 2, 2.0, noise_first=0.01, noise_last=0.03)
+    pyramid = Pyramid(grid_sizes=(4, 8, 16), stride=2, rho_max=2.0, noise_first=0.01, noise_last=0.03)
     image = random_image(pyramid, batch=16)
     noisy, clean = pyramid.views(image, jax.random.key(0)), pyramid.views(image)
     noises = [a.focused - b.focused for a, b in zip(noisy, clean, strict=True)]
@@ -100,7 +100,7 @@ def test_noise_comes_with_a_key_and_has_the_size_of_its_scale():
 
 
 def test_noise_is_the_key_s_and_differs_between_scales():
-    pyramid = Pyramid((8, 9), 1, 0.1, noise_first=1.0, noise_last=1.0)
+    pyramid = Pyramid(grid_sizes=(8, 9), stride=1, rho_max=0.1, noise_first=1.0, noise_last=1.0)
     image = jnp.zeros((1, 9, 9, 3))
     first, again, other = (pyramid.views(image, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first[0].focused, again[0].focused)
@@ -120,8 +120,9 @@ def test_a_disk_keeps_alias_out_of_the_focused_view(downsample, above, angle):
     factor = 4
     grids = (16, 64)
     image = grating(64, above / (2 * factor), angle)
-    sharp = Pyramid(grids, 1, 1.0, psf="none", downsample=downsample).views(image)[0]
-    blurred = Pyramid(grids, 1, 1.0, schedule="nyquist", downsample=downsample).views(image)[0]
+    sharp = Pyramid(grid_sizes=grids, stride=1, rho_max=1.0, psf="none", downsample=downsample).views(image)[0]
+    nyquist = Pyramid(grid_sizes=grids, stride=1, rho_max=1.0, schedule="nyquist", downsample=downsample)
+    blurred = nyquist.views(image)[0]
     np.testing.assert_array_equal(sharp.focused, blurred.downsampled)
     assert power(sharp.focused) > 0.1
     assert power(blurred.focused) < 0.03 * power(sharp.focused)
@@ -131,14 +132,15 @@ def test_a_disk_keeps_alias_out_of_the_focused_view(downsample, above, angle):
 @pytest.mark.parametrize("downsample", ["stride", "bilinear"])
 def test_a_disk_lets_low_frequencies_through(downsample):
     image = grating(64, 0.1 / 8)
-    focused = Pyramid((16, 64), 1, 1.0, schedule="nyquist", downsample=downsample).views(image)[0].focused
+    pyramid = Pyramid(grid_sizes=(16, 64), stride=1, rho_max=1.0, schedule="nyquist", downsample=downsample)
+    focused = pyramid.views(image)[0].focused
     assert power(focused) > 0.9 * power(image)
 
 
 def test_factors_need_not_be_integers():
     np.testing.assert_allclose(RAGGED.downsample_factors[[0, 2, 4, 8, 9]], [16, 16 / 3, 16 / 5, 16 / 13, 1])
     assert RAGGED.image_size == 32
-    radii = Pyramid(GRID_SIZES["var10"], 2, 1.0, schedule="nyquist").radii()
+    radii = Pyramid(grid_sizes=GRID_SIZES["var10"], stride=2, rho_max=1.0, schedule="nyquist").radii()
     np.testing.assert_allclose(radii[:-1], 1.22 * RAGGED.downsample_factors[:-1])
 
 
@@ -150,7 +152,7 @@ def test_blur_is_measured_in_pixels_of_the_image():
 
     def inner_view(stride, rho_max):
         """The coarse view at 16 x 16, without the border, where the reflection differs by half a pixel."""
-        pyramid = Pyramid((8, 32), stride, rho_max, downsample="area")
+        pyramid = Pyramid(grid_sizes=(8, 32), stride=stride, rho_max=rho_max, downsample="area")
         focused = pyramid.views(scene(pyramid.image_size))[0].focused
         return focused.reshape(1, 16, stride // 2, 16, stride // 2, 1).mean((2, 4))[:, 3:-3, 3:-3]
 
@@ -163,7 +165,8 @@ def test_radii_shrink_from_rho_max():
 
 
 def test_the_one_call_form_is_the_pyramid():
-    pyramid = Pyramid((2, 4, 8), 2, 2.0, "gaussian", "cosine", "stride")
+    pyramid = Pyramid(grid_sizes=(2, 4, 8), stride=2, rho_max=2.0, psf="gaussian", schedule="cosine",
+                      downsample="stride")
     image, key = random_image(pyramid), jax.random.key(5)
     views = refocus_jax.focus.views(image, grid_sizes=[2, 4, 8], stride=2, rho_max=2.0, psf="gaussian",
                                     downsample="stride", key=key)
@@ -192,4 +195,4 @@ def test_an_image_of_another_size_is_refused(shape):
 
 def test_a_blur_wider_than_the_image_is_refused():
     with pytest.raises(ValueError, match=r"radius 40 px .* lower focus\.rho_max"):
-        Pyramid((2, 4, 16), 2, rho_max=40.0).views(jnp.zeros((1, 32, 32, 3)))
+        Pyramid(grid_sizes=(2, 4, 16), stride=2, rho_max=40.0).views(jnp.zeros((1, 32, 32, 3)))

@@ -155,4 +155,4 @@ def test_one_view_is_one_of_all():
         for one, other in zip(pyramid.view(image, scale, key), view, strict=True):
             np.testing.assert_array_equal(one, other)
     with pytest.raises(ValueError, match="describe images"):
-        Pyramid((1, 2), 4, 1.0).view(image, 0)
+        Pyramid(grid_sizes=(1, 2), stride=4, rho_max=1.0).view(image, 0)

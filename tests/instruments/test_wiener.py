@@ -5,7 +5,7 @@ from refocus_jax.focus import Pyramid
 from refocus_jax.instruments import wiener
 from refocus_jax.instruments.wiener import Gain, Gates, ScaleGains
 
-PYRAMID = Pyramid((4, 8, 16), 2, 2.0, downsample="stride")  # views of 8, 16 and 32 pixels
+PYRAMID = Pyramid(grid_sizes=(4, 8, 16), stride=2, rho_max=2.0, downsample="stride")  # views of 8, 16 and 32 pixels
 
 
 def white(seed, side=32):
@@ -34,7 +34,7 @@ def test_detail_below_the_nyquist_rate_is_trusted_and_above_it_is_not():
 
 
 def test_without_blur_the_residual_has_no_gain():
-    found = wiener.gains(Pyramid((4, 8, 16), 2, 2.0, "none"), [white(0)])
+    found = wiener.gains(Pyramid(grid_sizes=(4, 8, 16), stride=2, rho_max=2.0, psf="none"), [white(0)])
     assert np.isnan(found[0].residual.total) and np.isnan(found[0].residual.gain).all() and found[0].view.total > 0
     tables, charts = wiener.gain_tables_and_charts(found, (4, 8, 16))
     assert tables[0].rows[0][0] == "p = 4" and tables[0].rows[0][2] is None and len(charts) == 1

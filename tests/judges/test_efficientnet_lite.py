@@ -51,7 +51,7 @@ def test_filters_are_convolutions_with_one_group_per_channel(side, kernel, strid
     """The rule for gradients is our own, so it is compared with that of XLA's convolution."""
     rng = np.random.default_rng(0)
     x, weights = rng.normal(size=(2, side, 6, 4)), rng.normal(size=(kernel, kernel, 1, 4))
-    module = efficientnet_lite.DepthwiseConv(kernel, strides, jnp.float32)
+    module = efficientnet_lite.DepthwiseConv(kernel=kernel, strides=strides, dtype=jnp.float32)
 
     def ours(x, weights):
         return module.apply({"params": {"kernel": weights, "bias": jnp.zeros(4)}}, x)

@@ -25,7 +25,7 @@ def arrays(loaded):
 
 @pytest.fixture(scope="module")
 def run(numbers):
-    apply = jax.jit(inception.InceptionV3(jax.lax.Precision.HIGHEST).apply)
+    apply = jax.jit(inception.InceptionV3(precision=jax.lax.Precision.HIGHEST).apply)
     pixels = numbers["image"].astype(np.float32)
     return lambda params: jax.device_get(apply({"params": params}, pixels))
 

@@ -92,11 +92,12 @@ def test_student_and_teacher_on_every_implementation(name, last, kernels_on_cpu)
     labels, inputs = np.asarray([1, 3], np.int32), small.random(0, 2, small.LENGTH - 1, small.CHANNELS)
     vectors = small.random(1, 2, small.OFFSETS[-2], small.CHANNELS)
     params = small.transformer_params(small.transformer())
-    head_params = small.random_params(AliasHead(small.GRIDS, small.WIDTH, 1, 2, True).init, vectors)["params"]
+    plain = AliasHead(grid_sizes=small.GRIDS, width=small.WIDTH, num_heads=1, num_blocks=2, gate=True)
+    head_params = small.random_params(plain.init, vectors)["params"]
 
     @functools.partial(jax.jit, static_argnums=0)
     def logits(name):
-        network, head = small.transformer(attention=name), AliasHead(small.GRIDS, small.WIDTH, 1, 2, True, name)
+        network, head = small.transformer(attention=name), plain.clone(attention=name)
         student, captured = network.apply({"params": params}, labels, inputs, None, 2)
         return student, teach(Bound(network, params), Bound(head, head_params), captured, vectors, 2).logits
 

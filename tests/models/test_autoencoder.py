@@ -89,7 +89,7 @@ def test_upsampled_convolutions_are_those_of_the_doubled_image():
     params = {"kernel": small.random(1, 3, 3, 4, width), "bias": small.random(2, width)}
 
     def ours(params, x):
-        return UpsampledConv(width).apply({"params": params}, x)
+        return UpsampledConv(features=width).apply({"params": params}, x)
 
     def doubled(params, x):
         return nn.Conv(width, (3, 3)).apply({"params": params}, jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))

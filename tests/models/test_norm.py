@@ -25,7 +25,7 @@ def test_values_and_gradients_are_those_of_flax(groups, silu):
     params = {"scale": small.random(1, 8), "bias": small.random(2, 8)}
 
     def ours(params, x):
-        return Norm(groups, silu).apply({"params": {"norm": params}}, x)
+        return Norm(groups=groups, silu=silu).apply({"params": {"norm": params}}, x)
 
     def flax(params, x):
         y = nn.GroupNorm(groups, epsilon=1e-6).apply({"params": params}, x)
@@ -40,5 +40,5 @@ def test_an_even_image_is_normalized_to_its_bias():
     """Rounding can make its variance negative."""
     params = {"norm": {"scale": np.ones(8, np.float32), "bias": np.full(8, 0.5, np.float32)}}
     x = np.full((1, 5, 7, 8), 100.1, np.float32)
-    y, (_, of_x) = value_and_gradients(lambda params, x: Norm(2).apply({"params": params}, x), params, x)
+    y, (_, of_x) = value_and_gradients(lambda params, x: Norm(groups=2).apply({"params": params}, x), params, x)
     assert np.abs(y - 0.5).max() < 0.1 and np.isfinite(of_x).all()

@@ -104,7 +104,8 @@ def test_codes_of_the_residuals_reconstruct_the_latent():
     """With a codebook that holds every residual the error falls from scale to scale, and ends at zero."""
     row, column, channel = np.meshgrid(np.arange(3), np.arange(3), np.arange(4), indexing="ij")
     latent = (row * channel - 0.7 * column + 0.3 * np.sin(3 * row * column + channel))[None].astype(np.float32)
-    quantizer = MultiScaleQuantizer(small.GRIDS, small.LENGTH, 4, num_phi=0, residual=True)
+    quantizer = MultiScaleQuantizer(grid_sizes=small.GRIDS, vocab_size=small.LENGTH, latent_channels=4, num_phi=0,
+                                    residual=True)
 
     @jax.jit
     def quantize(codes):

@@ -30,7 +30,7 @@ class Teacher:
 
     def __init__(self, num_blocks=2, num_scales=2, gate=True, **settings):
         self.network, self.num_blocks, self.num_scales = small.transformer(**settings), num_blocks, num_scales
-        self.head = AliasHead(small.GRIDS, small.WIDTH, 1, num_blocks, gate)
+        self.head = AliasHead(grid_sizes=small.GRIDS, width=small.WIDTH, num_heads=1, num_blocks=num_blocks, gate=gate)
         self.params = small.transformer_params(self.network)
         self.head_params = small.random_params(self.head.init, VECTORS)["params"]
         self.start = OFFSETS[-1 - num_scales]
@@ -108,7 +108,7 @@ def test_tokens_before_the_tail_are_the_students(teacher):
 def test_gate_lies_between_zero_and_one():
     """What the gated cross-attention adds is a share, per token and channel, of what the open one adds."""
     x, memory = small.random(0, 2, 9, small.WIDTH), small.random(1, 2, 5, small.WIDTH)
-    gated, open_ = (AliasGateCrossAttention(small.WIDTH, 2, gate) for gate in (True, False))
+    gated, open_ = (AliasGateCrossAttention(width=small.WIDTH, num_heads=2, gate=gate) for gate in (True, False))
     params = small.random_params(lambda key: gated.init(key, x, memory, (0, 9), (5,)))["params"]
 
     def added(module, params):
@@ -138,7 +138,7 @@ def test_gates_are_of_every_alias_block_and_taught_token(teacher):
 
 def test_cross_attention_is_narrow():
     """Inner width d / 2; without a gate, nothing but four projections without bias."""
-    shapes = jax.eval_shape(lambda: AliasGateCrossAttention(32, 2, False).init(
+    shapes = jax.eval_shape(lambda: AliasGateCrossAttention(width=32, num_heads=2, gate=False).init(
         jax.random.key(0), VECTORS[:, :1].repeat(4, -1), VECTORS.repeat(4, -1), (0, 1), (5,)))
     assert jax.tree.map(np.shape, shapes["params"]) == {
         "query": {"kernel": (32, 16)}, "key": {"kernel": (32, 16)}, "value": {"kernel": (32, 16)},

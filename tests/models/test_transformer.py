@@ -207,8 +207,8 @@ def test_initial_scales_of_shared_modulations():
 def test_sizes_of_the_published_networks(depth, million):
     """1000 classes, 4096 codes; d36 is the one at 512 px, with shared modulations."""
     large = depth == 36
-    network = Transformer(GRID_SIZES["var10_512" if large else "var10"], 4096, 32, 1000, depth, 64 * depth, depth,
-                          shared_modulation=large)
+    network = Transformer(grid_sizes=GRID_SIZES["var10_512" if large else "var10"], vocab_size=4096, latent_channels=32,
+                          num_classes=1000, depth=depth, width=64 * depth, num_heads=depth, shared_modulation=large)
     inputs = jax.ShapeDtypeStruct((1, network.offsets[-1] - 1, 32), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1,), jnp.int32), inputs)
     assert round(sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6, 1) == million

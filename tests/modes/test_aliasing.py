@@ -21,7 +21,8 @@ from tests.fixtures import small
 @pytest.fixture(autouse=True)
 def small_presets(monkeypatch):
     """Presets of 16 and 32 pixels; the images have 16."""
-    monkeypatch.setattr(aliasing, "PRESETS", {"pair": Pyramid((2, 4), 4, 1.0), "large": Pyramid((1, 2), 16, 1.0)})
+    monkeypatch.setattr(aliasing, "PRESETS", {"pair": Pyramid(grid_sizes=(2, 4), stride=4, rho_max=1.0),
+                                              "large": Pyramid(grid_sizes=(1, 2), stride=16, rho_max=1.0)})
 
 
 @pytest.fixture

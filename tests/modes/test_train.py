@@ -109,7 +109,7 @@ def test_two_seeds_share_no_shuffle_in_either_stage(small):
         c = small()
         c.seed = seed
         c[stage].train.batch_size = 1024
-        run = Run(c, "", source, source, mesh_lib.make_mesh())
+        run = Run(config=c, workdir="", train=source, validation=source, mesh=mesh_lib.make_mesh())
         orders.append(next(iter(run.batches(stage)))["label"])
     for one, other in itertools.combinations(orders, 2):
         assert np.mean(one == other) < 0.01

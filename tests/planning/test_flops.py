@@ -49,7 +49,8 @@ def test_loops_calls_and_branches_count_as_often_as_they_run():
 
 def step(depth):
     """Gradients of a small transformer, in which products dominate as they do in a large one."""
-    network = Transformer((2, 4, 8), 512, 32, 10, depth=depth, width=512, num_heads=8)
+    network = Transformer(grid_sizes=(2, 4, 8), vocab_size=512, latent_channels=32, num_classes=10, depth=depth,
+                          width=512, num_heads=8)
     arguments = jax.ShapeDtypeStruct((4,), jnp.int32), shape(4, 80, 32)
     params = jax.eval_shape(network.init, jax.random.key(0), *arguments)
     return jax.grad(lambda params, *a: jnp.square(network.apply(params, *a)[0]).sum()), (params, *arguments)

@@ -97,8 +97,9 @@ def editor(request) -> pretrained.Generator:
     if request.param == "official":  # VAR's pyramid; its optics do not blur
         return request.getfixturevalue("generator")
     model, network = small.tokenizer(residual=request.param == "residual", alias=False), small.transformer()
-    tokenizer = pretrained.Tokenizer(model, small.tokenizer_params(model))
-    return pretrained.Generator(network, small.transformer_params(network), tokenizer, tuple("abcde"))
+    tokenizer = pretrained.Tokenizer(model=model, params=small.tokenizer_params(model))
+    return pretrained.Generator(network=network, params=small.transformer_params(network), tokenizer=tokenizer,
+                                class_names=tuple("abcde"))
 
 
 def test_what_is_hidden_does_not_matter_in_an_edit(editor):

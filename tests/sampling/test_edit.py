@@ -9,7 +9,7 @@ from refocus_jax.sampling.edit import edit, fill, token_masks
 from tests.fixtures import small
 
 LABELS = np.asarray([1, 3], np.int32)
-OPTICS = Pyramid(small.GRIDS, small.STRIDE, rho_max=2.0)
+OPTICS = Pyramid(grid_sizes=small.GRIDS, stride=small.STRIDE, rho_max=2.0)
 SETTINGS = decode.SamplingSettings(cfg=1.0, top_k=0, top_p=0.0)
 
 
@@ -90,7 +90,8 @@ def test_token_masks():
 
 def test_tokens_are_drawn_by_what_they_see():
     """Without blur, the coarsest 2 x 2 view is four pixels of the image; VAR's pyramid pools all pixels."""
-    optics, mask = Pyramid(small.GRIDS, small.STRIDE, rho_max=2.0, psf="none"), box(0, 6, 1, 2) | box(0, 6, 4, 5)
+    optics = Pyramid(grid_sizes=small.GRIDS, stride=small.STRIDE, rho_max=2.0, psf="none")
+    mask = box(0, 6, 1, 2) | box(0, 6, 4, 5)
     assert token_masks(mask[None], optics, "focus")[0].all() and not token_masks(mask[None], optics, "var")[0].any()
     assert not token_masks(~mask[None], optics, "focus")[0].any() and token_masks(~mask[None], optics, "var")[0].all()
 
@@ -98,7 +99,7 @@ def test_tokens_are_drawn_by_what_they_see():
 @pytest.mark.parametrize("psf", ["disk", "gaussian", "none"])
 @pytest.mark.parametrize("pyramid", ["focus", "var"])
 def test_all_tokens_are_drawn_or_none_if_all_or_nothing_is_hidden(psf, pyramid):
-    optics = Pyramid((1, 2, 3, 5), 4, rho_max=3.0, psf=psf)
+    optics = Pyramid(grid_sizes=(1, 2, 3, 5), stride=4, rho_max=3.0, psf=psf)
     for hidden in (False, True):
         masks = token_masks(np.full((1, 20, 20), hidden), optics, pyramid)
         assert all((np.asarray(mask) == hidden).all() for mask in masks)

@@ -58,7 +58,7 @@ def contents(directory):
 def test_a_cache_holds_the_tokens_of_every_pass(written, micro, params, source):
     c, cache = micro(), token_cache.TokenCache(written)
     assert len(cache) == 30 and len(list(written.glob("*.array_record"))) == 3
-    crops = pipeline.passes(source, CropRule(8), seed=seed_of(c.seed, "encode"))
+    crops = pipeline.passes(source, CropRule(image_size=8), seed=seed_of(c.seed, "encode"))
     encoder = encode.encoder(build.tokenizer(c), mesh_lib.make_mesh())
     for start in (0, 4, 24):  # one of these blocks ends in the middle of a pass
         rows = [crops[i] for i in range(start, start + 4)]

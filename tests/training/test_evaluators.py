@@ -22,7 +22,7 @@ def test_samples_of_all_classes_are_compared_each_with_a_number_of_its_own(image
         return measurements.columns(extractor(some))
 
     reference = Reference.of(features(images[30:]))
-    found = SampleDistance(extractor, reference, count, batch_size=4)(draw, num_classes=3)
+    found = SampleDistance(extractor=extractor, reference=reference, count=count, batch_size=4)(draw, num_classes=3)
     assert seen == [(i % 3, i) for i in range(12)]
     expected = comparison.frechet(features(images[:count]), reference, "fid")
     assert set(found) == {"fid", "sfid"} and found == pytest.approx(expected, rel=1e-4)

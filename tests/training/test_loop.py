@@ -1,7 +1,9 @@
 """The loop with a toy task: the order of its steps, its files, and resuming bit for bit."""
 
+import gzip
 import json
 import os
+import re
 import signal
 
 import flax.struct
@@ -59,7 +61,7 @@ def no_read_ahead(monkeypatch):
 
 
 def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, batch_size=4, share_of_peak=None,
-        **settings):
+        profile_steps=(), **settings):
     """Trains; at `interrupt_at` the data source dies when it is asked for that batch, at `sigterm_at` the process is
     asked to stop."""
     seen = []
@@ -78,16 +80,28 @@ def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, bat
 
     examples = grain.MapDataset.range(100).seed(1).shuffle().repeat().map_with_index(fail)
     batches = pipeline.Batches(examples, batch_size)
-    settings = loop.LoopSettings(steps, log_every=2, evaluate_every=4, save_every=3, **settings)
+    settings = loop.LoopSettings(steps=steps, log_every=2, evaluate_every=4, save_every=3, **settings)
     state = loop.train(ToyTask(nan_from), settings, batches, frozen=jnp.ones(()), key=jax.random.key(0),
                        mesh=mesh_lib.make_mesh(), directory=str(directory), evaluator=evaluator,
-                       share_of_peak=share_of_peak)
+                       share_of_peak=share_of_peak, profile_steps=profile_steps)
     return state, seen
 
 
 def metrics(directory):
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(OF_THE_MACHINE)} for line in lines]
+
+
+def traces(directory):
+    """The names of a directory's traces, and their events."""
+    files = sorted(directory.glob("profile/plugins/profile/*/*.trace.json.gz"))
+    return [(file.parent.name, [event for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+                                if "name" in event]) for file in files]
+
+
+def traced_steps(directory):
+    return {name: [int(event["args"]["step_num"]) for event in events if event["name"] == "toy"]
+            for name, events in traces(directory)}
 
 
 def test_interrupted_run_resumes_bit_for_bit(tmp_path):
@@ -224,11 +238,55 @@ def test_one_device_gives_the_result_of_two(tmp_path):
     np.testing.assert_allclose(one.w, two.w, rtol=1e-6)
 
 
+def test_only_the_chosen_steps_are_traced(tmp_path):
+    """The run saves at 3, 6 and 9 and evaluates at 4 and 8, and a trace ends before that."""
+    run(tmp_path, 10, profile_steps=(2, 7))
+    assert traced_steps(tmp_path) == {"from_step_2_process_0": [2, 3], "from_step_4_process_0": [4],
+                                      "from_step_5_process_0": [5, 6], "from_step_7_process_0": [7]}
+    for name, events in traces(tmp_path):
+        called = " ".join(event["name"] for event in events)
+        assert "PjitFunction(run)" in called and not re.search(r"loop.py:\d+ _evaluate|checkpoint.py:\d+ save", called)
+        # `fail` of `run` is called once per example.
+        assert len(re.findall(r"test_loop.py:\d+ fail", called)) == 4 * len(traced_steps(tmp_path)[name])
+
+
+def test_a_run_without_chosen_steps_traces_nothing(tmp_path):
+    run(tmp_path, 3)
+    assert not (tmp_path / "profile").exists()
+
+
+@pytest.mark.parametrize(("how", "stopped"), [({"interrupt_at": 7}, Interrupt), ({"sigterm_at": 7}, Preempted)])
+def test_a_trace_ends_when_a_run_stops_and_a_resumed_run_traces_the_rest(tmp_path, how, stopped):
+    """The data source dies when step 8 asks for its batch, and the latest checkpoint is of step 6; SIGTERM saves 8."""
+    with pytest.raises(stopped):
+        run(tmp_path, 12, profile_steps=(7, 9), **how)
+    assert traced_steps(tmp_path) == {"from_step_7_process_0": [7, 8]}
+    run(tmp_path, 12, profile_steps=(7, 9))
+    assert traced_steps(tmp_path)["from_step_9_process_0"] == [9]
+    run(tmp_path, 13, profile_steps=(7, 9))
+    assert len(traces(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("steps", "chosen", "at"), [(6, (7, 9), 0), (6, (2, 4), 5)])
+def test_a_run_that_makes_none_of_the_chosen_steps_says_so(tmp_path, caplog, steps, chosen, at):
+    if at:
+        run(tmp_path, at)
+    assert not caplog.text
+    run(tmp_path, steps, profile_steps=chosen)
+    assert f"profile.steps is {chosen}, and toy is at step {at} of {steps}: no step is traced" in caplog.text
+    assert traces(tmp_path) == []
+
+
+def test_a_trace_ends_with_the_run(tmp_path):
+    run(tmp_path, 2, profile_steps=(2, 9))
+    assert traced_steps(tmp_path) == {"from_step_2_process_0": [2]}
+
+
 def test_settings_out_of_range_are_named():
     with pytest.raises(ValueError, match="save_every is 0"):
-        loop.LoopSettings(10, save_every=0)
+        loop.LoopSettings(steps=10, save_every=0)
     with pytest.raises(ValueError, match="skip_nonfinite is -1"):
-        loop.LoopSettings(10, skip_nonfinite=-1)
+        loop.LoopSettings(steps=10, skip_nonfinite=-1)
 
 
 def test_a_run_says_what_it_runs_on_and_what_it_trains(tmp_path, capsys):

@@ -8,7 +8,7 @@ from refocus_jax.training import optimizer
 
 
 def test_schedule_warms_up_stays_and_falls():
-    settings = optimizer.OptimizerSettings(2.0, warmup=0.1, warmup_initial=0.005, flat=0.1, final=0.1)
+    settings = optimizer.OptimizerSettings(learning_rate=2.0, warmup=0.1, warmup_initial=0.005, flat=0.1, final=0.1)
     rate = optimizer.learning_rate(settings, 1000)
     assert np.isclose(rate(0), 0.01) and np.isclose(rate(100), 2.0)  # 0.005 of the peak, then the peak
     assert np.isclose(rate(189), 2.0)  # flat for 10 % of the other 900
@@ -17,14 +17,15 @@ def test_schedule_warms_up_stays_and_falls():
 
 def test_flat_is_a_share_of_the_steps_after_warm_up():
     """Warm-up and flat may be more than 1 in sum."""
-    rate = optimizer.learning_rate(optimizer.OptimizerSettings(1.0, warmup=0.6, flat=0.5, final=0.0), 100)
+    rate = optimizer.learning_rate(optimizer.OptimizerSettings(learning_rate=1.0, warmup=0.6, flat=0.5, final=0.0), 100)
     assert rate(59) < 1 and np.isclose(rate(60), 1) and np.isclose(rate(80), 1) and np.isclose(rate(90), 0.5)
-    rate = optimizer.learning_rate(optimizer.OptimizerSettings(1.0, warmup=0.2, flat=1.0, final=0.0), 100)
+    rate = optimizer.learning_rate(optimizer.OptimizerSettings(learning_rate=1.0, warmup=0.2, flat=1.0, final=0.0), 100)
     assert all(np.isclose(rate(step), 1) for step in range(20, 100))
 
 
 def test_a_schedule_without_warm_up_begins_with_one_step_of_it():
-    rate = optimizer.learning_rate(optimizer.OptimizerSettings(1.0, warmup=0.0, warmup_initial=0.5, flat=0.0), 10)
+    settings = optimizer.OptimizerSettings(learning_rate=1.0, warmup=0.0, warmup_initial=0.5, flat=0.0)
+    rate = optimizer.learning_rate(settings, 10)
     assert np.isclose(rate(0), 0.5) and np.isclose(rate(1), 1.0) and np.isclose(rate(10), 0.1)
 
 
@@ -41,7 +42,8 @@ def test_decay_goes_by_name_not_by_rank():
 
 def test_weight_decay_follows_its_half_cosine():
     """With zero gradients the update is only the weight decay: -lr * wd(step) * parameter."""
-    settings = optimizer.OptimizerSettings(1.0, weight_decay=0.05, weight_decay_end=0.08, warmup=0.0, flat=1.0)
+    settings = optimizer.OptimizerSettings(learning_rate=1.0, weight_decay=0.05, weight_decay_end=0.08, warmup=0.0,
+                                           flat=1.0)
     rule = optimizer.make(settings, 4)
     params = {"kernel": jnp.ones((2,)), "bias": jnp.ones((2,))}
     state, seen = rule.init(params), []
@@ -56,7 +58,8 @@ def test_weight_decay_follows_its_half_cosine():
 
 def test_clipping_bounds_the_gradient():
     """Two steps, since Adam's first has no scale: a gradient of norm 500 counts as one of norm 2 in the second."""
-    rule = optimizer.make(optimizer.OptimizerSettings(1.0, clip=2.0, weight_decay=0.0, weight_decay_end=0.0), 10)
+    settings = optimizer.OptimizerSettings(learning_rate=1.0, clip=2.0, weight_decay=0.0, weight_decay_end=0.0)
+    rule = optimizer.make(settings, 10)
     params = {"bias": jnp.zeros((2,))}
 
     def second_update(first_gradient):

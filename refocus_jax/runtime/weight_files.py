@@ -25,8 +25,6 @@ from typing import IO, Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from refocus_jax.runtime.files import atomically
 
@@ -278,6 +276,8 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
     Raises:
       ValueError: The name ends differently.
     """
+    from safetensors.numpy import save_file  # here, because only such files need the package
+
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} cannot be written; give a name that ends in .safetensors")
@@ -286,6 +286,8 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import safe_open
+
     with safe_open(path, framework="numpy") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not iterable
 

@@ -156,6 +156,16 @@ def test_a_measurement_that_fails_leaves_the_others(make_report):
     assert len(json.loads((found.folder / "accelerator.json").read_text())["rows"]) == 3
 
 
+def test_a_line_of_the_table():
+    row = {"part": "train", "what": "d16", "result": "2 images/s", "share_of_peak": 0.217, "planned_bytes": 3 * 2**29,
+           "counted_bytes": 2**30, "compile_seconds": 12.34, "warm_compile_seconds": 1.26, "anchor": "74 images/s"}
+    assert report.line(row) == "| train | d16 | 2 images/s | 21.7% | 1 / 1.5 | 12.3 / 1.3 | 74 images/s |"
+    unknown = dict.fromkeys(("share_of_peak", "counted_bytes", "warm_compile_seconds"))
+    assert report.line(row | unknown) == "| train | d16 | 2 images/s | - | - / 1.5 | 12.3 / - | 74 images/s |"
+    failed = {"part": "stage1", "what": "k4", "error": "no"}
+    assert report.line(failed) == "| stage1 | k4 | failed: no | - | - | - | - |"
+
+
 def test_a_spent_budget_skips_what_is_left(make_report, monkeypatch):
     clock = iter((0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0))
     monkeypatch.setattr(report.time, "monotonic", lambda: next(clock))

@@ -1,10 +1,10 @@
-"""Checks and measures one accelerator, the first of this machine, in at most eight minutes.
+"""Checks and measures one accelerator, the first of this machine, in about eight minutes at most.
 
     python -m benchmarks.accelerator --output=runs/accelerator
     python -m benchmarks.accelerator --output=runs/accelerator --parts sample train --seconds=900
 
-On a CPU, or with --small, everything has the sizes of a test and takes a minute or two: this shows that every part
-runs, and its times mean nothing. The parts, in the order in which they run:
+On a CPU, or with --small, everything has the sizes of a test and takes a few minutes: this shows that every part runs,
+and its times mean nothing. The parts, in the order in which they run:
 
   float32    results of d16 compared with those of this machine's CPU: tokens must be equal, and logits agree to 1e-3
   sample     images per second of d16, as tokens and decoded; d20 and d24 as tokens
@@ -18,7 +18,8 @@ device counted, next to the compiler's number that `--mode=plan` shows. Its shar
 that the computation needs, without recomputation. Weights are random.
 
 Every result is written at once, into accelerator.json and accelerator.md. A measurement that fails is one line among
-the others. After --seconds, no further measurement begins. The command fails if a check failed.
+the others. After --seconds, no further measurement begins. The command fails if a check failed. What the columns mean
+is in docs/measurements/speed.md.
 
 It needs jax, flax, optax (with absl, which optax brings) and numpy, and nothing else of what the package needs:
 configs are not read, so neither ml_collections nor grain nor orbax are imported, and the perceptual network has random

@@ -58,15 +58,15 @@ class Bench:
     stage1_batch: int = 16
 
     def measure(self, function: Callable, arguments: tuple, batch: int, plain: Callable | None = None,
-                **options) -> tuple[dict[str, Any], Any]:
+                donated: bool = False) -> tuple[dict[str, Any], Any]:
         """Compiles a function twice, and measures its time and memory.
 
         Args:
-          function: The function. If its first argument is donated, it returns the next one and something else.
+          function: The function.
           arguments: Its arguments.
           batch: The number of images that it works on.
           plain: The same function without recomputation, to count its FLOPs; default the function itself.
-          **options: Options of `jax.jit`.
+          donated: Whether the first argument is donated. The function then returns the next one, and something else.
 
         Returns:
           A row of the report without its `result`, and what the function returned.
@@ -76,13 +76,13 @@ class Bench:
         """
         needed = flops.count(plain or function, *arguments)
         arguments = jax.device_put(arguments, self.device)
-        compiled, row = self._compile(function, arguments, options)
+        compiled, row = self._compile(function, arguments, donate_argnums=(0,) if donated else ())
         (first, *rest), value = arguments, None
 
         def run():
             nonlocal first, value
             value = compiled(first, *rest)
-            if options:
+            if donated:
                 first, value = value
             return value
 
@@ -96,7 +96,7 @@ class Bench:
                       "share_of_peak": peak and needed / seconds / peak, "process_peak_bytes": after,
                       "counted_bytes": None if after == before else after}, value
 
-    def _compile(self, function: Callable, arguments: tuple, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _compile(self, function: Callable, arguments: tuple, **options) -> tuple[Any, dict[str, Any]]:
         kept = len(list(self.cache.iterdir()))
         compiled, seconds = compile_timed(function, arguments, **options)
         memory = compiled.memory_analysis()

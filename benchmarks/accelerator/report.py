@@ -108,17 +108,15 @@ def line(row: Mapping[str, Any]) -> str:
         result = f"failed: {row['error']}" if "error" in row else f"skipped: {row['skipped']}"
     else:
         result = row["result"] + {True: " (passed)", False: " (FAILED)", None: ""}[row.get("passed")]
-    share = row.get("share_of_peak")
-    cells = [row["part"], row["what"], result, "-" if share is None else f"{share:.1%}",
-             f"{_gib(row.get('counted_bytes'))} / {_gib(row.get('planned_bytes'))}",
-             f"{_seconds(row.get('compile_seconds'))} / {_seconds(row.get('warm_compile_seconds'))}",
-             row.get("anchor", "-")]
-    return f"| {' | '.join(cell.replace('- / -', '-') for cell in cells)} |"
+    cells = [row["part"], row["what"], result, _said(row.get("share_of_peak"), "{:.1%}"),
+             _pair(*(size and size / GIB for size in (row.get("counted_bytes"), row.get("planned_bytes"))), "{:.3g}"),
+             _pair(row.get("compile_seconds"), row.get("warm_compile_seconds"), "{:.1f}"), row.get("anchor", "-")]
+    return f"| {' | '.join(cells)} |"
 
 
-def _gib(size: int | None) -> str:
-    return "-" if size is None else f"{size / GIB:.3g}"
+def _said(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _pair(first: float | None, second: float | None, form: str) -> str:
+    return "-" if first is second is None else f"{_said(first, form)} / {_said(second, form)}"

@@ -48,7 +48,7 @@ def _step(bench: Bench, task, plain, frozen: Any, batch: Any) -> dict[str, Any]:
     """Measures a step; `plain` is the task of the same networks without recomputation."""
     size = len(next(iter(batch.values())))
     arguments = bench.networks.state(task), frozen, batch, jax.random.key(0)
-    row, values = bench.measure(task.update, arguments, size, plain.update, donate_argnums=0)
+    row, values = bench.measure(task.update, arguments, size, plain.update, donated=True)
     return row | {"result": f"{row['images_per_second']:.4g} images/s, {1e3 * row['seconds']:.4g} ms a step of {size}",
                   "loss": float(values["loss/total"])}
 

@@ -101,11 +101,17 @@ def test_the_other_parts_run(bench, make_report, monkeypatch):
 
 
 def test_programs_are_compiled_with_an_empty_and_a_warm_cache(bench):
-    before = jax.config.jax_compilation_cache_dir
+    before, traced = jax.config.jax_compilation_cache_dir, []
+
+    def function(x):
+        traced.append(x)
+        return jnp.linalg.qr(x @ x)
+
     with empty_cache() as cache:
         assert list(cache.iterdir()) == [] and jax.config.jax_compilation_cache_dir == str(cache)
-        row, _ = dataclasses.replace(bench, cache=cache).measure(lambda x: jnp.linalg.qr(x @ x), (jnp.eye(8),), 1)
+        row, _ = dataclasses.replace(bench, cache=cache).measure(function, (jnp.eye(8),), 1)
         assert list(cache.iterdir())
+    assert len(traced) == 2  # nothing is left in memory from the first time
     assert 0 < row["warm_compile_seconds"] < row["compile_seconds"]
     assert jax.config.jax_compilation_cache_dir == before
 

@@ -74,9 +74,9 @@ class Bench:
         Raises:
           FloatingPointError: It returned a number that is not finite.
         """
-        needed = flops.count(plain or function, *arguments)
         arguments = jax.device_put(arguments, self.device)
         compiled, row = self._compile(function, arguments, donate_argnums=(0,) if donated else ())
+        needed = flops.count(plain or function, *arguments)  # afterwards, because JAX remembers what it has traced
         (first, *rest), value = arguments, None
 
         def run():

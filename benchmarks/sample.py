@@ -12,12 +12,12 @@ over `--repeat` runs. The results are in docs/measurements/speed.md.
 import argparse
 import functools
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import abstract_random, compile_timed, random_like, seconds
 from configs import d16
 from refocus_jax.config import build
 from refocus_jax.models.bound import Bound
@@ -26,12 +26,6 @@ from refocus_jax.sampling import decode
 
 NUM_CLASSES = 1000
 SIDE = 4096
-
-
-def seconds(run) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
 
 
 @functools.cache
@@ -46,13 +40,6 @@ def matrix_rate() -> float:
     return 2 * SIDE**3 / statistics.median(seconds(matrix_product()) for _ in range(3))
 
 
-def compile_timed(function, arguments):
-    """Traces and compiles; returns the program and the seconds that it took."""
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    return compiled, time.perf_counter() - start
-
-
 def report(what: str, function, arguments, repeat: int, counted=None) -> None:
     """Compiles, runs and prints one line; `counted` is the computation without remat, to count its FLOPs."""
     compiled, compilation = compile_timed(function, arguments)
@@ -65,17 +52,6 @@ def report(what: str, function, arguments, repeat: int, counted=None) -> None:
     fractions = [needed / t / (0.5 * (a + b)) for t, a, b in zip(times, rates[:-1], rates[1:], strict=True)]
     print(f"| {what} | {compilation:.0f} | {statistics.median(times):.2f} | {needed / 1e12:.3f} | "
           f"{statistics.median(rates) / 1e9:.0f} | {statistics.median(fractions):.0%} |", flush=True)
-
-
-def random_like(tree, seed: int = 0):
-    """Draws small random numbers in a tree's shapes with numpy, which is faster than compiling an initializer."""
-    rng = np.random.default_rng(seed)
-    def draw(like):
-        if jnp.issubdtype(like.dtype, jnp.integer):
-            return jnp.zeros(like.shape, like.dtype)
-        return jnp.asarray(0.02 * rng.standard_normal(like.shape, np.float32))
-
-    return jax.tree.map(draw, tree)
 
 
 def sampling(config, batches, repeat: int) -> None:
@@ -94,10 +70,6 @@ def sampling(config, batches, repeat: int) -> None:
         report(f"sample, batch {batch}", lambda params, layers, quantizer_params, labels, keys: decode.sample(
             Bound(student, params), Bound(quantizer, quantizer_params), labels, keys, settings, layers=layers),
             (params, layers, quantizer_params, labels, decode.sample_keys(0, labels)), repeat)
-
-
-def abstract_random(init, *arguments):
-    return random_like(jax.eval_shape(init, *arguments))
 
 
 def tokenizing(repeat: int) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.data import timed_steps
-from benchmarks.sample import abstract_random
+from benchmarks.timing import abstract_random
 from configs import d16
 from refocus_jax.config import build, stages
 from refocus_jax.data import pipeline, sources, token_cache

@@ -28,8 +28,6 @@ from typing import IO, Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from refocus_jax.runtime.files import atomically
 
@@ -303,6 +301,8 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
     Raises:
       ValueError: The name ends differently.
     """
+    from safetensors.numpy import save_file  # here, because only such files need the package
+
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} cannot be written; give a name that ends in .safetensors")
@@ -311,6 +311,8 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
 
 
 def _read_safetensors(path: Path) -> Arrays:
+    from safetensors import safe_open
+
     file = safe_open(path, framework="numpy")  # it checks the places of all arrays
     names = list(file.keys())
     if unknown := [name for name in names if file.get_slice(name).get_dtype() not in _SAFETENSORS_TYPES]:

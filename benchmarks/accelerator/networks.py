@@ -30,7 +30,7 @@ from refocus_jax.training.tokenizer_task import TokenizerLosses, TokenizerTask
 STEPS = 100_000  # of a run; only schedules depend on it
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Networks:
     """Sizes of all networks; the defaults are those of configs/d12.py to d24.py.
 
@@ -73,31 +73,38 @@ class Networks:
 
     def tokenizer(self, grids: str = "var10") -> DualTokenizer:
         """Both tokenizers of stage 1."""
-        autoencoder = Autoencoder(self.channels[0], self.channel_multipliers, self.num_residual_blocks,
-                                  self.latent_channels[0], self.groups, jnp.dtype(self.dtype), self.remat[0])
         sizes: tuple[int, ...] = getattr(self, grids)
-        optics = Pyramid(sizes, autoencoder.stride, 12.0 * sizes[-1] * autoencoder.stride / 256)
-        quantizer = MultiScaleQuantizer(sizes, self.vocab_sizes[0], self.latent_channels[0], 4, False)
-        alias = PatchAutoencoder(self.channels[1], self.num_residual_blocks, self.latent_channels[1], self.groups,
-                                 autoencoder.stride, jnp.dtype(self.dtype))
-        return DualTokenizer(optics, StructureTokenizer(autoencoder, quantizer, "focus"),
-                             AliasTokenizer(alias, Codebook(self.vocab_sizes[1], self.latent_channels[1])), False)
+        common = dict(num_residual_blocks=self.num_residual_blocks, norm_groups=self.groups,
+                      dtype=jnp.dtype(self.dtype))
+        autoencoder = Autoencoder(channels=self.channels[0], channel_multipliers=self.channel_multipliers,
+                                  latent_channels=self.latent_channels[0], remat=self.remat[0], **common)
+        optics = Pyramid(grid_sizes=sizes, stride=autoencoder.stride,
+                         rho_max=12.0 * sizes[-1] * autoencoder.stride / 256)
+        quantizer = MultiScaleQuantizer(grid_sizes=sizes, vocab_size=self.vocab_sizes[0],
+                                        latent_channels=self.latent_channels[0], num_phi=4, residual=False)
+        patches = PatchAutoencoder(channels=self.channels[1], latent_channels=self.latent_channels[1],
+                                   stride=autoencoder.stride, **common)
+        codebook = Codebook(vocab_size=self.vocab_sizes[1], latent_channels=self.latent_channels[1])
+        return DualTokenizer(
+            optics=optics, structure=StructureTokenizer(autoencoder=autoencoder, quantizer=quantizer, pyramid="focus"),
+            alias=AliasTokenizer(autoencoder=patches, codebook=codebook), shared=False)
 
     def student(self, depth: int) -> Transformer:
         """The student of VAR's depth."""
-        return Transformer(self.var10, self.vocab_sizes[0], self.latent_channels[0], self.num_classes, depth,
-                           self.head_dim * depth, depth, drop_path_rate=0.1 * depth / 24, remat=self.remat[1],
-                           dtype=jnp.dtype(self.dtype))
+        return Transformer(
+            grid_sizes=self.var10, vocab_size=self.vocab_sizes[0], latent_channels=self.latent_channels[0],
+            num_classes=self.num_classes, depth=depth, width=self.head_dim * depth, num_heads=depth,
+            drop_path_rate=0.1 * depth / 24, remat=self.remat[1], dtype=jnp.dtype(self.dtype))
 
     def tokenizer_task(self, grids: str) -> TokenizerTask:
         """Stage 1."""
         tokenizer = self.tokenizer(grids)
         chosen = perceptual.choose(self.perceptual, tokenizer.optics.image_size, jnp.dtype(self.dtype))
-        made = optimizer.make(optimizer.OptimizerSettings(1e-4), STEPS)
+        made = optimizer.make(optimizer.OptimizerSettings(learning_rate=1e-4), STEPS)
         return TokenizerTask(
             tokenizer=tokenizer, losses=TokenizerLosses(), revival=Revival(), optimizer=made, steps=STEPS,
-            discriminator=PatchDiscriminator(self.channels[2], self.discriminator_layers, self.groups,
-                                             jnp.dtype(self.dtype)),
+            discriminator=PatchDiscriminator(channels=self.channels[2], num_layers=self.discriminator_layers,
+                                             norm_groups=self.groups, dtype=jnp.dtype(self.dtype)),
             adversarial=AdversarialSettings(), discriminator_optimizer=made,
             perceptual=chosen.network if chosen else None)
 
@@ -105,7 +112,7 @@ class Networks:
         """Stage 2, with or without a teacher."""
         return GeneratorTask(tokenizer=self.tokenizer(), student=self.student(depth),
                              teacher=TeacherSettings(enabled=teacher),
-                             optimizer=optimizer.make(optimizer.OptimizerSettings(1e-4), STEPS))
+                             optimizer=optimizer.make(optimizer.OptimizerSettings(learning_rate=1e-4), STEPS))
 
     def student_params(self, depth: int) -> Any:
         """Random parameters of a student."""
@@ -160,4 +167,7 @@ class Networks:
 
 
 # The same parts in the sizes of a test: 8 px images.
-SMALL = Networks((1, 2, 4), (2, 4), (1, 2), (8, 8, 8), 1, 1, 4, (32, 16), (8, 4), 4, 10, "none", "float32")
+SMALL = Networks(
+    var10=(1, 2, 4), k4=(2, 4), channel_multipliers=(1, 2), channels=(8, 8, 8), num_residual_blocks=1,
+    discriminator_layers=1, groups=4, vocab_sizes=(32, 16), latent_channels=(8, 4), head_dim=4, num_classes=10,
+    perceptual="none", dtype="float32")

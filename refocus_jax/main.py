@@ -1,5 +1,10 @@
 """The command line: `python -m refocus_jax.main --config=tiny --workdir=runs/tiny`. Only flags and the modes."""
 
+if __name__ == "__main__":
+    from refocus_jax.runtime import huge_pages
+
+    huge_pages.restart()  # before anything is imported that takes time
+
 import contextlib
 import importlib
 import os

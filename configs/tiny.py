@@ -45,8 +45,13 @@ show). This difference is real but small, because alias tokens explain only 6 to
 (docs/measurements/alias_tokenizer.md). Seeds 0, 1 and 2 agree to 0.03 dB and 7 bits per image. Their curves are in
 refocus_jax/reporting/references/tiny.json; `python -m benchmarks.reference compare --workdir runs/tiny` compares a run
 with them. A later run (seed 0, with views that differ in the last bit) was 0.05 dB and 2.5 bits worse than the worst of
-the three. The last one (seed 0, since seeds and shuffles are derived by name) gave 24.43 dB, 1.58 dB better than the
+the three. Another one (seed 0, since seeds and shuffles are derived by name) gave 24.43 dB, 1.58 dB better than the
 thumbnail, and 595.2 bits per image, 17 % below the unigram model; it took 36 minutes next to test suites.
+
+The last one (seed 0) took 15 minutes, alone on two cores of another kind (26 minutes of processor time, 2.1 GiB).
+There, seed 0 gave 24.28 dB and seed 1 24.35 dB, 1.42 and 1.50 dB better than the thumbnail, and seed 0 605.7 bits per
+image, 18 % below the unigram model. Commit 5a62940 gave the same 24.277 dB there, and 24.44 dB on the other kind. So
+runs on different processors differ by more than the three seeds did on one.
 
 Without the perceptual loss (docs/measurements/perceptual.md), stage 1 was 1.19 dB better than the thumbnail with an
 overall perplexity of 503, and with VAR's pyramid (`tiny:var --mode=tokenizer --config.tokenizer.model.num_phi=4`)

@@ -10,7 +10,7 @@ import jax
 
 
 class Profile:
-    """Context of a stage that traces some of its steps, and nothing else.
+    """Context of a stage that traces some of its steps, without evaluations and checkpoints between them.
 
     The traces are in DIRECTORY/profile. A trace ends when `stop` is called, so a stage that does something else between
     its steps has several. Each is named after its first step and its process, because jax names files only by host.

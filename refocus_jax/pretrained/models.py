@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from refocus_jax.models.bound import Bound
 from refocus_jax.models.tokenizer import DualTokenizer
@@ -18,6 +19,8 @@ from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.digests import digests
 from refocus_jax.sampling import decode, edit
 from refocus_jax.sampling.decode import SamplingSettings
+
+Labels = ArrayLike | Sequence[int]  # one class number per image
 
 
 def _map_lists(value: Sequence[Any]) -> list[jax.Array]:
@@ -73,7 +76,7 @@ class Tokenizer:
             return self.model.decode_view(params, f_hat, len(tokens) - 1)
         return jax.jit(run)
 
-    def encode(self, image_bhwc) -> list[jax.Array]:
+    def encode(self, image_bhwc: ArrayLike) -> list[jax.Array]:
         """Encodes images (b, h, w, 3) in [-1, 1] as K token maps (b, p_k, p_k) int32, coarse to fine."""
         return self._encode(self.params, jnp.asarray(image_bhwc, jnp.float32))
 
@@ -147,7 +150,7 @@ class Generator:
         """The blocks once more, unstacked, in the same memory; only on CPUs, where it makes sampling faster."""
         return decode.unstack(self.params) if jax.default_backend() == "cpu" else None
 
-    def _labels(self, labels) -> jax.Array:
+    def _labels(self, labels: Labels) -> jax.Array:
         labels = np.asarray(labels)
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
             raise ValueError(f"labels are {labels!r}; give a list of class numbers")
@@ -172,11 +175,11 @@ class Generator:
     def _images(self):
         return jax.jit(self.tokenizer.model.decode, out_shardings=mesh_lib.replicated(mesh_lib.make_mesh()))
 
-    def logits(self, tokens: Sequence[Any], labels) -> jax.Array:
+    def logits(self, tokens: Sequence[Any], labels: Labels) -> jax.Array:
         """Computes the teacher-forced logits of K token maps (b, p_k, p_k): (b, L, V) float32."""
         return self._logits(self.params, self._quantizer_params, _map_lists(tokens), self._labels(labels))
 
-    def sample(self, labels, seed: int = 0, settings: SamplingSettings = SamplingSettings(), *,
+    def sample(self, labels: Labels, seed: int = 0, settings: SamplingSettings = SamplingSettings(), *,
                start: int = 0) -> decode.Sample:
         """Draws one sample per label; `images` decodes them.
 
@@ -197,7 +200,7 @@ class Generator:
         return self._sample(self.params, self._layers, self._quantizer_params, self._shared(self._labels(labels)),
                             np.uint32(seed), np.uint32(start), settings)
 
-    def edit(self, image_bhwc, mask_bhw, labels, seed: int = 0,
+    def edit(self, image_bhwc: ArrayLike, mask_bhw: ArrayLike, labels: Labels, seed: int = 0,
              settings: SamplingSettings = SamplingSettings()) -> jax.Array:
         """Paints the masked pixels of images as the given classes.
 

@@ -14,20 +14,19 @@ from pathlib import Path
 import jax
 
 from refocus_jax import pretrained
+from refocus_jax.runtime import memory
 
 
-def resident() -> tuple[float, float]:
-    """Resident memory now and at its peak, in GB."""
-    status = Path("/proc/self/status").read_text()
-    now, peak = (int(re.search(rf"{name}:\s*(\d+) kB", status)[1]) * 1024 / 1e9 for name in ("VmRSS", "VmHWM"))
-    return now, peak
+def resident() -> int:
+    """The memory of this process in bytes."""
+    return int(re.search(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def report(what: str, step):
     begun = time.perf_counter(), time.process_time()
     result = jax.block_until_ready(step())
     wall, processor = time.perf_counter() - begun[0], time.process_time() - begun[1]
-    print(f"| {what} | {wall:.1f} | {processor:.1f} | " + " | ".join(f"{size:.2f}" for size in resident()) + " |",
+    print(f"| {what} | {wall:.1f} | {processor:.1f} | {resident() / 1e9:.2f} | {memory.peaks()['process'] / 1e9:.2f} |",
           flush=True)
     return result
 
@@ -37,9 +36,7 @@ def main():
     parser.add_argument("file")
     given = parser.parse_args()
     print("| what | s | processor s | resident GB | at its peak |\n| --- | --- | --- | --- | --- |", flush=True)
-    loaded = {}
-    report("load", lambda: loaded.update(it=pretrained.load_generator(given.file)))
-    generator = loaded["it"]
+    generator = report("load", lambda: pretrained.load_generator(given.file))
     report("compile, sample one", lambda: generator.sample([0]))
     drawn = report("sample one", lambda: generator.sample([0], seed=1))
     report("compile, decode it", lambda: generator.images(drawn))

@@ -10,14 +10,13 @@ over `--repeat` runs. The results are in docs/measurements/speed.md.
 """
 
 import argparse
-import functools
 import statistics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import abstract_random, compile_timed, random_like, seconds
+from benchmarks.timing import abstract_random, compile_timed, matrix_rate, random_like, seconds
 from configs import d16
 from refocus_jax.config import build
 from refocus_jax.models.bound import Bound
@@ -25,19 +24,6 @@ from refocus_jax.planning import flops
 from refocus_jax.sampling import decode
 
 NUM_CLASSES = 1000
-SIDE = 4096
-
-
-@functools.cache
-def matrix_product():
-    a = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
-    product = jax.jit(jnp.matmul).lower(a, a).compile()
-    return lambda: product(a, a)
-
-
-def matrix_rate() -> float:
-    """Measures the FLOP/s of a float32 product of two square matrices, the median of three."""
-    return 2 * SIDE**3 / statistics.median(seconds(matrix_product()) for _ in range(3))
 
 
 def report(what: str, function, arguments, repeat: int, counted=None) -> None:

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.sample import matrix_rate
-from benchmarks.timing import compile_timed
+from benchmarks.timing import compile_timed, matrix_rate
 from refocus_jax.config import build, catalog
 from refocus_jax.judges import perceptual
 from refocus_jax.models.tokenizer import to_unit_range

@@ -1,5 +1,9 @@
-"""What several benchmarks share: random weights, and how programs are compiled and timed. This file is not run."""
+"""What several benchmarks share: random weights, how programs are compiled and timed, and this machine's rate.
 
+This file is not run.
+"""
+
+import functools
 import math
 import statistics
 import time
@@ -8,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+PRODUCT_SIDE = 4096
 NOISE = 1_000_003  # as many random numbers are drawn, and repeated in larger arrays
 
 
@@ -28,6 +33,18 @@ def typical_seconds(run, turns: int = 5, at_least: float = 0.05) -> float:
         return result
 
     return statistics.median(seconds(turn) / runs for _ in range(turns))
+
+
+@functools.cache
+def matrix_product():
+    a = jax.random.normal(jax.random.key(0), (PRODUCT_SIDE, PRODUCT_SIDE))
+    product = jax.jit(jnp.matmul).lower(a, a).compile()
+    return lambda: product(a, a)
+
+
+def matrix_rate() -> float:
+    """Measures the FLOP/s of a float32 product of two square matrices, the median of three."""
+    return 2 * PRODUCT_SIDE**3 / statistics.median(seconds(matrix_product()) for _ in range(3))
 
 
 def compile_timed(function, arguments, **options):

@@ -1,6 +1,7 @@
 """What the command line refuses before anything is loaded, what it passes to the modes, and who may write where."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,26 @@ import pytest
 from absl import flags
 
 from refocus_jax import main
+from refocus_jax.runtime import huge_pages
 from refocus_jax.runtime.lease import Lease, LeaseError
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections loads configs so
+
+
+def test_the_program_asks_for_large_pages_before_anything_else(monkeypatch):
+    class Restarted(Exception):
+        pass
+
+    def restart():
+        raise Restarted
+
+    monkeypatch.setattr(huge_pages, "restart", restart)
+    monkeypatch.setitem(sys.modules, "jax", None)  # not imported yet
+    with pytest.raises(Restarted):
+        runpy.run_path(main.__file__, run_name="__main__")
+    with pytest.raises(ImportError):
+        runpy.run_path(main.__file__, run_name="imported")
 
 
 @pytest.fixture

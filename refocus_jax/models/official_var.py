@@ -194,10 +194,10 @@ def _fill(what: str, arrays: Mapping[str, np.ndarray], entries: list[Entry],
       what: Name of the network, for the error message.
       arrays: Arrays by official name; buffers do not count. Each is read once.
       entries: The entries of the network; the arrays must be exactly these.
-      template: Arrays of the required shapes, by path in our tree.
+      template: Arrays of the shapes of the result, by path in our tree, where blocks are stacked.
 
     Returns:
-      The parameter tree, float32, with stacked blocks.
+      The parameter tree, float32.
 
     Raises:
       ValueError: Arrays are missing, unknown or of another shape; it lists them all.
@@ -205,21 +205,16 @@ def _fill(what: str, arrays: Mapping[str, np.ndarray], entries: list[Entry],
     names, given = {entry.name for entry in entries}, set(_weights(arrays))
     problems: dict[str, list[str]] = {"missing": sorted(names - given), "unknown": sorted(given - names),
                                       "of another shape": []}
-    depth = 1 + max((path[1] for _, path, _ in entries if path[0] == "blocks"), default=0)
-    filled: dict[tuple, np.ndarray] = {}
+    filled = {path: _empty(like.shape) for path, like in template.items()}
     for name, path, layout in sorted(entries):
         if name not in given:
             continue
-        array, shape = np.asarray(arrays[name]), template[path].shape
-        if array.shape != (expected := layout.to_official(template[path]).shape):
+        place, layer = (("blocks", *path[2:]), path[1]) if path[0] == "blocks" else (path, ...)
+        array, expected = np.asarray(arrays[name]), layout.to_official(template[place][layer]).shape
+        if array.shape == expected:
+            _copy(layout.to_ours(array), filled[place][layer])
+        else:
             problems["of another shape"].append(f"{name} {array.shape} instead of {expected}")
-            continue
-        layer = ()
-        if path[0] == "blocks":
-            path, layer, shape = ("blocks", *path[2:]), path[1], (depth, *shape)
-        if path not in filled:
-            filled[path] = _empty(shape)
-        _copy(layout.to_ours(array), filled[path][layer])
     if any(problems.values()):
         raise ValueError(f"{what} does not fit the network that its names describe; "
                          + "; ".join(f"{kind}: {', '.join(found) or 'nothing'}" for kind, found in problems.items()))
@@ -368,7 +363,7 @@ def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | No
         qk_norm=bool(temperatures),
         shared_modulation=any(name.startswith("shared_ada_lin.") for name in names))
     inputs = jax.ShapeDtypeStruct((1, network.offsets[-1] - network.offsets[1], network.latent_channels), jnp.float32)
-    template = _unstack(_shapes(network.init, jax.ShapeDtypeStruct((1,), jnp.int32), inputs))
+    template = _shapes(network.init, jax.ShapeDtypeStruct((1,), jnp.int32), inputs)
     return network, _fill("the transformer", arrays, _transformer_entries(network), template)
 
 

@@ -1,8 +1,8 @@
-"""Memory in pages of 2 MiB for programs on a CPU, where XLA allocates memory for intermediate results in every step.
+"""Memory in pages of 2 MiB, for training on a CPU, where XLA allocates its intermediate results again in every step.
 
-With pages of 4 KiB, the kernel maps and clears up to a hundred thousand of them in each step of `tiny`, which takes a
-seventh of the time (docs/measurements/speed.md). glibc asks for larger pages only if an environment variable says so
-before a program starts.
+With pages of 4 KiB, the kernel maps and clears up to a hundred thousand of them in each step of `tiny`, which takes
+about a seventh of the time (docs/measurements/speed.md). glibc asks for larger pages only if an environment variable
+says so before a program starts. On which devices it will run is not known then, so this is the same for all.
 """
 
 import os

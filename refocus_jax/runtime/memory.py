@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,11 +34,11 @@ def peaks() -> dict[str, int]:
 def trim() -> None:
     """Gives memory that has been freed back to the system.
 
-    glibc keeps what a compilation has freed for its next allocations: 0.9 GB after that of d16's sampler on a CPU.
+    glibc keeps most of what a compilation has freed for later allocations (docs/measurements/speed.md, "Loading").
     Other C libraries are left alone.
     """
-    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def trimmed(jitted: Any) -> Callable[..., Any]:

@@ -104,6 +104,13 @@ def traced_steps(directory):
             for name, events in traces(directory)}
 
 
+def test_what_compiling_has_left_is_given_back_once(tmp_path, monkeypatch):
+    trims = []
+    monkeypatch.setattr(loop.memory, "trim", lambda: trims.append(1))
+    run(tmp_path, 4)
+    assert len(trims) == 1
+
+
 def test_interrupted_run_resumes_bit_for_bit(tmp_path):
     straight, _ = run(tmp_path / "straight", 10)
     with pytest.raises(Interrupt):

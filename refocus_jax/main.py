@@ -9,7 +9,10 @@ import contextlib
 import importlib
 import os
 import re
+import shlex
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from refocus_jax.config import catalog, check
 from refocus_jax.config.base import SETTINGS
 from refocus_jax.config.ranges import nearest
 from refocus_jax.runtime import processes
-from refocus_jax.runtime.lease import Lease
+from refocus_jax.runtime.lease import Lease, LeaseError
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 
 # Each mode has a function, whose module in `modes` is imported only if the mode is used, and a line for --help.
@@ -43,6 +46,8 @@ MODES = {
 }
 # These modes replace one file each, or none, and may run while a training is running.
 READING = ("report", "plan", "config")
+# What can be done with a workdir after training.
+NEXT = {"sample": "To draw more samples:", "report": "For a page with curves and pictures:"}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The name of a shipped config, such as tiny or d16, or the path of a config file; arguments "
@@ -54,6 +59,7 @@ _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES),
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if several processes train "
                                    "together; under Slurm and on TPU pods they find each other without these flags.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Shows with an error where in the program it comes from.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0, with --coordinator.")
 
 
@@ -136,8 +142,41 @@ def main(argv):
         except Preempted as error:
             logging.warning("%s", error)
             sys.exit(EXIT_CODE)
+    if mode == "train" and jax.process_index() == 0:
+        print(*(f"{says} {next_command(following)}" for following, says in NEXT.items()), sep="\n")
+
+
+def next_command(mode: str) -> str:
+    """Returns the command that runs a mode, in one process, in the same workdir and with the same settings."""
+    given, kept = iter(sys.argv[1:]), []
+    for flag in given:
+        if not re.fullmatch(r"--?(mode|coordinator|num_processes|process_id)(=.*)?", flag, re.DOTALL):
+            kept.append(flag)
+        elif "=" not in flag:
+            next(given)  # its value
+    return shlex.join(["python", "-m", "refocus_jax.main", *kept, f"--mode={mode}"])
+
+
+def is_for_users(error: Exception) -> bool:
+    """Whether this package itself has raised an error, about settings, files, data or a training that diverges."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return (isinstance(error, (ValueError, OSError, ImportError, ArithmeticError, LeaseError))
+            and Path(frames[-1].filename).is_relative_to(Path(__file__).parent))
+
+
+def run(argv):
+    """Calls `main`. An error for users ends the program with its message, without a traceback."""
+    try:
+        main(argv)
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if _TRACEBACK.value or not is_for_users(error):
+            raise
+        sys.exit(f"{error}\n--traceback shows where this error comes from.")
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse)
+    app.run(run, flags_parser=parse)

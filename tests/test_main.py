@@ -1,5 +1,6 @@
 """What the command line refuses before anything is loaded, what it passes to the modes, and who may write where."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from absl import flags
 
 from refocus_jax import main
+from refocus_jax.config import check
 from refocus_jax.runtime import huge_pages
 from refocus_jax.runtime.lease import Lease, LeaseError
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
@@ -38,13 +40,13 @@ def command(monkeypatch, tmp_path):
     monkeypatch.chdir(Path(main.__file__).parents[1])
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
-    def run(*arguments, does=lambda config, workdir: None):
+    def run(*arguments, does=lambda config, workdir: None, program=main.main):
         called = []
         monkeypatch.setattr(main, "find", lambda mode: lambda *given: (called.append(given), does(*given)))
         # ml_collections looks for settings here.
         monkeypatch.setattr(sys, "argv", ["main", "--config=tiny", f"--workdir={tmp_path}/run", *arguments])
         try:
-            main.main(main.parse(sys.argv))
+            program(main.parse(sys.argv))
         finally:
             flags.FLAGS.unparse_flags()
             for name in [name for name in flags.FLAGS if name.startswith("config.")]:
@@ -129,10 +131,54 @@ def test_every_mode_starts_without_the_extras():
     code = """import sys
 sys.modules.update(dict.fromkeys(["jinja2", "markupsafe", "matplotlib", "tensorflow_datasets"]))
 from refocus_jax import main
+from refocus_jax.config import check
 print(all(main.find(mode) for mode in main.MODES))"""
     found = subprocess.run([sys.executable, "-c", code], cwd=Path(main.__file__).parents[1], check=True,
                            capture_output=True, text=True)
     assert found.stdout == "True\n"
+
+
+def test_after_training_the_next_commands_are_printed(command, capsys, tmp_path):
+    command("--mode", "train", "--config.seed=3", "--config.data.source=npz:a b")
+    assert capsys.readouterr().out.splitlines() == [
+        f"{says} python -m refocus_jax.main --config=tiny --workdir={tmp_path}/run --config.seed=3 "
+        f"'--config.data.source=npz:a b' --mode={mode}" for mode, says in main.NEXT.items()]
+    command("--mode=generator")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_following_command_runs_in_one_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main", "--config", "d16", "--process_id", "1", "--num_processes=2",
+                                      "--coordinator=host:1", "--workdir=runs/a", "-mode=train"])
+    assert main.next_command("sample") == (
+        "python -m refocus_jax.main --config d16 --workdir=runs/a --mode=sample")
+
+
+def _config_error(config, workdir):
+    check.check_workdir("")
+
+
+def _library_error(config, workdir):
+    json.loads("{")
+
+
+@pytest.mark.parametrize("does, arguments, raised, code", [
+    (_config_error, [], SystemExit, "--workdir is empty; give .*\n--traceback shows where"),
+    (_config_error, ["--traceback"], ValueError, "--workdir is empty"),
+    (_library_error, [], json.JSONDecodeError, "Expecting"),
+], ids=["for users", "with its traceback", "from a library"])
+def test_an_error_for_users_ends_the_program_without_a_traceback(command, does, arguments, raised, code):
+    with pytest.raises(raised, match=code):
+        command(*arguments, does=does, program=main.run)
+
+
+def test_ctrl_c_is_one_line(command, capsys):
+    def interrupt(config, workdir):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        command(does=interrupt, program=main.run)
+    assert stopped.value.code == 130 and capsys.readouterr().err == "Stopped by Ctrl-C.\n"
 
 
 WRITING = set(main.MODES) - set(main.READING)

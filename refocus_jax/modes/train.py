@@ -23,6 +23,7 @@ from refocus_jax.pretrained.prepare import Prepared, prepare
 from refocus_jax.reporting import evaluations
 from refocus_jax.runtime.digests import digests
 from refocus_jax.runtime.files import read_json
+from refocus_jax.runtime.progress import Phase
 from refocus_jax.training import encode, loop
 from refocus_jax.training.evaluators import GeneratorEvaluator, SampleDistance, TokenizerEvaluator
 from refocus_jax.training.generator_task import GeneratorTask
@@ -33,22 +34,27 @@ _UNIGRAM_EXAMPLES = 2**15
 
 def run(c: ConfigDict, workdir: str) -> None:
     """Trains both stages, each resumed where it stopped, then prints the results of their last evaluations."""
-    prepared = prepare(c, workdir)
+    prepared = _prepare(c, workdir)
     if not c.tokenizer.pretrained:
         train_tokenizer(prepared)
     train_generator(prepared)
     if jax.process_index() == 0:
-        print(summary(workdir))  # the only output of a run on standard output
+        print(summary(workdir), conclusion(workdir), sep="\n\n")  # the only output of a run on standard output
 
 
 def run_tokenizer(c: ConfigDict, workdir: str) -> None:
     """Trains only stage 1."""
-    train_tokenizer(prepare(c, workdir))
+    train_tokenizer(_prepare(c, workdir))
 
 
 def run_generator(c: ConfigDict, workdir: str) -> None:
     """Trains only stage 2."""
-    train_generator(prepare(c, workdir))
+    train_generator(_prepare(c, workdir))
+
+
+def _prepare(c: ConfigDict, workdir: str) -> Prepared:
+    with Phase("reading and checking images, settings and weights"):
+        return prepare(c, workdir)
 
 
 def train_tokenizer(prepared: Prepared) -> None:
@@ -76,7 +82,8 @@ def train_generator(prepared: Prepared) -> None:
         seed = seed_of(c.seed, "generator tokens")
         batches = token_cache.batches(tokens, batch_size=c.generator.train.batch_size, seed=seed)
         sample = tokens.sample(_UNIGRAM_EXAMPLES)
-    held_out = encode.encode_batches(task.tokenizer, frozen, run.validation_batches("generator"), run.mesh)
+    with Phase("generator: encoding the held-out images"):
+        held_out = encode.encode_batches(task.tokenizer, frozen, run.validation_batches("generator"), run.mesh)
     evaluator = GeneratorEvaluator(
         task=task, validation=held_out, train=sample, class_names=run.train.class_names, mesh=run.mesh,
         sampling=build.sampling_settings(c), batch_size=c.generator.train.batch_size,
@@ -156,3 +163,24 @@ def summary(workdir: str) -> str:
         if numbers := read_json(Path(workdir, stage, "evaluation.json")):
             tables.append(evaluations.text(stage, numbers))
     return "\n\n".join(tables)
+
+
+def conclusion(workdir: str) -> str:
+    """Says in words what the last evaluations of both stages mean, and where their files lie."""
+    tokenizer, generator = (read_json(Path(workdir, stage, "evaluation.json")) or {} for stage in STAGES)
+    lines = []
+    if tokenizer:
+        psnr, thumbnail = tokenizer["validation/psnr"], tokenizer["validation/thumbnail_psnr"]
+        compared = f"{abs(psnr - thumbnail):.1f} dB {'better' if psnr > thumbnail else 'worse'} than"
+        lines.append(f"Reconstructions of held-out images have {psnr:.1f} dB, {compared} thumbnails with a pixel per "
+                     f"token{'' if psnr > thumbnail else ': the tokenizer needs more steps'}.")
+    if "validation/below_unigram_cross_entropy" in generator:
+        below = generator["validation/below_unigram_cross_entropy"]
+        compared = f"{abs(below):.0%} {'fewer' if below > 0 else 'more'} than"
+        lines.append(f"The generator needs {generator['validation/bits_per_image']:.0f} bits for a held-out image, "
+                     f"{compared} a model that knows only how frequent each token is"
+                     f"{'' if below > 0 else ': it needs more steps'}.")
+    pictures = ", ".join(str(Path(workdir, stage, "pictures")) for stage in STAGES
+                         if Path(workdir, stage, "pictures").is_dir())
+    lines.append(f"Pictures are in {pictures}; metrics and checkpoints lie next to them.")
+    return "\n".join(lines)

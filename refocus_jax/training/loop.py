@@ -232,11 +232,11 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
             start = checkpoints.latest_step()  # an earlier one if the latest was damaged
         step = start or 0
         examples = 0 if start is None else checkpoints.record()["position"]["examples"]
+        overview.announce(task.name, abstract_state(task, mesh).params, mesh, directory)
         with (closing(batches.starting_at(examples)) as iterator,
               Writer(directory, resume_step=-1 if start is None else start) as writer,
-              Progress(settings.steps, step, task.name) as progress,
-              Profile(task.name, profile_steps, step, settings.steps, directory) as profile):
-            overview.announce(task.name, abstract_state(task, mesh).params, mesh, directory)
+              Profile(task.name, profile_steps, step, settings.steps, directory) as profile,
+              Progress(settings.steps, step, task.name) as progress):
             metrics = _Metrics(writer, settings, step, share_of_peak)
             metrics.seconds["restore"] = time.perf_counter() - began
             try:
@@ -250,7 +250,8 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
                         profile.stop(state)
                     if evaluates:
                         metrics.flush()
-                        _evaluate(writer, step, evaluator(state, frozen))
+                        with progress.during("evaluating"):
+                            _evaluate(writer, step, evaluator(state, frozen))
                         metrics.restart_clock(step)
                     if saves:
                         metrics.flush()

@@ -74,6 +74,24 @@ def test_a_run_writes_what_the_readme_says(workdir):
     assert "psnr_gain" in train.summary(workdir) and "bits_per_image" in train.summary(workdir)
 
 
+@pytest.mark.parametrize(("psnr", "below", "words"), [
+    (24.28, 0.18, ["24.3 dB, 1.4 dB better than thumbnails with a pixel per token.",
+                   "606 bits for a held-out image, 18% fewer than a model"]),
+    (20.0, -0.05, ["20.0 dB, 2.9 dB worse than thumbnails with a pixel per token: the tokenizer needs more steps.",
+                   "606 bits for a held-out image, 5% more than a model that knows only how frequent each token is: it "
+                   "needs more steps."])])
+def test_the_end_of_a_run_says_what_came_out(tmp_path, psnr, below, words):
+    (tmp_path / "tokenizer" / "pictures").mkdir(parents=True)
+    (tmp_path / "generator").mkdir()
+    (tmp_path / "tokenizer" / "evaluation.json").write_text(json.dumps(
+        {"step": 1, "validation/psnr": psnr, "validation/thumbnail_psnr": 22.86}))
+    (tmp_path / "generator" / "evaluation.json").write_text(json.dumps(
+        {"step": 1, "validation/bits_per_image": 605.7, "validation/below_unigram_cross_entropy": below}))
+    *said, where = train.conclusion(str(tmp_path)).splitlines()
+    assert [expected in line for expected, line in zip(words, said, strict=True)] == [True, True]
+    assert where == f"Pictures are in {tmp_path}/tokenizer/pictures; metrics and checkpoints lie next to them."
+
+
 def test_loaded_tokenizer_encodes_and_decodes(workdir, images):
     tokenizer = pretrained.load_tokenizer(workdir)
     x = images[:4] / np.float32(127.5) - 1

@@ -60,10 +60,10 @@ def no_read_ahead(monkeypatch):
     monkeypatch.setattr(pipeline, "READ_OPTIONS", grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
 
-def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, batch_size=4, share_of_peak=None,
-        profile_steps=(), **settings):
-    """Trains; at `interrupt_at` the data source dies when it is asked for that batch, at `sigterm_at` the process is
-    asked to stop."""
+def run(directory, steps, interrupt_at=None, signal_at=None, number=signal.SIGTERM, times=1, nan_from=1000,
+        batch_size=4, share_of_peak=None, profile_steps=(), **settings):
+    """Trains; at `interrupt_at` the data source dies when it is asked for that batch, and at `signal_at` it sends a
+    signal to the process."""
     seen = []
 
     def evaluator(state, frozen):
@@ -74,8 +74,8 @@ def run(directory, steps, interrupt_at=None, sigterm_at=None, nan_from=1000, bat
     def fail(index, x):
         if interrupt_at is not None and index >= 4 * interrupt_at:
             raise Interrupt
-        if sigterm_at is not None and index == 4 * sigterm_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if signal_at is not None and index in range(4 * signal_at, 4 * signal_at + times):
+            os.kill(os.getpid(), number)
         return {"x": np.float32(x)}
 
     examples = grain.MapDataset.range(100).seed(1).shuffle().repeat().map_with_index(fail)
@@ -104,6 +104,21 @@ def traced_steps(directory):
             for name, events in traces(directory)}
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, as it does unless a process was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, ctrl_c, capfd):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 10, signal_at=7, number=signal.SIGINT, times=2)
+    assert "press Ctrl-C again to stop at once" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["3", "6"]
+
+
 def test_what_compiling_has_left_is_given_back_once(tmp_path, monkeypatch):
     trims = []
     monkeypatch.setattr(loop.memory, "trim", lambda: trims.append(1))
@@ -120,12 +135,13 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path):
     assert metrics(tmp_path / "straight") == metrics(tmp_path / "broken")
 
 
-def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(tmp_path, number, ctrl_c):
     straight, _ = run(tmp_path / "straight", 10)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(Preempted, match="asked to stop, and has saved step 8"):
-        run(tmp_path / "stopped", 10, sigterm_at=7)
-    assert signal.getsignal(signal.SIGTERM) is before
+        run(tmp_path / "stopped", 10, signal_at=7, number=number)
+    assert signal.getsignal(number) is before
     resumed, _ = run(tmp_path / "stopped", 10)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), straight, resumed))
     assert metrics(tmp_path / "straight") == metrics(tmp_path / "stopped")
@@ -262,7 +278,7 @@ def test_a_run_without_chosen_steps_traces_nothing(tmp_path):
     assert not (tmp_path / "profile").exists()
 
 
-@pytest.mark.parametrize(("how", "stopped"), [({"interrupt_at": 7}, Interrupt), ({"sigterm_at": 7}, Preempted)])
+@pytest.mark.parametrize(("how", "stopped"), [({"interrupt_at": 7}, Interrupt), ({"signal_at": 7}, Preempted)])
 def test_a_trace_ends_when_a_run_stops_and_a_resumed_run_traces_the_rest(tmp_path, how, stopped):
     """The data source dies when step 8 asks for its batch, and the latest checkpoint is of step 6; SIGTERM saves 8."""
     with pytest.raises(stopped):

@@ -12,6 +12,6 @@ from refocus_jax.focus import GRID_SIZES
 
 def get_config(argument=None):
     c = base.get_config()
-    resolution(c, 1024, GRID_SIZES["var14_1024"])
+    resolution(c, 1024, GRID_SIZES["var14_1024"], rho_max=48.0)  # the factors are up to four times those of 256 px
     depth(c, 16)
     return apply(c, argument)

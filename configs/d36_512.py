@@ -12,7 +12,7 @@ from refocus_jax.focus import GRID_SIZES
 
 def get_config(argument=None):
     c = base.get_config()
-    resolution(c, 512, GRID_SIZES["var10_512"])
+    resolution(c, 512, GRID_SIZES["var10_512"], rho_max=24.0)  # the factors are twice those of 256 px
     depth(c, 36)
     c.generator.model.shared_modulation = True
     c.generator.model.gamma_init = 5e-6

@@ -75,7 +75,7 @@ def smoke(c):
 
 def get_config(argument=None):
     c = base.get_config()
-    resolution(c, 64, (1, 2, 4, 8))
+    resolution(c, 64, (1, 2, 4, 8), rho_max=3.0)
     c.data.update(source="photos", resize_ratio=0.0, num_workers=0, validation_examples=448, crops_per_image=32,
                   token_examples=8192)
     t, g = c.tokenizer, c.generator

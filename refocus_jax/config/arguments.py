@@ -112,10 +112,10 @@ def describe(known: Mapping[str, Choices]) -> str:
     return "\n".join(f"{pair:24}{word:14}{says}" for pair, word, says in rows)
 
 
-def resolution(c: ConfigDict, image_size: int, grid_sizes: tuple[int, ...]) -> None:
-    """Sets another image size and its grids; the largest blur radius grows in proportion."""
+def resolution(c: ConfigDict, image_size: int, grid_sizes: tuple[int, ...], rho_max: float) -> None:
+    """Sets another image size, its grids, and the largest blur radius that suits their down-sampling factors."""
     c.update(image_size=image_size, grid_sizes=grid_sizes)
-    c.focus.rho_max = 12.0 * image_size / 256
+    c.focus.rho_max = rho_max
 
 
 def depth(c: ConfigDict, layers: int) -> None:

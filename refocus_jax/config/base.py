@@ -118,8 +118,9 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
         "psf": Setting(Pyramid.psf, r.NAME, "Blur: disk, gaussian or none."),
         "schedule": Setting(Pyramid.schedule, r.NAME, "Radii over the scales: cosine or nyquist."),
         "downsample": Setting(Pyramid.downsample, r.NAME, "Downsampling after the blur: bilinear, stride or area."),
-        "rho_max": Setting(12.0, r.GREATER_THAN_ZERO, "Largest radius, in pixels of the image; the paper's is 12 at "
-                                                      "256 px."),
+        "rho_max": Setting(12.0, r.GREATER_THAN_ZERO, "Largest radius, in pixels of the image. It should grow with "
+                                                      "the factor by which the coarsest view is reduced; the paper's "
+                                                      "is 12 for the factors 8, 4, 2."),
         "noise_first": Setting(Pyramid.noise_first, r.NOT_NEGATIVE, "Standard deviation of the noise on the coarsest "
                                                                     "view, while tokenizers train."),
         "noise_last": Setting(Pyramid.noise_last, r.NOT_NEGATIVE, "Standard deviation of the noise on the finest "

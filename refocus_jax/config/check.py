@@ -94,7 +94,7 @@ def check(c: Any, num_devices: int) -> None:
                          "grid_sizes that share them; give at most that")
     if c.focus.psf != "none" and c.focus.rho_max > c.image_size / 2:
         raise ValueError(f"focus.rho_max is {c.focus.rho_max} pixels, more than half of image_size {c.image_size}; "
-                         f"give at most {c.image_size / 2:g} (the paper's is {12 * c.image_size / 256:g} here)")
+                         f"give at most {c.image_size / 2:g} (the paper's is 12 for down-sampling by 8, 4 and 2)")
     if 0 < c.data.token_examples < c.generator.train.batch_size:
         raise ValueError(f"data.token_examples is {c.data.token_examples}, less than a batch of "
                          f"{c.generator.train.batch_size} (generator.train.batch_size); give at least that, or 0 to "

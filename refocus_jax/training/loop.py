@@ -17,7 +17,7 @@ from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.runtime.preemption import Preempted, Preemption
 from refocus_jax.runtime.profile import Profile
-from refocus_jax.runtime.progress import Progress
+from refocus_jax.runtime.progress import Phase, Progress
 from refocus_jax.runtime.writer import Writer
 
 
@@ -97,7 +97,10 @@ def abstract_state(task: Task, mesh) -> Any:
 
 def init_state(task: Task, key: jax.Array, mesh) -> Any:
     """Initializes the task's first state directly on the devices of the mesh, with its final shardings."""
-    return jax.jit(task.init, out_shardings=_shardings(abstract_state(task, mesh)))(key)
+    # The program runs once. On a CPU, optimizing it takes several times as long as compiling and running it.
+    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    init = jax.jit(task.init, out_shardings=_shardings(abstract_state(task, mesh)), compiler_options=options)
+    return init(key)
 
 
 def jit_update(task: Task, settings: LoopSettings, mesh) -> Any:
@@ -224,12 +227,13 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
     began = time.perf_counter()
     with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints, Preemption() as preemption:
         start = checkpoints.latest_step()
-        if start is None:
-            state = init_state(task, first_key, mesh)
-            state = warm_start(state) if warm_start else state
-        else:
-            state = checkpoints.restore(abstract_state(task, mesh))
-            start = checkpoints.latest_step()  # an earlier one if the latest was damaged
+        with Phase(f"{task.name}: {'initializing' if start is None else 'restoring'} parameters"):
+            if start is None:
+                state = init_state(task, first_key, mesh)
+                state = warm_start(state) if warm_start else state
+            else:
+                state = checkpoints.restore(abstract_state(task, mesh))
+                start = checkpoints.latest_step()  # an earlier one if the latest was damaged
         step = start or 0
         examples = 0 if start is None else checkpoints.record()["position"]["examples"]
         overview.announce(task.name, abstract_state(task, mesh).params, mesh, directory)

@@ -126,6 +126,14 @@ def test_help_lists_the_arguments_of_a_config(command, capsys):
     assert "psf=gaussian" in printed and "run=smoke" in printed and "recipe=var" not in printed
 
 
+def test_help_and_errors_in_flags_do_not_wait_for_packages_that_only_some_modes_need():
+    code = ("import sys, refocus_jax.main; "
+            "print({'grain', 'matplotlib', 'scipy', 'skimage', 'tensorflow_datasets'} & set(sys.modules))")
+    found = subprocess.run([sys.executable, "-c", code], cwd=Path(main.__file__).parents[1], check=True,
+                           capture_output=True, text=True)
+    assert found.stdout == "set()\n"
+
+
 def test_every_mode_starts_without_the_extras():
     """Optional packages are imported where they are used: a mode that needs them says so itself."""
     code = """import sys

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from refocus_jax.data import folders, npz, pipeline
+from refocus_jax.data import folders, npz
 from refocus_jax.data.crops import CropRule
 from refocus_jax.data.images import common_white, decode_rgb
 from refocus_jax.data.sources import Source
@@ -95,6 +95,8 @@ def of_source(source: Source, name: str, rule: CropRule, limit: int) -> ImageSet
     Raises:
       ValueError: If there are too few crops.
     """
+    from refocus_jax.data import pipeline  # here, because the command line imports this module and need not load grain
+
     crops = pipeline.spread_crops(source, rule)[:limit]
     if len(crops) < MIN_IMAGES:
         raise ValueError(f"{name} has {len(crops)} crops to compare with; give more images, or raise "

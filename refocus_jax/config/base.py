@@ -282,7 +282,7 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
     "evaluate": {
         "parts": Setting(STAGES, r.PARTS, "What is measured: tokenizer, generator or both."),
         "features": Setting("efficientnet_lite0", r.PATH, "Feature network: efficientnet_lite0, which is installed, "
-                            "inception (FID's, downloaded once) or inception:PATH."),
+                            "efficientnet_lite1, inception (FID's, downloaded once) or inception:PATH."),
         "samples": Setting("", r.PATH, "A folder or ADM's .npz to measure instead of the workdir's generator."),
         "count": Setting(50_000, r.COMPARABLE, "Number of samples, the same for every class, drawn with the settings "
                                                "of sampling."),

@@ -203,7 +203,7 @@ class GeneratorTask:
         return flatten_tokens(structure), flatten_tokens(alias) if self.teacher.enabled else None
 
     def evidence(self, alias_bl: jax.Array | None, classes: jax.Array) -> jax.Array | None:
-        """Returns the alias tokens (b, L') that the teacher reads; `classes` (b,) are those of the images themselves."""
+        """Returns the alias tokens (b, L') that the teacher reads; `classes` (b,) are the images', none dropped."""
         if self.teacher.enabled and self.teacher.alias == "class":
             assert alias_bl is not None  # there are alias tokens if there is a teacher
             return alias_bl[placebo(classes)]
@@ -294,7 +294,8 @@ class GeneratorTask:
         dropped = jax.random.bernoulli(fold_in(key, "label drop"), self.label_dropout, batch["label"].shape)
         labels = jnp.where(dropped, self.student.num_classes, batch["label"])
         keep = self.student.drop_path_factors(fold_in(key, "drop path"), labels.shape[0])
-        batch = {**batch, "class": batch["label"], "label": labels, "keep": None if keep is None else jnp.moveaxis(keep, 2, 0)}
+        batch = {**batch, "class": batch["label"], "label": labels,
+                 "keep": None if keep is None else jnp.moveaxis(keep, 2, 0)}
 
         def gradient(part, number):
             del number

@@ -32,7 +32,8 @@ def measure(study: Study, name: str, seed: int) -> None:
     c, _ = saved.read(workdir)
     run = open_run(c, str(workdir))
     numbers, images = _of_tokens(run)
-    _share_references(study, c, workdir)
+    _measure_references(study, c)
+    runs.link_references(study, workdir)
     for prefix, found in _evaluations(study, c, workdir):
         numbers |= {f"{prefix}/{metric}": value for metric, value in found.items()}
     tokenizer = study.tokenizer(row.tokenizer, seed)
@@ -87,16 +88,18 @@ def _of_tokens(run: Run) -> tuple[dict[str, float], dict[str, Any]]:
     def per_image(values: np.ndarray) -> list[float]:
         return (np.bincount(image, values) / crops).tolist()
 
-    losses = evaluator.per_token(params, frozen)["losses"]
+    # Without a teacher there is nothing to read.
+    evidences = ("none",) if task.teacher.alias == "none" or not task.teacher.enabled else ("own", "class")
+    found = {}
+    for evidence in evidences:
+        reading = dataclasses.replace(task, teacher=dataclasses.replace(task.teacher, alias=evidence))
+        found[evidence] = dataclasses.replace(evaluator, task=reading).per_token(params, frozen)
+    losses = found[evidences[0]]["losses"]
+    differences = {evidence: (one["teacher"] - losses[:, task.first_alias_token:]).mean(1)
+                   for evidence, one in found.items() if "teacher" in one}
     scales = {f"scale_{k + 1}": losses[:, a:b].mean(1)
               for k, (a, b) in enumerate(itertools.pairwise(task.student.offsets))}
     scales |= {"last": scales[f"scale_{len(scales)}"], "all": losses.mean(1)}
-    differences = {}
-    if task.teacher.enabled:
-        for evidence in ("none",) if task.teacher.alias == "none" else ("own", "class"):
-            read = dataclasses.replace(task, teacher=dataclasses.replace(task.teacher, alias=evidence))
-            found = dataclasses.replace(evaluator, task=read).per_token(params, frozen)
-            differences[evidence] = (found["teacher"] - found["losses"][:, task.first_alias_token:]).mean(1)
     stage = recorded.read(workdir).stages["generator"].evaluation
     numbers = {metric.removeprefix("validation/"): value for metric, value in stage.items() if metric != "step"}
     numbers |= {f"cross_entropy/{scale}": float(values.mean()) for scale, values in scales.items()}
@@ -116,21 +119,16 @@ def _parameters(run: Run, task) -> dict[str, Any]:
     return {**params, "student": parameters.student(run.config, run.num_classes, run.workdir, run.mesh).params}
 
 
-def _share_references(study: Study, c: ConfigDict, workdir: Path) -> None:
-    """Measures the references of all rows once, and links them into the folder where `--mode=evaluate` finds them."""
-    shared, own = (study.directory / "references").resolve(), workdir / "evaluation"
-    shared.mkdir(exist_ok=True)
-    own.mkdir(exist_ok=True)
-    with open(shared / "lock", "w") as lock:
+def _measure_references(study: Study, c: ConfigDict) -> None:
+    """Measures the references of all rows if no row has done so; other processes wait for it."""
+    study.references.mkdir(exist_ok=True)
+    with open(study.references / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for features, reference in itertools.product(study.features, REFERENCES):
             changed = c.copy_and_resolve_references()
             changed.evaluate.update(features=features, reference=reference)
             extractor, opened = build.open_reference(changed)
-            opened.measure(extractor, shared)
-    for folder in shared.glob("features_*"):
-        if not (own / folder.name).exists():
-            (own / folder.name).symlink_to(folder)
+            opened.measure(extractor, study.references)
 
 
 def _evaluations(study: Study, c: ConfigDict, workdir: Path) -> Iterator[tuple[str, dict[str, float]]]:

@@ -60,6 +60,11 @@ class Study:
     def results(self) -> Path:
         return self.directory / "results"
 
+    @property
+    def references(self) -> Path:
+        """Features of the images that all rows are compared with."""
+        return self.directory / "references"
+
     def result(self, row: str, seed: int) -> Path:
         return self.results / f"{row}-{seed}.json"
 

@@ -54,6 +54,7 @@ def _pool(processes: int) -> ThreadPoolExecutor:
 
 def _finish(study: Study, name: str, row: Row, seed: int, tokenizer: Future) -> None:
     tokenizer.result()
+    link_references(study, study.workdir(name, seed))
     train(study.generator(row, seed), "generator", study.workdir(name, seed))
     measure(study, name, seed)
     print(f"finished: {name}, seed {seed}", flush=True)
@@ -63,6 +64,15 @@ def train(recipe: Recipe, mode: str, workdir: Path) -> None:
     """Trains a stage; one that is finished ends at once."""
     call([sys.executable, "-m", "refocus_jax.main", f"--workdir={workdir}", f"--mode={mode}", *recipe.flags()], mode,
          workdir)
+
+
+def link_references(study: Study, workdir: Path) -> None:
+    """Links features that were measured for another row to where the modes look for them."""
+    own = workdir / "evaluation"
+    own.mkdir(parents=True, exist_ok=True)
+    for folder in study.references.glob("features_*"):
+        if not (own / folder.name).exists():
+            (own / folder.name).symlink_to(folder.resolve())
 
 
 def measure(study: Study, row: str, seed: int) -> None:

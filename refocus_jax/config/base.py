@@ -19,7 +19,7 @@ from refocus_jax.models.tokenizer import PYRAMIDS
 from refocus_jax.sampling.decode import SamplingSettings
 from refocus_jax.training.adversarial import AdversarialSettings
 from refocus_jax.training.codebook import Revival
-from refocus_jax.training.generator_task import TeacherSettings
+from refocus_jax.training.generator_task import EVIDENCE, TeacherSettings
 from refocus_jax.training.loop import LoopSettings
 from refocus_jax.training.optimizer import OptimizerSettings
 from refocus_jax.training.tokenizer_task import TokenizerLosses
@@ -229,6 +229,8 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
         "num_alias_scales": Setting(TeacherSettings.num_alias_scales, r.POSITIVE, "Number of last scales at which the "
                                                                                   "teacher uses alias tokens."),
         "gate": Setting(TeacherSettings.gate, r.NAME, "Gate of the alias stream: learned (Eq. 11) or none (Eq. 10)."),
+        "alias": Setting(TeacherSettings.alias, r.one_of(EVIDENCE), "Alias tokens that the teacher reads: the image's "
+                         "own, those of another image of its class (placebo), or none (zeros instead of codes)."),
         "logit_weight": Setting(TeacherSettings.logit_weight, r.NOT_NEGATIVE, "Weight of the loss that distils "
                                                                               "logits."),
         "feature_weight": Setting(TeacherSettings.feature_weight, r.NOT_NEGATIVE, "Weight of the loss that distils "
@@ -281,7 +283,7 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
     "evaluate": {
         "parts": Setting(STAGES, r.PARTS, "What is measured: tokenizer, generator or both."),
         "features": Setting("efficientnet_lite0", r.PATH, "Feature network: efficientnet_lite0, which is installed, "
-                            "inception (FID's, downloaded once) or inception:PATH."),
+                            "efficientnet_lite1, inception (FID's, downloaded once) or inception:PATH."),
         "samples": Setting("", r.PATH, "A folder or ADM's .npz to measure instead of the workdir's generator."),
         "count": Setting(50_000, r.COMPARABLE, "Number of samples, the same for every class, drawn with the settings "
                                                "of sampling."),

@@ -79,6 +79,11 @@ def check(c: Any, num_devices: int) -> None:
             shared = f"{num_devices} devices" + (f" and {stage}.train.microbatches {parts}" if parts > 1 else "")
             raise ValueError(f"{stage}.train.batch_size is {size}, which {shared} cannot share evenly; give a "
                              f"multiple of {num_devices * parts}")
+    teacher, train = c.generator.teacher, c.generator.train
+    if teacher.enabled and teacher.alias == "class" and train.batch_size < 2 * train.microbatches:
+        raise ValueError(f"generator.teacher.alias is 'class', but a part of a batch has one image only "
+                         f"(generator.train.batch_size {train.batch_size}, microbatches {train.microbatches}); give a "
+                         "larger batch or fewer microbatches")
     model, alias, discriminator = c.tokenizer.model, c.tokenizer.alias, c.tokenizer.discriminator
     student = c.generator.model
     channels = [model.channels * m for m in model.channel_multipliers]

@@ -31,8 +31,7 @@ class Group(NamedTuple):
 
 LITE0 = (Group(1, 3, 1, 1, 16), Group(2, 3, 2, 6, 24), Group(2, 5, 2, 6, 40), Group(3, 3, 2, 6, 80),
          Group(3, 5, 1, 6, 112), Group(4, 5, 2, 6, 192), Group(1, 3, 1, 6, 320))
-# The next larger network has more blocks of the same widths. With its own weights it is a second, separate judge
-# (benchmarks/perceptual.py).
+# The next larger network has more blocks of the same widths. With its own weights it is a second, separate judge.
 LITE1 = tuple(group._replace(blocks=group.blocks + (group.blocks > 1)) for group in LITE0)
 _STEM, _HEAD = 32, 1280
 NUM_CLASSES = 1000

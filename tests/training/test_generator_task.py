@@ -1,5 +1,6 @@
 """Stage 2: which losses train which parameters, resuming, devices."""
 
+import dataclasses
 import functools
 
 import grain
@@ -11,7 +12,7 @@ import pytest
 from refocus_jax.config import build
 from refocus_jax.data import pipeline, token_cache
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.training import encode, loop
+from refocus_jax.training import encode, generator_task, loop
 
 CLASSES = 3
 
@@ -103,6 +104,40 @@ def test_a_second_network_teaches_too(stepper, frozen, tokens):
     # All parameters of the second network train, except the unused outputs of its own last blocks.
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params["teacher"], after.params["teacher"])
     assert moved["network"]["head"]["kernel"] and moved["network"]["word_embed"]["kernel"]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 2, 1, 0], [3, 3], [1, 2, 3, 4]])
+def test_a_placebo_is_the_next_image_of_the_class_or_the_next_image(labels):
+    b = len(labels)
+    expected = [next((j for j in others if labels[j] == labels[i]), others[0])
+                for i in range(b) for others in [[(i + d) % b for d in range(1, b)]]]
+    np.testing.assert_array_equal(generator_task.placebo(jnp.asarray(labels)), expected)
+
+
+def test_a_placebo_is_drawn_among_true_classes(stepper, frozen, tokens):
+    """With all labels dropped, training on a placebo is training on the other images' tokens, bit for bit."""
+    dropped = ("generator.train.label_dropout", 1.0)
+    _, own_update, state = stepper(None, (dropped,))
+    _, update, _ = stepper(None, (dropped, ("generator.teacher.alias", "class")))
+    order = np.concatenate([4 * i + np.asarray(generator_task.placebo(jnp.asarray(tokens.label[4 * i:4 * i + 4])))
+                            for i in range(3)])
+    assert len(np.unique(tokens.label[:4])) < 4  # some have another image of their class
+    others = dataclasses.replace(tokens, alias=np.concatenate([tokens.alias[order], tokens.alias[12:]]))
+    found, expected = steps(update, state, frozen, tokens)[0], steps(own_update, state, frozen, others)[0]
+    assert equal(found.params, expected.params)
+    assert not equal(found.params, steps(own_update, state, frozen, tokens)[0].params)
+
+
+def test_a_teacher_without_alias_tokens_is_the_same_network(stepper, frozen, tokens):
+    _, _, own = stepper()
+    _, update, state = stepper(None, (("generator.teacher.alias", "none"),))
+    assert equal(own.params, state.params)
+    others = dataclasses.replace(tokens, alias=tokens.alias[::-1])
+    found = steps(update, state, frozen, tokens)[0]
+    assert equal(found.params, steps(update, state, frozen, others)[0].params)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params["teacher"], found.params["teacher"])
+    assert moved["alias"]["position"] and moved["alias"]["cross_0"]["key"]["kernel"]
+    np.testing.assert_array_equal(found.opt_state["teacher"][1].mu["alias"]["alias_embed"]["kernel"], 0)
 
 
 def test_tokens_come_from_images_as_from_a_set(stepper, frozen, images):

@@ -121,7 +121,7 @@ def test_rows_are_paired_by_seed():
 
 
 def test_holm_corrects_for_all_comparisons():
-    found = tables.holm([0.01, 0.04, 0.03, math.nan, 0.9])
+    found = tables.holm([0.01, 0.035, 0.03, math.nan, 0.9])
     np.testing.assert_allclose(found, [5 * 0.01, 4 * 0.03, 4 * 0.03, math.nan, 1])
     assert tables.holm([]) == []
 
@@ -222,14 +222,14 @@ def train(recipe, mode, workdir):
 
 def test_one_row_from_its_training_to_the_report(tmp_path, images, monkeypatch, capsys):
     """In this process, with a small judge and a random tokenizer, because most of the time is compilation."""
-    np.savez(tmp_path / "images.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0,
-             classes=np.array(["even", "odd"]))
+    np.savez(tmp_path / "images.npz", x=images, y=np.arange(64) // 4 % 2, val=np.arange(64) % 4 == 0,
+             classes=np.array(["dark", "bright"]))
     monkeypatch.setattr(features, "load", small_extractor.load)
     monkeypatch.setattr(runs, "train", train)
     monkeypatch.setattr(runs, "measure", measure.measure)
     directory = tmp_path / "study"
     settings = {"evaluate.count": 12, "evaluate.reference_count": 16, "evaluate.batch_size": 4,
-                "data.validation_examples": 16}
+                "data.validation_examples": 24, "data.crops_per_image": 2}
     study = recipes.Study(directory=directory, base="tests/fixtures/micro.py", data=f"npz:{tmp_path}/images.npz",
                           settings=settings, features=("efficientnet_lite0",), guidance=(0.0,))
     study.write()
@@ -238,14 +238,15 @@ def test_one_row_from_its_training_to_the_report(tmp_path, images, monkeypatch, 
     assert str(tmp_path) not in content
     found = json.loads(content)
     numbers, held_out = found["numbers"], found["images"]
-    assert held_out["class"].count(0) == sum(held_out["crops"]) == 16  # every fourth image is even
+    assert sorted(held_out["class"]) == [0] * 8 + [1] * 8
+    assert held_out["crops"] == [2] * 8 + [1] * 8  # 24 crops of 16 images
     for scale in ("scale_1", "scale_3", "last", "all"):
         of_training = "scale_3" if scale == "last" else scale
         assert numbers[f"cross_entropy/{scale}"] == pytest.approx(
-            np.mean(held_out["cross_entropy"][scale]), rel=1e-5) == pytest.approx(
+            np.average(held_out["cross_entropy"][scale], weights=held_out["crops"]), rel=1e-5) == pytest.approx(
             found["curves"][f"validation/cross_entropy/{of_training}"]["values"][-1], rel=1e-5)
     own, other = (held_out["teacher_minus_student"][evidence] for evidence in ("own", "class"))
-    assert np.mean(own) == pytest.approx(numbers["teacher_minus_student/mean"], abs=1e-6)
+    assert np.average(own, weights=held_out["crops"]) == pytest.approx(numbers["teacher_minus_student/mean"], abs=1e-6)
     assert own != other
     assert {"guidance_0/validation/fd_efflite0", "guidance_0/train/fd_efflite0", "tokenizer/psnr",
             "guidance_0/validation/fd_efflite0_to_reconstructions", "guidance_0/train/kid_efflite0",

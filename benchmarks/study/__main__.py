@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     given, further = _parser().parse_known_args(arguments)
     settings = dict(map(recipes.parse_setting, further))
+    if given.command != "measure":
+        jax.config.update("jax_platforms", "cpu")  # accelerators are for the processes that this one starts
     if given.command in ("run", "plan"):
         study = recipes.Study(
             directory=given.directory, base=given.base, data=given.data, settings=settings,

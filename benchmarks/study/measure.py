@@ -84,6 +84,7 @@ def _of_tokens(run: Run) -> tuple[dict[str, float], dict[str, Any]]:
     # Held-out crop i is of image i modulo the number of images, see `pipeline.spread_crops`.
     image = np.arange(len(held_out)) % len(run.validation)
     crops = np.bincount(image)
+    assert (held_out.label == held_out.label[image]).all()
 
     def per_image(values: np.ndarray) -> list[float]:
         return (np.bincount(image, values) / crops).tolist()

@@ -3,8 +3,6 @@
 import functools
 from collections.abc import Mapping
 
-import jax
-
 from benchmarks.study.recipes import Recipe, Study
 from benchmarks.study.rows import Row
 from benchmarks.study.tables import markdown
@@ -19,7 +17,6 @@ from refocus_jax.runtime.files import write_json
 
 def plan(study: Study, rows: Mapping[str, Row], topology: str) -> None:
     """Prints steps, FLOPs and days of one seed of every tokenizer and row, and writes them to DIRECTORY/plan.json."""
-    jax.config.update("jax_platforms", "cpu")  # no device is needed, and plug-ins must not look for any
     target = targets.load(topology)
     recipes = {f"tokenizer {name}": ("tokenizer", study.tokenizer(name, 0))
                for name in dict.fromkeys(row.tokenizer for row in rows.values())}

@@ -154,8 +154,8 @@ def _registered(results: Results, clusters: str) -> Table:
                      images and _interval(*images[1:]), *(None if np.isnan(value) else value for value in numbers)])
     return Table("Registered comparisons", [
         "block", "rows", "measure", "seeds", "difference", "95 % over seeds", f"95 % over {CLUSTERS[clusters]}",
-        "effect", "p", "p, Holm"], rows, "Lower is better for every measure: a negative difference means that the first row is ahead. "
-        "Paired by seed; intervals and p-values over seeds are Student's t. The bootstrap draws what is held out, and "
+        "effect", "p", "p, Holm"], rows,
+        "Lower is better for every measure: a negative difference means that the first row is ahead. Paired by seed; intervals and p-values over seeds are Student's t. The bootstrap draws what is held out, and "
         "averages over seeds. The effect is the mean difference in standard deviations of the differences. Holm's "
         f"correction is for all {len(pairs)} comparisons, measured or not.")
 

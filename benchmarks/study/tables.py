@@ -14,7 +14,7 @@ from refocus_jax.evaluation.tables import Table
 from refocus_jax.reporting.page import cell
 from refocus_jax.runtime.files import read_json
 
-CLUSTERS = ("image", "class")
+CLUSTERS = {"image": "images", "class": "classes"}  # what the bootstrap may draw, and their plural
 LEVEL = 0.95
 
 # The results of a study by row and seed.
@@ -153,9 +153,9 @@ def _registered(results: Results, clusters: str) -> Table:
         rows.append([*cells, str(seeds.n), f"{seeds.mean:+.4g}", _interval(seeds.low, seeds.high),
                      images and _interval(*images[1:]), *(None if np.isnan(value) else value for value in numbers)])
     return Table("Registered comparisons", [
-        "block", "rows", "measure", "seeds", "difference", "95 % over seeds", f"95 % over {clusters}s", "effect", "p",
-        "p, Holm"], rows, "Lower is better for every measure: a negative difference means that the first row is ahead. "
-        "Paired by seed; intervals and p-values over seeds are Student's t. The bootstrap draws what is held out, and "
+        "block", "rows", "measure", "seeds", "difference", "95 % over seeds", f"95 % over {CLUSTERS[clusters]}",
+        "effect", "p", "p, Holm"], rows,
+        "Lower is better for every measure: a negative difference means that the first row is ahead. Paired by seed; intervals and p-values over seeds are Student's t. The bootstrap draws what is held out, and "
         "averages over seeds. The effect is the mean difference in standard deviations of the differences. Holm's "
         f"correction is for all {len(pairs)} comparisons, measured or not.")
 
@@ -188,7 +188,7 @@ def _teachers(results: Results, clusters: str) -> Table:
             rows.append([name, evidence, str(seeds.n), f"{seeds.mean:+.4g}", _interval(seeds.low, seeds.high),
                          _interval(low, high)])
     return Table("Teacher minus student", ["row", "alias tokens", "seeds", "nats per token", "95 % over seeds",
-                                           f"95 % over {clusters}s"], rows,
+                                           f"95 % over {CLUSTERS[clusters]}"], rows,
                  "Below zero, the teacher is ahead. It reads the image's own alias tokens, those of another image of "
                  "the class, or none.")
 

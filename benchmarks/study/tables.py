@@ -155,9 +155,10 @@ def _registered(results: Results, clusters: str) -> Table:
     return Table("Registered comparisons", [
         "block", "rows", "measure", "seeds", "difference", "95 % over seeds", f"95 % over {CLUSTERS[clusters]}",
         "effect", "p", "p, Holm"], rows,
-        "Lower is better for every measure: a negative difference means that the first row is ahead. Paired by seed; intervals and p-values over seeds are Student's t. The bootstrap draws what is held out, and "
-        "averages over seeds. The effect is the mean difference in standard deviations of the differences. Holm's "
-        f"correction is for all {len(pairs)} comparisons, measured or not.")
+        "Lower is better for every measure: a negative difference means that the first row is ahead. Paired by seed; "
+        "intervals and p-values over seeds are Student's t. The bootstrap draws what is held out, and averages over "
+        "seeds. The effect is the mean difference in standard deviations of the differences. Holm's correction is for "
+        f"all {len(pairs)} comparisons, measured or not.")
 
 
 def _interval(low: float, high: float) -> str | None:

@@ -26,6 +26,7 @@ from refocus_jax.config.ranges import nearest
 from refocus_jax.runtime import processes
 from refocus_jax.runtime.lease import Lease, LeaseError
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
+from refocus_jax.training.loop import NonFinite
 
 # Each mode has a function, whose module in `modes` is imported only if the mode is used, and a line for --help.
 MODES = {
@@ -59,8 +60,8 @@ _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES),
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if several processes train "
                                    "together; under Slurm and on TPU pods they find each other without these flags.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "Shows with an error where in the program it comes from.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0, with --coordinator.")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Shows with an error where in the program it comes from.")
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -160,7 +161,7 @@ def next_command(mode: str) -> str:
 def is_for_users(error: Exception) -> bool:
     """Whether this package itself has raised an error, about settings, files, data or a training that diverges."""
     frames = traceback.extract_tb(error.__traceback__)
-    return (isinstance(error, (ValueError, OSError, ImportError, ArithmeticError, LeaseError))
+    return (isinstance(error, (ValueError, OSError, ImportError, NonFinite, LeaseError))
             and Path(frames[-1].filename).is_relative_to(Path(__file__).parent))
 
 

@@ -15,6 +15,7 @@ from refocus_jax.config import check
 from refocus_jax.runtime import huge_pages
 from refocus_jax.runtime.lease import Lease, LeaseError
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
+from refocus_jax.training.loop import LoopSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections loads configs so
 
@@ -170,11 +171,15 @@ def _library_error(config, workdir):
     json.loads("{")
 
 
+def _mistake(config, workdir):
+    LoopSettings(steps=None)  # cannot be compared with a number
+
+
 @pytest.mark.parametrize("does, arguments, raised, code", [
     (_config_error, [], SystemExit, "--workdir is empty; give .*\n--traceback shows where"),
     (_config_error, ["--traceback"], ValueError, "--workdir is empty"),
-    (_library_error, [], json.JSONDecodeError, "Expecting"),
-], ids=["for users", "with its traceback", "from a library"])
+    (_library_error, [], json.JSONDecodeError, "Expecting"), (_mistake, [], TypeError, "NoneType"),
+], ids=["for users", "with its traceback", "from a library", "a mistake of this package"])
 def test_an_error_for_users_ends_the_program_without_a_traceback(command, does, arguments, raised, code):
     with pytest.raises(raised, match=code):
         command(*arguments, does=does, program=main.run)

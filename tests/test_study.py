@@ -71,8 +71,8 @@ def test_a_longer_tokenizer_keeps_its_proportions(study):
     for settings in ({}, {"tokenizer.train.steps": 1200, "tokenizer.adversarial.start": 1050}):
         changed = dataclasses.replace(study, settings=settings)
         plain, longer = (changed.tokenizer(name, 0).load().tokenizer for name in ("var", "var_equal"))
-        assert longer.train.steps == round(1.27 * plain.train.steps)
-        assert longer.adversarial.start == round(1.27 * plain.adversarial.start)
+        assert longer.train.steps == round(1.35 * plain.train.steps)
+        assert longer.adversarial.start == round(1.35 * plain.adversarial.start)
 
 
 def test_names_choose_rows_and_what_they_are_compared_with():
@@ -190,13 +190,15 @@ def test_processes_have_cores_of_their_own(monkeypatch):
 def test_commands_are_logged_and_their_seconds_add_up(tmp_path):
     workdir = tmp_path / "run"
     work = "sum(i * i for i in range(2_000_000)); print('done')"
+    seconds = []
     for _ in range(2):
         runs.call([sys.executable, "-c", work], "measure", workdir)
-    once = json.loads((workdir / runs.SECONDS).read_text())["measure"]
+        seconds.append(json.loads((workdir / runs.SECONDS).read_text())["measure"])
     with pytest.raises(RuntimeError, match="generator ended with code 3; see .*generator.log"):
         runs.call([sys.executable, "-c", work + "; raise SystemExit(3)"], "generator", workdir)
     assert (workdir / "measure.log").read_text() == "done\ndone\n"
-    assert once > 0 and set(json.loads((workdir / runs.SECONDS).read_text())) == {"measure", "generator"}
+    assert 0 < seconds[0] < seconds[1]
+    assert set(json.loads((workdir / runs.SECONDS).read_text())) == {"measure", "generator"}
 
 
 def test_a_plan_counts_steps_and_flops(study):

@@ -53,8 +53,8 @@ TOKENIZERS = {
     **{name: Tokenizer(arguments=name) for name in ("norefocus", "gaussian", "noteacher", "shared", "var")},
     "full": Tokenizer(),
     "norefocus_noteacher": Tokenizer(arguments="norefocus,noteacher"),
-    # VAR's tokenizer encodes one image instead of all its views; `plan` says how many FLOPs a step of each has.
-    "var_equal": Tokenizer(arguments="var", settings=_PHI, lengthening=1.27),
+    # VAR's tokenizer encodes one image instead of all its views: by `plan`, 1.35 times the steps are as many FLOPs.
+    "var_equal": Tokenizer(arguments="var", settings=_PHI, lengthening=1.35),
     "residual": Tokenizer(arguments="residual", settings=_PHI),
     "residual_noteacher": Tokenizer(arguments="residual,noteacher", settings=_PHI),
 }
@@ -97,8 +97,8 @@ ROWS = {
     "norefocus_noteacher": Row(block="A'", question="Does blur help where there is no teacher?",
                                tokenizer="norefocus_noteacher", arguments="norefocus,noteacher",
                                against=("noteacher",)),
-    "var_equal": Row(block="A'", question="Next-scale with about as many FLOPs, and VAR's phi.", tokenizer="var_equal",
-                     arguments="var", settings=_PHI, against=("full",)),
+    "var_equal": Row(block="A'", question="Next-scale with as many FLOPs in stage 1, and VAR's phi.",
+                     tokenizer="var_equal", arguments="var", settings=_PHI, against=("full",)),
     "residual": Row(block="A'", question="Does the teacher help where coarse tokens enter the picture?",
                     tokenizer="residual", arguments="residual", settings=_PHI, against=("residual_noteacher",)),
     "residual_noteacher": Row(block="A'", question="Next-focus against next-scale, all else equal.",

@@ -8,6 +8,7 @@ or workers nor on the size of earlier batches.
 import dataclasses
 import functools
 import math
+import signal
 from collections.abc import Sequence
 
 import grain
@@ -65,7 +66,13 @@ def _read_ahead(batches: grain.MapDataset, num_workers: int) -> grain.IterDatase
     if num_workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which are not parsed outside of absl.app
     options = grain.MultiprocessingOptions(num_workers=num_workers)
-    return batches.to_iter_dataset(READ_OPTIONS).mp_prefetch(options)
+    return batches.to_iter_dataset(READ_OPTIONS).mp_prefetch(options, worker_init_fn=_ignore_ctrl_c)
+
+
+def _ignore_ctrl_c(number: int, count: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the run: it saves and then ends its workers."""
+    del number, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def training_batches(source: Source, rule: CropRule, *, batch_size: int, seed: int, num_workers: int = 0) -> Batches:

@@ -103,6 +103,18 @@ def init_state(task: Task, key: jax.Array, mesh) -> Any:
     return init(key)
 
 
+def _first_or_latest(task: Task, checkpoints: Checkpoints, key: jax.Array, mesh,
+                     warm_start: Callable[[Any], Any] | None) -> tuple[Any, int | None]:
+    """Restores the latest state with its step, or makes the first one, whose step is None."""
+    if checkpoints.latest_step() is None:
+        with Phase(f"{task.name}: initializing parameters"):
+            state = init_state(task, key, mesh)
+            return warm_start(state) if warm_start else state, None
+    with Phase(f"{task.name}: restoring parameters"):
+        state = checkpoints.restore(abstract_state(task, mesh))
+        return state, checkpoints.latest_step()  # an earlier one if the latest was damaged
+
+
 def jit_update(task: Task, settings: LoopSettings, mesh) -> Any:
     """Jits the step of the loop: (state, frozen, batch, key) -> (state, (metrics, whether they are finite))."""
     update = mesh_lib.on_mesh(mesh, _checked_update(task, skip=settings.skip_nonfinite > 0))
@@ -226,14 +238,7 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
         (fold_in(key, "first state"), fold_in(key, "steps"), frozen), mesh_lib.replicated(mesh))
     began = time.perf_counter()
     with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints, Preemption() as preemption:
-        start = checkpoints.latest_step()
-        with Phase(f"{task.name}: {'initializing' if start is None else 'restoring'} parameters"):
-            if start is None:
-                state = init_state(task, first_key, mesh)
-                state = warm_start(state) if warm_start else state
-            else:
-                state = checkpoints.restore(abstract_state(task, mesh))
-                start = checkpoints.latest_step()  # an earlier one if the latest was damaged
+        state, start = _first_or_latest(task, checkpoints, first_key, mesh, warm_start)
         step = start or 0
         examples = 0 if start is None else checkpoints.record()["position"]["examples"]
         overview.announce(task.name, abstract_state(task, mesh).params, mesh, directory)

@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 
@@ -202,6 +205,19 @@ def test_every_pass_crops_each_image_once_and_again():
     assert_same_batches([crops[3][4]], [again[34]])
     other = passes(random_source(), **PASSES | {"seed": 4})
     assert [other[i]["label"] for i in range(10)] != order
+
+
+def test_ctrl_c_does_not_stop_the_workers():
+    """A terminal sends it to all processes; the run then saves, and ends its workers itself."""
+    batches = training_batches(random_source(), **ARGUMENTS)
+    workers = dataclasses.replace(batches, num_workers=1).starting_at(0)
+    with contextlib.closing(workers):
+        found = [next(workers)]
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGINT)
+        found += list(itertools.islice(workers, 20))  # more than it had prepared
+        assert worker.is_alive()
+    assert_same_batches(found, take(batches, 21))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

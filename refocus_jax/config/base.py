@@ -72,6 +72,9 @@ def _train(batch_size: int, steps: int) -> dict[str, Setting]:
                                   "Steps between two evaluations on held-out images."),
         "save_every": Setting(LoopSettings.save_every, r.POSITIVE, "Steps between two checkpoints."),
         "keep": Setting(LoopSettings.keep, r.POSITIVE, "Number of latest checkpoints to keep."),
+        "keep_every": Setting(LoopSettings.keep_every, r.COUNT,
+                              "Steps between two checkpoints that are kept for good, for example to evaluate them "
+                              "later with resume_step; 0 keeps none."),
         "skip_nonfinite": Setting(LoopSettings.skip_nonfinite, r.COUNT,
                                   "Steps with a NaN or infinite loss or gradient that are skipped before the run "
                                   "stops."),
@@ -82,6 +85,9 @@ def _train(batch_size: int, steps: int) -> dict[str, Setting]:
 _SECTIONS: dict[str, dict[str, Setting]] = {
     "": {
         "seed": Setting(0, r.SEED, "Seed of all random numbers of a training."),
+        "resume_step": Setting(-1, r.CHECKPOINT, "Step of the checkpoint that a training goes on from, or that sample, "
+                                                 "edit, evaluate, aliasing and export use; -1 takes the latest. It is "
+                                                 "a step of stage 1 with --mode=tokenizer, otherwise of stage 2."),
         "image_size": Setting(256, r.SIDE, "Side of the square images, in pixels."),
         "grid_sizes": Setting(GRID_SIZES["var10"], r.GRIDS, "Sides of the token maps, coarse to fine; the last is "
                                                             "image_size divided by the tokenizer's stride."),

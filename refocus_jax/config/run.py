@@ -31,6 +31,7 @@ class Run:
       train: The training images.
       validation: The held-out images.
       mesh: The mesh of devices.
+      resumes: The stage that `resume_step` refers to.
     """
 
     config: ConfigDict
@@ -38,6 +39,7 @@ class Run:
     train: sources.Source
     validation: sources.Source
     mesh: Any
+    resumes: str = "generator"
 
     @property
     def key(self) -> jax.Array:
@@ -53,6 +55,10 @@ class Run:
     def crops(self) -> CropRule:
         """How images become crops."""
         return build.crop_rule(self.config)
+
+    def resume_step(self, stage: str) -> int:
+        """Returns the step of the checkpoint that a stage goes on from; -1 for the latest."""
+        return self.config.resume_step if stage == self.resumes else -1
 
     def directory(self, stage: str) -> str:
         """Returns the directory of a stage."""
@@ -88,7 +94,7 @@ class Run:
         """Raises a ValueError if a setting differs from a trained stage's that must be the same."""
         c = self.config
         for stage in STAGES:
-            if before := stages.trained(self.workdir, stage):
+            if before := stages.trained(self.workdir, stage, self.resume_step(stage)):
                 unused = stage == "tokenizer" and c.tokenizer.pretrained
                 goes_on = not unused and before.step < c[stage].train.steps
                 stages.check(self.workdir, stage, before, self.made_with(stage), goes_on)
@@ -104,10 +110,16 @@ class Run:
         write_json(path, json.loads(self.config.to_json()) | {"class_names": list(self.train.class_names)})
 
 
-def open_run(c: ConfigDict, workdir: str) -> Run:
+def open_run(c: ConfigDict, workdir: str, resumes: str = "generator") -> Run:
     """Checks the settings and opens the images, without writing anything.
 
+    Args:
+      c: The config.
+      workdir: The directory of the run.
+      resumes: The stage that `resume_step` refers to.
+
     Raises:
+      FileNotFoundError: There is no checkpoint of `resume_step`.
       ValueError: Settings or data contradict each other, or the stages that have been trained.
     """
     workdir = check.check_workdir(workdir)
@@ -123,6 +135,6 @@ def open_run(c: ConfigDict, workdir: str) -> Run:
         raise ValueError(f"data.num_classes is {c.data.num_classes}, but {c.data.source} has {found} classes; leave "
                          "it out to use the source's")
     build.generator_task(c, found)
-    run = Run(config=c, workdir=workdir, train=train, validation=validation, mesh=mesh)
+    run = Run(config=c, workdir=workdir, train=train, validation=validation, mesh=mesh, resumes=resumes)
     run.check_stages()
     return run

@@ -105,7 +105,7 @@ def _values(c: ConfigDict, names: Iterable[str], **others: Any) -> dict[str, Any
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The latest checkpoint of a stage.
+    """A checkpoint of a stage.
 
     Attributes:
       step: Its step.
@@ -116,10 +116,16 @@ class Trained:
     made_with: dict[str, dict[str, Any]] | None
 
 
-def trained(workdir: str | os.PathLike, stage: str) -> Trained | None:
-    """Reads the latest checkpoint's record of a stage in a workdir; None if there is no checkpoint yet."""
+def trained(workdir: str | os.PathLike, stage: str, resume_step: int = -1) -> Trained | None:
+    """Reads the record of the checkpoint that a stage in a workdir goes on from; None if there is none yet.
+
+    Args:
+      workdir: The directory of the run.
+      stage: "tokenizer" or "generator".
+      resume_step: See `Checkpoints.starting_step`.
+    """
     with Checkpoints(os.path.join(workdir, stage, "checkpoints")) as checkpoints:
-        step = checkpoints.latest_step()
+        step = checkpoints.starting_step(resume_step)
         return None if step is None else Trained(step, checkpoints.record(step).get("made_with"))
 
 
@@ -129,7 +135,7 @@ def check(workdir: str, stage: str, before: Trained, now: Mapping[str, Mapping[s
     Args:
       workdir: The directory of the run.
       stage: "tokenizer" or "generator".
-      before: The stage's latest checkpoint.
+      before: The checkpoint that the stage goes on from.
       now: What the stage is made with now, see `made_with`.
       goes_on: Whether the stage will train further.
 

@@ -247,7 +247,8 @@ def _teacher(found: Findings, data: Data, trained: ConfigDict, class_names: tupl
     task, mesh = build.generator_task(trained, len(class_names)), mesh_lib.make_mesh()
     stages.check_tokenizers(workdir, tokenizer.digests, trained.tokenizer.pretrained)
     with Checkpoints(checkpoints) as saved:
-        params = saved.restore({"params": loop.abstract_state(task, mesh).params}, partial=True)["params"]
+        template, step = {"params": loop.abstract_state(task, mesh).params}, data.config.resume_step
+        params = saved.restore(template, step=None if step == -1 else step, partial=True)["params"]
 
     @jax.jit
     def gates(params, frozen, batch):

@@ -44,7 +44,7 @@ def run(c: ConfigDict, workdir: str) -> None:
 
 def run_tokenizer(c: ConfigDict, workdir: str) -> None:
     """Trains only stage 1."""
-    train_tokenizer(_prepare(c, workdir))
+    train_tokenizer(_prepare(c, workdir, "tokenizer"))
 
 
 def run_generator(c: ConfigDict, workdir: str) -> None:
@@ -52,9 +52,9 @@ def run_generator(c: ConfigDict, workdir: str) -> None:
     train_generator(_prepare(c, workdir))
 
 
-def _prepare(c: ConfigDict, workdir: str) -> Prepared:
+def _prepare(c: ConfigDict, workdir: str, resumes: str = "generator") -> Prepared:
     with Phase("reading and checking images, settings and weights"):
-        return prepare(c, workdir)
+        return prepare(c, workdir, resumes)
 
 
 def train_tokenizer(prepared: Prepared) -> None:
@@ -64,7 +64,8 @@ def train_tokenizer(prepared: Prepared) -> None:
     evaluator = TokenizerEvaluator(tokenizer=task.tokenizer, batches=run.validation_batches("tokenizer"), mesh=run.mesh)
     loop.train(task, build.loop_settings(c.tokenizer.train), run.batches("tokenizer"),
                frozen=parameters.perceptual(c), key=fold_in(run.key, "tokenizer"), mesh=run.mesh,
-               directory=run.directory("tokenizer"), evaluator=evaluator, made_with=run.made_with("tokenizer"),
+               directory=run.directory("tokenizer"), evaluator=evaluator,
+               resume_step=run.resume_step("tokenizer"), made_with=run.made_with("tokenizer"),
                share_of_peak=_share_of_peak(run, "tokenizer"), profile_steps=tuple(c.profile.steps))
 
 
@@ -91,8 +92,8 @@ def train_generator(prepared: Prepared) -> None:
     loop.train(task, build.loop_settings(c.generator.train), batches, frozen=frozen,
                key=fold_in(run.key, "generator"), mesh=run.mesh, directory=run.directory("generator"),
                evaluator=evaluator, warm_start=_warm_start(prepared, task, tokenizers),
-               made_with=run.made_with("generator", tokenizers), share_of_peak=_share_of_peak(run, "generator"),
-               profile_steps=tuple(c.profile.steps))
+               resume_step=run.resume_step("generator"), made_with=run.made_with("generator", tokenizers),
+               share_of_peak=_share_of_peak(run, "generator"), profile_steps=tuple(c.profile.steps))
 
 
 def _share_of_peak(run: Run, stage: str) -> float | None:

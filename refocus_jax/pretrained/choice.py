@@ -17,6 +17,8 @@ def has_started(workdir: str | os.PathLike) -> bool:
 def choose_generator(c: ConfigDict, workdir: str) -> tuple[Generator, dict]:
     """Loads the workdir's generator, or the official one of `generator.init_from` if no run has started.
 
+    Its checkpoint is that of `resume_step`.
+
     Returns:
       The generator, and a record of where it comes from.
 
@@ -24,8 +26,11 @@ def choose_generator(c: ConfigDict, workdir: str) -> tuple[Generator, dict]:
       FileNotFoundError: Neither exists.
     """
     if has_started(workdir) or not weight_files.is_weight_file(c.generator.init_from):
-        generator = load_generator(workdir)
+        generator = load_generator(workdir, step=None if c.resume_step == -1 else c.resume_step)
         return generator, {"generator": str(workdir), "step": generator.step}
+    if c.resume_step != -1:
+        raise ValueError(f"resume_step is {c.resume_step}, and the generator is the file of generator.init_from, which "
+                         "has no steps; leave resume_step out")
     tokenizer = choose_tokenizer(c, workdir) if c.tokenizer.pretrained else None
     generator = load_generator(c.generator.init_from, tokenizer=tokenizer)
     return generator, {"generator": c.generator.init_from, "tokenizer": c.tokenizer.pretrained}

@@ -115,8 +115,9 @@ def _tokenizer_of_training_state(source: str | os.PathLike) -> Mapping[str, Any]
 
 
 def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = None,
-                   grid_sizes: Sequence[int] | None = None, num_heads: int | None = None) -> Generator:
-    """Loads the student of a workdir's latest checkpoint with its tokenizer, or a VAR from an official source.
+                   grid_sizes: Sequence[int] | None = None, num_heads: int | None = None,
+                   step: int | None = None) -> Generator:
+    """Loads the student of a workdir's checkpoint with its tokenizer, or a VAR from an official source.
 
     Args:
       source: A workdir, a file (`var_d16.pth` ... `var_d36.pth`, `.safetensors` with the same names, shards, or a
@@ -126,9 +127,10 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
       grid_sizes: The sides of the token maps, only for an official source, whose arrays may not contain them; default
         VAR's.
       num_heads: The number of attention heads, only for an official source; default VAR's.
+      step: The step of the checkpoint, only for a workdir; default the latest.
 
     Raises:
-      FileNotFoundError: There is no such file, or the workdir has no config or no checkpoint of stage 2.
+      FileNotFoundError: There is no such file, or the workdir has no config or no such checkpoint of stage 2.
       ValueError: As for `load_tokenizer`; or generator and tokenizer do not fit each other, or were not trained
         together.
     """
@@ -139,7 +141,10 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
         _refuse(source, tokenizer=tokenizer, grid_sizes=grid_sizes, num_heads=num_heads)
         from refocus_jax.pretrained import workdirs
 
-        return workdirs.generator(source)
+        return workdirs.generator(source, step)
+    if step is not None:
+        raise ValueError(f"step is {step}, and the generator is an official file or arrays, which have no steps; leave "
+                         "it out")
     network, params = official_var.import_transformer(arrays, grid_sizes, num_heads)
     tokenizer = _official_tokenizer(source, tokenizer, network.grid_sizes)
     quantizer = tokenizer.model.structure.quantizer

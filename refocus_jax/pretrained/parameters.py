@@ -77,8 +77,9 @@ def _tokenizer_template(c: ConfigDict, mesh) -> Any:
     return {"params": mesh_lib.abstract(params, mesh_lib.replicated(mesh))}
 
 
-def student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: bool = False) -> Found:
-    """Loads the student's parameters of a workdir's latest checkpoint (their average if kept), or of a VAR's file.
+def student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: bool = False,
+            step: int | None = None) -> Found:
+    """Loads the student's parameters of a workdir's checkpoint (their average if kept), or of a VAR's file.
 
     Args:
       c: The config that they must fit.
@@ -86,6 +87,7 @@ def student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: 
       source: The workdir or the file.
       mesh: The mesh of devices to load them on.
       any_classes: Whether the source may have any number of classes.
+      step: The step of the workdir's checkpoint; default the latest.
 
     Raises:
       FileNotFoundError: There is no such file or checkpoint.
@@ -95,9 +97,9 @@ def student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: 
         return Found(on_mesh(official_student(c, num_classes, source, any_classes), mesh))
     with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
         template = _student_template(c, num_classes, source, checkpoints, mesh, any_classes)
-        restored = checkpoints.restore(template, partial=True)
+        restored = checkpoints.restore(template, step=step, partial=True)
         params = restored["average"] if "average" in restored else restored["params"]["student"]
-        return Found(params, checkpoints.latest_step())
+        return Found(params, checkpoints.latest_step() if step is None else step)
 
 
 def check_student(c: ConfigDict, num_classes: int, workdir: str, mesh, *, any_classes: bool = False) -> None:

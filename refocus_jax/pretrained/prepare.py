@@ -26,14 +26,19 @@ class Prepared(NamedTuple):
     student: Any
 
 
-def prepare(c: ConfigDict, workdir: str) -> Prepared:
+def prepare(c: ConfigDict, workdir: str, resumes: str = "generator") -> Prepared:
     """Opens the data, runs all checks that a config can fail, and writes config.json.
+
+    Args:
+      c: The config.
+      workdir: The directory of the run.
+      resumes: The stage that `resume_step` refers to.
 
     Raises:
       ValueError: The config, the data and the files that they name contradict each other.
       FileNotFoundError: A file or folder is missing.
     """
-    run = open_run(c, workdir)
+    run = open_run(c, workdir, resumes)
     prepared = Prepared(run, _tokenizers(run), _student(run))
     known = digests(prepared.tokenizers) if prepared.tokenizers else {}
     if c.data.tokens or c.data.token_examples:
@@ -60,7 +65,8 @@ def _tokenizers(run: Run) -> Any:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"tokenizer.pretrained is {source!r}: {error}") from error
     elif generator:
-        stages.check_tokenizers_stay(run.workdir, stages.trained(run.workdir, "tokenizer"), c.tokenizer.train.steps)
+        before = stages.trained(run.workdir, "tokenizer", run.resume_step("tokenizer"))
+        stages.check_tokenizers_stay(run.workdir, before, c.tokenizer.train.steps)
         return parameters.tokenizer(c, run.workdir, run.mesh).params
     return None
 

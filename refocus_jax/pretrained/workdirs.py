@@ -22,14 +22,14 @@ def tokenizer(workdir: str) -> Tokenizer:
     return Tokenizer(model=build.tokenizer(c), params=found.params, step=found.step)
 
 
-def generator(workdir: str) -> Generator:
-    """Loads the student of the latest checkpoint with its tokenizer.
+def generator(workdir: str, step: int | None = None) -> Generator:
+    """Loads the student of a checkpoint, by default the latest, with its tokenizer.
 
     Raises:
       ValueError: They were not trained together.
     """
     c, class_names = config(workdir)
-    found = parameters.student(c, len(class_names), workdir, mesh_lib.make_mesh())
+    found = parameters.student(c, len(class_names), workdir, mesh_lib.make_mesh(), step=step)
     own = tokenizer(workdir)
     stages.check_tokenizers(workdir, own.digests, c.tokenizer.pretrained)
     return Generator(network=build.student(c, len(class_names)), params=found.params, tokenizer=own,

@@ -35,11 +35,15 @@ class Checkpoints:
     Args:
       directory: Made by the first `save`; reading alone never writes.
       keep: How many of the latest checkpoints remain.
+      keep_every: Checkpoints of steps that are multiples of this remain too; 0 for none.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2, keep_every: int = 0):
         self._directory = Path(directory).absolute()  # orbax refuses relative paths
-        self._keep = keep
+        kept: list[Any] = [ocp.checkpoint_managers.LatestN(keep)]
+        if keep_every:
+            kept.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+        self._kept = ocp.checkpoint_managers.AnyPreservationPolicy(kept)
         self._writer: ocp.CheckpointManager | None = None  # opened by the first `save`
         self._saving: int | None = None
         self._damaged: dict[int, str] = {}
@@ -94,7 +98,7 @@ class Checkpoints:
             },
             options=ocp.CheckpointManagerOptions(
                 create=False,
-                preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+                preservation_policy=self._kept,
                 lightweight_initialize=True,  # reads no files of existing checkpoints
             ),
         )
@@ -103,10 +107,7 @@ class Checkpoints:
         """Renames what has a step's name but is not a sound checkpoint: it is in the way, but must not be deleted."""
         sound = {str(step) for step in self._steps() if step not in self._damaged}
         for path in [path for path in self._directory.iterdir() if path.name.isdecimal() and path.name not in sound]:
-            aside, number = self._directory / f"damaged_{path.name}", 1
-            while aside.exists():
-                aside, number = self._directory / f"damaged_{path.name}_{number}", number + 1
-            path.rename(aside)
+            _rename(path, f"damaged_{path.name}")
         self._damaged = {}
 
     def latest_step(self) -> int | None:
@@ -127,6 +128,36 @@ class Checkpoints:
                              "copies; or, to train this stage from the beginning and lose its progress, rename or "
                              "remove that folder.")
         return None if latest < 0 else latest
+
+    def starting_step(self, resume_step: int = -1) -> int | None:
+        """Returns the step that a training goes on from, or None if there is no checkpoint.
+
+        Args:
+          resume_step: -1 for the latest. Any other step is returned itself, unless the latest checkpoint's record says
+            `resumed_from` this step: then the training has been set back to it already, and goes on from the latest.
+
+        Raises:
+          FileNotFoundError: There is no checkpoint of `resume_step`.
+          ValueError: It is damaged, or all checkpoints are.
+        """
+        latest = self.latest_step()
+        if resume_step == -1 or (latest is not None and self.record().get("resumed_from") == resume_step):
+            return self.latest_step()
+        try:
+            self.record(resume_step)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"resume_step is {resume_step}: {error}") from None
+        return resume_step
+
+    def set_back(self, step: int) -> None:
+        """Renames the checkpoints of later steps to `replaced_STEP`, so that `step` is the latest one."""
+        self.close()
+        self._writer = None  # it remembers the later steps
+        if jax.process_index() == 0:
+            for later in sorted(self._steps()):
+                if later > step:
+                    _rename(self._directory / str(later), f"replaced_{later}")
+        processes.barrier(f"set back {self._directory}")
 
     def _steps(self) -> set[int]:
         """Steps of all folders that hold any part of a checkpoint, sound or not."""
@@ -291,6 +322,14 @@ class Checkpoints:
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
         leaves = traverse_util.flatten_dict(handler.restore(self._directory / str(step) / "state", args=args))
         return _named({path: leaves[path] for path in wanted})
+
+
+def _rename(path: Path, name: str) -> None:
+    """Gives a folder another name, with a number if there is one of that name."""
+    aside, number = path.with_name(name), 1
+    while aside.exists():
+        aside, number = path.with_name(f"{name}_{number}"), number + 1
+    path.rename(aside)
 
 
 def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:

@@ -70,6 +70,7 @@ class LoopSettings:
       evaluate_every: The number of steps between two evaluations.
       save_every: The number of steps between two checkpoints.
       keep: The number of latest checkpoints to keep.
+      keep_every: The number of steps between two checkpoints that are kept for good, in addition; 0 keeps none.
       skip_nonfinite: The number of steps of one call that may be skipped because a loss or gradient is NaN or infinite;
         the next such step stops the run.
     """
@@ -79,6 +80,7 @@ class LoopSettings:
     evaluate_every: int = 10_000
     save_every: int = 2_000
     keep: int = 2
+    keep_every: int = 0
     skip_nonfinite: int = 0
 
     def __post_init__(self):
@@ -87,6 +89,12 @@ class LoopSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number of at least 1")
         if self.skip_nonfinite < 0:
             raise ValueError(f"skip_nonfinite is {self.skip_nonfinite}; give 0 (stop at once) or more")
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every is {self.keep_every}; give 0 (keep none for good) or more")
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint of this step is due."""
+        return step % self.save_every == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
 
 
 def abstract_state(task: Task, mesh) -> Any:
@@ -104,15 +112,20 @@ def init_state(task: Task, key: jax.Array, mesh) -> Any:
 
 
 def _first_or_latest(task: Task, checkpoints: Checkpoints, key: jax.Array, mesh,
-                     warm_start: Callable[[Any], Any] | None) -> tuple[Any, int | None]:
-    """Restores the latest state with its step, or makes the first one, whose step is None."""
-    if checkpoints.latest_step() is None:
+                     warm_start: Callable[[Any], Any] | None, resume_step: int) -> tuple[Any, int | None]:
+    """Restores the state to go on from, with its step; or makes the first one, whose step is None."""
+    start = checkpoints.starting_step(resume_step)
+    if start is None:
         with Phase(f"{task.name}: initializing parameters"):
             state = init_state(task, key, mesh)
             return warm_start(state) if warm_start else state, None
     with Phase(f"{task.name}: restoring parameters"):
-        state = checkpoints.restore(abstract_state(task, mesh))
-        return state, checkpoints.latest_step()  # an earlier one if the latest was damaged
+        if start == checkpoints.latest_step():
+            state = checkpoints.restore(abstract_state(task, mesh))
+            return state, checkpoints.latest_step()  # an earlier one if the latest was damaged
+        state = checkpoints.restore(abstract_state(task, mesh), step=start)
+        checkpoints.set_back(start)
+        return state, start
 
 
 def jit_update(task: Task, settings: LoopSettings, mesh) -> Any:
@@ -204,9 +217,9 @@ class _Metrics:
 
 
 def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, key: jax.Array, mesh,
-          directory: str, evaluator: Evaluator, warm_start: Callable[[Any], Any] | None = None,
+          directory: str, evaluator: Evaluator, warm_start: Callable[[Any], Any] | None = None, resume_step: int = -1,
           made_with: Any = None, share_of_peak: float | None = None, profile_steps: tuple[int, ...] = ()) -> Any:
-    """Trains until `settings.steps`, resuming from the latest checkpoint in `directory` if there is one.
+    """Trains until `settings.steps`, resuming from a checkpoint in `directory` if there is one.
 
     Writes metrics, pictures, evaluation.json, checkpoints and traces into `directory`.
 
@@ -221,6 +234,8 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
       directory: The directory to write into.
       evaluator: Measures a state; see `Evaluator`.
       warm_start: A function that changes the first state of a run; it is not applied to a resumed run.
+      resume_step: The step of the checkpoint to resume from; -1 for the latest. Checkpoints of later steps are renamed
+        to `replaced_STEP`. A training that has been set back to this step once goes on from its latest checkpoint.
       made_with: A value for JSON that is stored in the record of every checkpoint.
       share_of_peak: The fraction of the devices' peak FLOPs that one step per second uses, for the model FLOPs
         utilization "mfu"; None if it is not known.
@@ -230,6 +245,7 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
       The last state.
 
     Raises:
+      FileNotFoundError: There is no checkpoint of `resume_step`.
       NonFinite: A loss or gradient is NaN or infinite.
       Preempted: The run was asked to stop, and has saved a checkpoint.
     """
@@ -237,10 +253,13 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
     first_key, key, frozen = mesh_lib.put_whole(
         (fold_in(key, "first state"), fold_in(key, "steps"), frozen), mesh_lib.replicated(mesh))
     began = time.perf_counter()
-    with Checkpoints(f"{directory}/checkpoints", keep=settings.keep) as checkpoints, Preemption() as preemption:
-        state, start = _first_or_latest(task, checkpoints, first_key, mesh, warm_start)
+    with (Checkpoints(f"{directory}/checkpoints", keep=settings.keep, keep_every=settings.keep_every) as checkpoints,
+          Preemption() as preemption):
+        state, start = _first_or_latest(task, checkpoints, first_key, mesh, warm_start, resume_step)
         step = start or 0
-        examples = 0 if start is None else checkpoints.record()["position"]["examples"]
+        before = {} if start is None else checkpoints.record()
+        examples = before["position"]["examples"] if before else 0
+        resumed_from = before.get("resumed_from", -1) if resume_step == -1 else resume_step
         overview.announce(task.name, abstract_state(task, mesh).params, mesh, directory)
         with (closing(batches.starting_at(examples)) as iterator,
               Writer(directory, resume_step=-1 if start is None else start) as writer,
@@ -254,7 +273,7 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
                     # first batch that its state has not seen, and the metrics of its step are on disk before it.
                     last, due, stop = step >= settings.steps, step > (start or 0), preemption.requested(step)
                     evaluates = due and (last or step % settings.evaluate_every == 0)
-                    saves = due and (last or stop or step % settings.save_every == 0)
+                    saves = due and (last or stop or settings.saves(step))
                     if evaluates or saves or step + 1 not in profile.steps:
                         profile.stop(state)
                     if evaluates:
@@ -265,7 +284,8 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
                     if saves:
                         metrics.flush()
                         saving = time.perf_counter()
-                        checkpoints.save(step, state, {"position": {"examples": examples}, "made_with": made_with})
+                        checkpoints.save(step, state, {"position": {"examples": examples}, "made_with": made_with,
+                                                       "resumed_from": resumed_from})
                         metrics.seconds["save"] = time.perf_counter() - saving
                     if last:
                         return state

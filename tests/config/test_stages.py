@@ -14,6 +14,7 @@ from refocus_jax import pretrained
 from refocus_jax.config import build, stages
 from refocus_jax.config.base import STAGES
 from refocus_jax.modes import aliasing, train
+from refocus_jax.pretrained.choice import choose_generator
 from refocus_jax.pretrained.prepare import Prepared, prepare
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
@@ -218,6 +219,25 @@ def test_a_student_that_starts_on_other_tokenizers_than_it_knows_is_named(place,
     for tokenizers, named in ((digests, False), (digests | {"structure": "other"}, True)):
         train._warm_start(prepared, task, tokenizers)(random_state(task, 3))
         assert ("trained on other tokenizers (structure differ)" in caplog.text) == named
+
+
+def test_a_checkpoint_is_chosen_by_its_step(place, tmp_path):
+    made_with = stages.trained(place.workdir, "generator").made_with
+    before = pretrained.load_generator(place.workdir)
+    save(place.workdir, "generator", 6, random_state(build.generator_task(place.config(), 2), 7), made_with)
+    assert pretrained.load_generator(place.workdir).step == 6
+    found, origin = choose_generator(place.config(resume_step=4), str(place.workdir))
+    assert found.identity == before.identity and origin["step"] == found.step == 4
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint of step 5 in .* one of \[4, 6\]"):
+        pretrained.load_generator(place.workdir, step=5)
+    with pytest.raises(ValueError, match="resume_step is 4, and the generator is the file of generator.init_from"):
+        choose_generator(place.config(resume_step=4, **{"generator.init_from": "var.pth"}), str(tmp_path / "none"))
+    # A finished run that goes on from an earlier step is not finished.
+    place.prepare(**{"generator.train.steps": 6, "seed": 1})
+    with pytest.raises(ValueError, match="generator of step 4 says: seed was 0 and is 1"):
+        place.prepare(resume_step=4, **{"generator.train.steps": 6, "seed": 1})
+    with pytest.raises(FileNotFoundError, match="resume_step is 4: No checkpoint of step 4 in .*tokenizer"):
+        prepare(place.config(resume_step=4), str(place.workdir), "tokenizer")
 
 
 def test_stage_1_goes_on_with_other_batches_parts_and_workers(place, monkeypatch):

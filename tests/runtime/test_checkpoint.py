@@ -123,6 +123,40 @@ def test_the_latest_are_kept_and_any_of_them_can_be_chosen(tmp_path):
             checkpoints.restore(template, step=0)
 
 
+def test_checkpoints_of_every_nth_step_are_kept_for_good(tmp_path):
+    for first in (1, 5):  # also when a run resumes
+        with Checkpoints(tmp_path, keep=1, keep_every=4) as checkpoints:
+            for step in range(first, first + 4):
+                checkpoints.save(step, {"x": jnp.float32(step)})
+    with Checkpoints(tmp_path, keep=1, keep_every=4) as checkpoints:
+        checkpoints.save(9, {"x": jnp.float32(9)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "8", "9"]
+
+
+def test_a_training_is_set_back_once_and_nothing_is_lost(tmp_path):
+    template = abstract({"x": jnp.float32(0)})
+    with Checkpoints(tmp_path, keep=5) as checkpoints:
+        assert checkpoints.starting_step() is None
+        with pytest.raises(FileNotFoundError, match="resume_step is 2: No checkpoint in .*Train this stage first"):
+            checkpoints.starting_step(2)
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, {"x": jnp.float32(step)})
+        with pytest.raises(FileNotFoundError, match=r"resume_step is 7: .*step 7 .* one of \[1, 2, 3, 4\]"):
+            checkpoints.starting_step(7)
+        assert (checkpoints.starting_step(), checkpoints.starting_step(2)) == (4, 2)
+        checkpoints.set_back(2)
+        assert (checkpoints.starting_step(), checkpoints.starting_step(2)) == (2, 2)
+        checkpoints.save(3, {"x": jnp.float32(30)}, {"resumed_from": 2})
+        assert checkpoints.starting_step(2) == 3 and checkpoints.starting_step(1) == 1
+        assert float(checkpoints.restore(template)["x"]) == 30
+        checkpoints.set_back(1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "1", "replaced_2", "replaced_3", "replaced_3_1", "replaced_4"]
+    shutil.move(tmp_path / "replaced_3", tmp_path / "3")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert float(checkpoints.restore(template)["x"]) == 3
+
+
 def test_an_interrupted_save_is_neither_found_nor_in_the_way(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": jnp.float32(1)})

@@ -61,7 +61,7 @@ def no_read_ahead(monkeypatch):
 
 
 def run(directory, steps, interrupt_at=None, signal_at=None, number=signal.SIGTERM, times=1, nan_from=1000,
-        batch_size=4, share_of_peak=None, profile_steps=(), **settings):
+        batch_size=4, share_of_peak=None, profile_steps=(), resume_step=-1, **settings):
     """Trains; at `interrupt_at` the data source dies when it is asked for that batch, and at `signal_at` it sends a
     signal to the process."""
     seen = []
@@ -83,7 +83,7 @@ def run(directory, steps, interrupt_at=None, signal_at=None, number=signal.SIGTE
     settings = loop.LoopSettings(steps=steps, log_every=2, evaluate_every=4, save_every=3, **settings)
     state = loop.train(ToyTask(nan_from), settings, batches, frozen=jnp.ones(()), key=jax.random.key(0),
                        mesh=mesh_lib.make_mesh(), directory=str(directory), evaluator=evaluator,
-                       share_of_peak=share_of_peak, profile_steps=profile_steps)
+                       share_of_peak=share_of_peak, profile_steps=profile_steps, resume_step=resume_step)
     return state, seen
 
 
@@ -145,6 +145,23 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(tmp_path, number, ctrl_c
     resumed, _ = run(tmp_path / "stopped", 10)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), straight, resumed))
     assert metrics(tmp_path / "straight") == metrics(tmp_path / "stopped")
+
+
+def test_a_run_goes_on_from_an_earlier_step_and_can_be_requeued(tmp_path, ctrl_c):
+    straight, _ = run(tmp_path / "straight", 10)
+    run(tmp_path / "back", 14, keep=9)
+    with pytest.raises(Preempted, match="saved step 8"):
+        run(tmp_path / "back", 10, signal_at=7, resume_step=3, keep=9)
+    again, seen = run(tmp_path / "back", 10, resume_step=3, keep=9)  # the same command
+    assert (again.w == straight.w).all() and seen == [10]
+    assert metrics(tmp_path / "straight") == metrics(tmp_path / "back")
+    names = {path.name for path in (tmp_path / "back" / "checkpoints").iterdir()}
+    assert {"replaced_6", "replaced_9", "replaced_12", "replaced_14", "10"} <= names and "14" not in names
+
+
+def test_a_checkpoint_is_kept_where_none_would_be_saved(tmp_path):
+    run(tmp_path, 10, keep=1, keep_every=5)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"5", "10"}
 
 
 def test_a_number_that_is_none_stops_the_run_before_it_is_saved(tmp_path):
@@ -224,7 +241,7 @@ def test_a_run_goes_on_with_the_next_example_whatever_its_batches(tmp_path, monk
         run(tmp_path / "changing", steps, batch_size=batch_size)
     assert len(read) == 80 + 16 + 6 + 180 and read == straight[:len(read)]
     with Checkpoints(tmp_path / "changing" / "checkpoints") as checkpoints:
-        assert checkpoints.record() == {"position": {"examples": len(read)}, "made_with": None}
+        assert checkpoints.record()["position"] == {"examples": len(read)}
 
 
 def test_the_first_state_and_the_steps_have_keys_of_their_own(tmp_path, monkeypatch):

@@ -71,7 +71,8 @@ setup(
         "tfds": TFDS,
         "report": REPORT,
         "judge": JUDGE,
-        "cuda": ["jax[cuda13]"],
+        "cuda12": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         # Compilers for --mode=plan; they need no accelerator.
         "plan-tpu": ["jax[tpu]"],

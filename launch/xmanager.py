@@ -44,7 +44,7 @@ def on_vertex(arguments: list[str], gpus: int, folder: Path) -> tuple[xm.Package
         path=str(folder),
         base_image=BASE_IMAGE,
         docker_instructions=[f"COPY {folder.name} /{folder.name}", f"WORKDIR /{folder.name}",
-                             "RUN pip install -e '.[cuda,tfds,report]'"],
+                             "RUN pip install -e '.[cuda13,tfds,report]'"],
         entrypoint=xm.ModuleName("refocus_jax.main"),
         args=arguments,
         env_vars={name: os.environ[name] for name in ("TFDS_DATA_DIR",) if name in os.environ}), executor

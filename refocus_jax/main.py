@@ -42,7 +42,8 @@ MODES = {
     "evaluate": ("evaluate.run", "measure FID and other numbers, see --config.evaluate"),
     "report": ("report.run", "write an HTML page about one or several runs, see --config.report"),
     "plan": ("plan.run", "estimate memory and time on a machine that need not be present, see --config.plan"),
-    "export": ("export.run", "write files for PyTorch's VAR code, or one file that draws images, see --config.export"),
+    "export": ("export.run", "write files for PyTorch's VAR code, one file that draws images, or a folder to hand "
+               "over, see --config.export"),
     "config": ("config.run", "print every setting with its value and what it does"),
 }
 # These modes replace one file each, or none, and may run while a training is running.

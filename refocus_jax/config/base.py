@@ -322,10 +322,14 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
                                                                          "memory."),
     },
     "export": {
-        "format": Setting("var", r.one_of(("var", "sampler")), "var: files for PyTorch's VAR code; sampler: one file "
-                                                               "that draws images without this package's models."),
-        "output": Setting("", r.PATH, "The file: NAME.safetensors or NAME.zip; default student.safetensors or "
-                                      "sampler.zip in WORKDIR."),
+        "format": Setting("var", r.one_of(("var", "sampler", "folder")),
+                          "var: files for PyTorch's VAR code; sampler: one file that draws images without this "
+                          "package's models; folder: weights, config, model card and pictures to hand over."),
+        "output": Setting("", r.PATH, "The file, NAME.safetensors or NAME.zip, or the folder; default "
+                                      "student.safetensors, sampler.zip or model in WORKDIR."),
+        "dtype": Setting("float32", r.one_of(("float32", "float16", "bfloat16")), "Data type of the weights in an "
+                                                                                  "exported folder."),
+        "license": Setting("", r.NAME, "Licence that the model card of an exported folder names, such as cc-by-4.0."),
         "batch_size": Setting(4, r.POSITIVE, "Images that an exported sampler draws at a time."),
         "allow_differences": Setting(False, r.SWITCH, "Also writes a tokenizer that VAR's code decodes only after the "
                                                       "changes that are printed."),

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import refocus_jax
-from refocus_jax.config import build, check, stages
+from refocus_jax.config import build, check
 from refocus_jax.evaluation import comparison, digests, image_sets, measurements, metrics
 from refocus_jax.evaluation.image_sets import ImageSet
 from refocus_jax.evaluation.reconstructions import Reconstruct, code_counts
@@ -28,11 +28,11 @@ from refocus_jax.evaluation.reference import Reference
 from refocus_jax.evaluation.samples import DrawSettings
 from refocus_jax.judges.features import Extractor
 from refocus_jax.pretrained import Generator, Tokenizer
-from refocus_jax.pretrained.choice import choose_generator, choose_tokenizer
+from refocus_jax.pretrained.choice import choose_generator, choose_tokenizer, has_generator
 from refocus_jax.pretrained.drawing import draw_identity, draw_into
 from refocus_jax.reporting import evaluations
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.runtime import processes, weight_files
+from refocus_jax.runtime import processes
 from refocus_jax.runtime.files import write_json
 from refocus_jax.sampling.decode import SamplingSettings
 
@@ -142,8 +142,7 @@ def _load(c: ConfigDict, workdir: str) -> tuple[Tokenizer | None, _Generator | N
       ValueError: They are for images of another size than the config's.
     """
     tokenizer, generator, missing = None, None, []
-    trained = stages.trained(workdir, "generator") is not None
-    if trained or weight_files.is_weight_file(c.generator.init_from) or "tokenizer" not in c.evaluate.parts:
+    if has_generator(c, workdir) or "tokenizer" not in c.evaluate.parts:
         if "generator" in c.evaluate.parts:
             generator = choose_generator(c, workdir)
     elif "generator" in c.evaluate.parts:

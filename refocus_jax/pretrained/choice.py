@@ -4,7 +4,8 @@ import os
 
 from ml_collections import ConfigDict
 
-from refocus_jax.pretrained.loading import load_generator, load_tokenizer
+from refocus_jax.config import stages
+from refocus_jax.pretrained.loading import is_model_folder, load_generator, load_tokenizer
 from refocus_jax.pretrained.models import Generator, Tokenizer
 from refocus_jax.runtime import weight_files
 
@@ -12,6 +13,12 @@ from refocus_jax.runtime import weight_files
 def has_started(workdir: str | os.PathLike) -> bool:
     """Returns whether a run has started in a workdir."""
     return os.path.exists(os.path.join(workdir, "config.json"))
+
+
+def has_generator(c: ConfigDict, workdir: str) -> bool:
+    """Returns whether there is a generator to choose."""
+    return (is_model_folder(workdir) or stages.trained(workdir, "generator") is not None
+            or weight_files.is_weight_file(c.generator.init_from))
 
 
 def choose_generator(c: ConfigDict, workdir: str) -> tuple[Generator, dict]:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 OFFICIAL_TOKENIZER = "vae_ch160v4096z32"  # the one that all official generators were trained on
 
-# A workdir, an official file (.pth, .pt or .safetensors), or arrays by official name.
+MODEL = "model.safetensors"  # of a folder, see `model_folder`
+
+# A workdir, a folder to hand over (see `model_folder`), an official file (.pth, .pt or .safetensors), or arrays by
+# official name.
 Source = str | os.PathLike | Mapping[str, Any]
 
 
@@ -33,6 +36,11 @@ def load_config(workdir: str | os.PathLike) -> "tuple[ConfigDict, tuple[str, ...
     from refocus_jax.pretrained import workdirs
 
     return workdirs.config(os.fspath(workdir))
+
+
+def is_model_folder(source: str | os.PathLike) -> bool:
+    """Returns whether a folder is one that `--config.export.format=folder` has written."""
+    return all(Path(source, name).is_file() for name in (MODEL, "config.json"))
 
 
 def _official_arrays(source: Source, fits: weight_files.Fits) -> Mapping[str, Any] | None:
@@ -58,11 +66,11 @@ def _refuse(source: Source, **arguments: Any) -> None:
 
 def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
                    norm_groups: int | None = None) -> Tokenizer:
-    """Loads the tokenizers of a workdir's latest checkpoint, or VAR's tokenizer from an official source.
+    """Loads the tokenizers of a workdir's latest checkpoint, or one tokenizer from a folder or an official source.
 
     Args:
-      source: A workdir, a file (`vae_ch160v4096z32.pth`, `.safetensors` with the same names, shards, or an entry of a
-        training state: `FILE#trainer.vae_local`), or the arrays by name.
+      source: A workdir, a folder of `--config.export.format=folder`, a file (`vae_ch160v4096z32.pth`, `.safetensors`
+        with the same names, shards, or an entry of a training state: `FILE#trainer.vae_local`), or the arrays by name.
       grid_sizes: The sides of the token maps, only for an official source, whose arrays do not contain them; default
         VAR's ten scales.
       norm_groups: The groups of the group normalizations, only for an official source; default 32.
@@ -76,6 +84,10 @@ def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
     if arrays is None:
         assert isinstance(source, str)  # only a path can be a workdir
         _refuse(source, grid_sizes=grid_sizes, norm_groups=norm_groups)
+        if is_model_folder(source):
+            from refocus_jax.pretrained import model_folder
+
+            return model_folder.tokenizer(source)
         from refocus_jax.pretrained import workdirs
 
         return workdirs.tokenizer(source)
@@ -120,9 +132,9 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
     """Loads the student of a workdir's checkpoint with its tokenizer, or a VAR from an official source.
 
     Args:
-      source: A workdir, a file (`var_d16.pth` ... `var_d36.pth`, `.safetensors` with the same names, shards, or a
-        training state, whose fitting entry is taken unless one is named: `FILE#trainer.var_wo_ddp`), or the arrays by
-        name.
+      source: A workdir, a folder of `--config.export.format=folder`, a file (`var_d16.pth` ... `var_d36.pth`,
+        `.safetensors` with the same names, shards, or a training state, whose fitting entry is taken unless one is
+        named: `FILE#trainer.var_wo_ddp`), or the arrays by name.
       tokenizer: The tokenizer, only for an official generator; default the official file in the same folder.
       grid_sizes: The sides of the token maps, only for an official source, whose arrays may not contain them; default
         VAR's.
@@ -139,6 +151,11 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
     if arrays is None:
         assert isinstance(source, str)  # only a path can be a workdir
         _refuse(source, tokenizer=tokenizer, grid_sizes=grid_sizes, num_heads=num_heads)
+        if is_model_folder(source):
+            from refocus_jax.pretrained import model_folder
+
+            _refuse(source, step=step)
+            return model_folder.generator(source)
         from refocus_jax.pretrained import workdirs
 
         return workdirs.generator(source, step)

@@ -44,7 +44,7 @@ def tokenizer(c: ConfigDict, source: str, mesh) -> Found:
       ValueError: It does not fit the config.
     """
     if weight_files.is_weight_file(source):
-        return Found(mesh_lib.put_whole(_official_tokenizer(c, source), mesh_lib.replicated(mesh)))
+        return Found(mesh_lib.put_whole(structure_tokenizer(c, source, official=True), mesh_lib.replicated(mesh)))
     with Checkpoints(os.path.join(source, "tokenizer", "checkpoints")) as checkpoints:
         restored = checkpoints.restore(_tokenizer_template(c, mesh), partial=True)
         return Found(restored["params"], checkpoints.latest_step())
@@ -56,8 +56,23 @@ def check_tokenizer(c: ConfigDict, workdir: str, mesh) -> None:
         checkpoints.check_fit(_tokenizer_template(c, mesh), partial=True)
 
 
-def _official_tokenizer(c: ConfigDict, source: str) -> Any:
-    """Reads the parameters of an official tokenizer, on the host."""
+def replicated(params: Any) -> Any:
+    """Moves parameters from the host to all devices, each of which holds all of them."""
+    return mesh_lib.put_whole(params, mesh_lib.replicated(mesh_lib.make_mesh()))
+
+
+def structure_tokenizer(c: ConfigDict, source: str, *, official: bool) -> Any:
+    """Reads the parameters of a file with VAR's names, on the host.
+
+    Args:
+      c: The config that they must fit.
+      source: The file.
+      official: Whether it is a tokenizer of VAR, whose scales add up, and not one that this package has written.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: It does not fit the config.
+    """
     if c.generator.teacher.enabled:
         raise ValueError(f"tokenizer.pretrained is {source}, which has no alias tokenizer, and "
                          "generator.teacher.enabled is True; set generator.teacher.enabled=False, or leave "
@@ -68,7 +83,8 @@ def _official_tokenizer(c: ConfigDict, source: str) -> Any:
     _check_fit(source, found.autoencoder, expected.autoencoder, {
         name: f"tokenizer.model.{name}" for name in ("channels", "channel_multipliers", "num_residual_blocks")})
     _check_fit(source, found.quantizer, expected.quantizer, {
-        name: f"tokenizer.model.{name}" for name in ("vocab_size", "latent_channels", "num_phi", "residual")})
+        name: f"tokenizer.model.{name}"
+        for name in ("vocab_size", "latent_channels", "num_phi", *["residual"] * official)})
     return {"structure": params}
 
 

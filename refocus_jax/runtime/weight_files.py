@@ -288,6 +288,9 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
         raise ValueError(f"{path} cannot be written; give a name that ends in .safetensors")
     with atomically(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, dict(metadata))
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # the library lets only the owner read it
 
 
 def _read_safetensors(path: Path) -> Readers:

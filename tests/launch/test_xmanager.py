@@ -50,7 +50,7 @@ def test_a_run_on_vertex_is_a_container_on_a_machine_with_gpus(launch):
     copy, workdir, install = executable["docker_instructions"]
     name = Path(executable["path"]).name
     assert copy == f"COPY {name} /{name}" and workdir == f"WORKDIR /{name}"
-    assert "pip install -e '.[cuda,tfds,report]'" in install
+    assert "pip install -e '.[cuda13,tfds,report]'" in install
 
 
 def test_the_image_is_made_of_the_last_commit(launch):

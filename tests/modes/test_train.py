@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from refocus_jax.data import sources
 from refocus_jax.judges import features
 from refocus_jax.modes import edit, encode, export, report, sample, train
 from refocus_jax.pretrained import parameters
+from refocus_jax.pretrained.choice import choose_generator
 from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
@@ -206,6 +208,44 @@ def test_an_exported_student_comes_back_bit_for_bit(workdir, exported):
     back = pretrained.load_generator(exported[0], tokenizer=tokenizer)
     assert_same(back.params, ours.params)
     assert_same(tokenizer.params["structure"], ours.tokenizer.params["structure"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_exported_folder_is_the_generator_without_its_training(workdir, small, tmp_path, dtype, capsys):
+    c, folder = small(), tmp_path / "handed over"
+    c.export.update(format="folder", output=str(folder), dtype=dtype, license="cc-by-4.0")
+    export.run(c, workdir)
+    assert "no licence" not in capsys.readouterr().out
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        "model.safetensors", "tokenizer.safetensors", "config.json", "README.md", "pictures/samples.png",
+        "pictures/focus_pull.gif"}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()}
+    assert len(set(modes.values())) == 1, modes  # whoever may read one file may read all
+    ours, back = pretrained.load_generator(workdir), pretrained.load_generator(folder)
+    tokenizer, rounded = pretrained.load_tokenizer(folder), jax.tree.map(
+        lambda a: jnp.asarray(a, dtype).astype("float32"), (ours.params, ours.tokenizer.params["structure"]))
+    assert_same((back.params, back.tokenizer.params["structure"]), rounded)
+    assert_same(tokenizer.params, back.tokenizer.params)
+    assert (back.network, back.class_names) == (ours.network, ours.class_names)
+    assert back.tokenizer.model.optics == ours.tokenizer.model.optics
+    assert back.tokenizer.model.structure == ours.tokenizer.model.structure
+    assert str(tmp_path.parent) not in "".join(
+        path.read_text() for path in (folder / "config.json", folder / "README.md"))
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlicense: cc-by-4.0\n") and "VAR(vae, num_classes=2, depth=" in card
+    assert "| psnr_gain |" in card and "even, odd" in card
+    # The modes take it as a workdir, and a second export replaces it.
+    chosen, _ = choose_generator(small(), str(folder))
+    assert_same(chosen.params, back.params)
+    export.run(c, workdir)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("")
+    c.export.output = str(tmp_path / "other")
+    with pytest.raises(ValueError, match="export.output is .*other, which holds something else; give a new folder"):
+        export.run(c, workdir)
+    (folder / "tokenizer.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="tokenizer.safetensors does not exist"):
+        pretrained.load_generator(folder)
 
 
 def test_export_refuses_what_var_would_decode_otherwise(workdir, small, tmp_path):

@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import os
 import re
-import shlex
 import signal
 import sys
 import traceback
@@ -23,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from refocus_jax.config import catalog, check
 from refocus_jax.config.base import SETTINGS
 from refocus_jax.config.ranges import nearest
-from refocus_jax.runtime import processes
+from refocus_jax.runtime import command_line, processes
 from refocus_jax.runtime.lease import Lease, LeaseError
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 from refocus_jax.training.loop import NonFinite
@@ -145,18 +144,9 @@ def main(argv):
             logging.warning("%s", error)
             sys.exit(EXIT_CODE)
     if mode == "train" and jax.process_index() == 0:
-        print(*(f"{says} {next_command(following)}" for following, says in NEXT.items()), sep="\n")
-
-
-def next_command(mode: str) -> str:
-    """Returns the command that runs a mode, in one process, in the same workdir and with the same settings."""
-    given, kept = iter(sys.argv[1:]), []
-    for flag in given:
-        if not re.fullmatch(r"--?(mode|coordinator|num_processes|process_id)(=.*)?", flag, re.DOTALL):
-            kept.append(flag)
-        elif "=" not in flag:
-            next(given)  # its value
-    return shlex.join(["python", "-m", "refocus_jax.main", *kept, f"--mode={mode}"])
+        kept = command_line.settings(sys.argv[1:])
+        print(*(f"{says} {command_line.command(kept, workdir, following)}" for following, says in NEXT.items()),
+              sep="\n")
 
 
 def is_for_users(error: Exception) -> bool:

@@ -150,17 +150,10 @@ print(all(main.find(mode) for mode in main.MODES))"""
 def test_after_training_the_next_commands_are_printed(command, capsys, tmp_path):
     command("--mode", "train", "--config.seed=3", "--config.data.source=npz:a b")
     assert capsys.readouterr().out.splitlines() == [
-        f"{says} python -m refocus_jax.main --config=tiny --workdir={tmp_path}/run --config.seed=3 "
-        f"'--config.data.source=npz:a b' --mode={mode}" for mode, says in main.NEXT.items()]
+        f"{says} python -m refocus_jax.main --config=tiny --config.seed=3 '--config.data.source=npz:a b' "
+        f"--workdir={tmp_path}/run --mode={mode}" for mode, says in main.NEXT.items()]
     command("--mode=generator")
     assert capsys.readouterr().out == ""
-
-
-def test_a_following_command_runs_in_one_process(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main", "--config", "d16", "--process_id", "1", "--num_processes=2",
-                                      "--coordinator=host:1", "--workdir=runs/a", "-mode=train"])
-    assert main.next_command("sample") == (
-        "python -m refocus_jax.main --config d16 --workdir=runs/a --mode=sample")
 
 
 def _config_error(config, workdir):

@@ -169,18 +169,7 @@ def summary(workdir: str) -> str:
 def conclusion(workdir: str) -> str:
     """Says in words what the last evaluations of both stages mean, and where their files lie."""
     tokenizer, generator = (read_json(Path(workdir, stage, "evaluation.json")) or {} for stage in STAGES)
-    lines = []
-    if tokenizer:
-        psnr, thumbnail = tokenizer["validation/psnr"], tokenizer["validation/thumbnail_psnr"]
-        compared = f"{abs(psnr - thumbnail):.1f} dB {'better' if psnr > thumbnail else 'worse'} than"
-        lines.append(f"Reconstructions of held-out images have {psnr:.1f} dB, {compared} thumbnails with a pixel per "
-                     f"token{'' if psnr > thumbnail else ': the tokenizer has learned too little'}.")
-    if "validation/below_unigram_cross_entropy" in generator:
-        below = generator["validation/below_unigram_cross_entropy"]
-        compared = f"{abs(below):.0%} {'fewer' if below > 0 else 'more'} than"
-        lines.append(f"The generator needs {generator['validation/bits_per_image']:.0f} bits for a held-out image, "
-                     f"{compared} a model that knows only how frequent each token is"
-                     f"{'' if below > 0 else ': it has learned too little'}.")
+    lines = [*evaluations.in_words(tokenizer, generator)]
     pictures = ", ".join(str(Path(workdir, stage, "pictures")) for stage in STAGES
                          if Path(workdir, stage, "pictures").is_dir())
     lines.append(f"Pictures are in {pictures}; metrics and checkpoints lie next to them.")

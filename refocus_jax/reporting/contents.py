@@ -29,18 +29,17 @@ def html(runs: Runs, verdicts: Mapping[str, Verdict | str]) -> str:
     reference = next((verdict.reference for verdict in verdicts.values() if isinstance(verdict, Verdict)), None)
     grey = f" Grey: mean and range of the reference's runs ({reference.about['machine']})." if reference else ""
     return page.render(f"ReFocus-VAR: {', '.join(runs)}", [
-        Section("summary", "In short", [*_about(runs), *_important(runs), *_health(verdicts)]),
-        Section("pictures", "Pictures", list(_pictures(runs)), "Made at the last evaluation of each stage.", True),
+        Section("summary", "In short", [*_health(verdicts), *_learned(runs)]),
+        Section("pictures", "Pictures", list(_pictures(runs)), "Made at the last evaluation of each stage. A click "
+                "shows a picture at its full size, another click returns.", True),
+        Section("numbers", "The numbers that matter", list(_important(runs))),
         Section("curves", "Curves", list(_curves(runs, reference)), "Over the steps of training. Long curves are drawn "
                 f"as the means of sections, with shading from the lowest to the highest value.{grey}"),
         Section("metrics", "Metrics", list(_metrics(runs))),
         Section("aliasing", "Aliasing and spectra", list(_aliasing(runs))),
         Section("cost", "Time and memory", list(_cost(runs))),
-        Section("configuration", "Configuration", list(_configuration(runs)))])
-
-
-def _command(run: RecordedRun, mode: str) -> str:
-    return f"python -m refocus_jax.main --config=CONFIG --workdir={run.path} --mode={mode}"
+        Section("configuration", "Configuration", [*_about(runs), *_configuration(runs)])],
+        [line for name, run in runs.items() for line in _made_on(run, name if len(runs) > 1 else "")])
 
 
 def _of(runs: Runs, name: str) -> str:
@@ -48,19 +47,34 @@ def _of(runs: Runs, name: str) -> str:
     return f" of {name}" if len(runs) > 1 else ""
 
 
-def _about(runs: Runs) -> Iterator[Group]:
-    """Describes each run and the progress of its stages."""
+def _made_on(run: RecordedRun, name: str) -> Iterator[str]:
+    """Yields a line that says when, with which version and on which machine a run was trained last."""
+    logged = [stage.curves["time"].values[-1] for stage in run.stages.values() if stage.curves]
+    made_on = [stage.made_on for stage in run.stages.values() if stage.made_on]
+    if logged:
+        by = f" by refocus_jax {made_on[-1]['refocus_jax']} on {made_on[-1]['machine']}" if made_on else ""
+        yield f"{f'{name}: t' if name else 'T'}rained until {_date(max(logged))}{by}."
+
+
+def _learned(runs: Runs) -> Iterator[Group]:
+    """Says in words how far each run is and what it has learned."""
     for i, (name, run) in enumerate(runs.items()):
-        c, lines = run.config, []
+        lines = []
         for number, stage in enumerate(STAGES, 1):
             if stage in run.stages:
-                found = run.stages[stage]
-                when = f", logged {_date(found.curves['time'].values[-1])}" if found.curves else ""
-                says = f"step {found.last_step} of {run.steps(stage)}{when}"
+                says = f"step {run.stages[stage].last_step} of {run.steps(stage)}"
             else:
-                from_elsewhere = stage == "tokenizer" and c["tokenizer"]["pretrained"]
+                from_elsewhere = stage == "tokenizer" and run.config["tokenizer"]["pretrained"]
                 says = f"from {from_elsewhere}" if from_elsewhere else "not begun"
             lines.append(f"Stage {number}, {stage}: {says}.")
+        numbers = (run.stages[stage].evaluation if stage in run.stages else {} for stage in STAGES)
+        yield Group(f"learned-{i}", f"What {name} has learned", [Words("", [*lines, *evaluations.in_words(*numbers)])])
+
+
+def _about(runs: Runs) -> Iterator[Group]:
+    """Describes the images and networks of each run."""
+    for i, (name, run) in enumerate(runs.items()):
+        c, lines = run.config, []
         model = c["tokenizer"]["model"]
         pyramid = "VAR's pyramid" if model["pyramid"] == "var" else f"focus pyramid ({c['focus']['psf']} blur)"
         quantizer = "residual" if model["residual"] else "independent"
@@ -96,16 +110,18 @@ def _important(runs: Runs) -> Iterator[Group]:
         numbers[name] = {f"{stage}/{key.removeprefix('validation/')}": value
                          for stage in run.stages for key, value in run.last_numbers(stage).items()}
     shown = [name for name in _IMPORTANT if any(name in found for found in numbers.values())]
-    rows = [[_IMPORTANT[name], *(found.get(name) for found in numbers.values())] for name in shown]
+    rows = [[_IMPORTANT[name], *(meanings.with_unit(name.partition("/")[2], found[name]) if name in found else None
+                                 for found in numbers.values())] for name in shown]
     rows.append(["Time", *(curves.duration(curves.wall_seconds(run)) for run in runs.values())])
     says = [*(meanings.of(name.partition("/")[2]) for name in shown), "Training time so far, without pauses."]
-    yield Group("numbers", "The numbers that matter", [Tabled(Table("On held-out images", ["", *runs], rows), says)])
+    yield Group("numbers-table", "", [Tabled(Table("On held-out images", ["", *runs], rows), says)])
 
 
 def _health(verdicts: Mapping[str, Verdict | str]) -> Iterator[Group]:
     for i, (name, verdict) in enumerate(verdicts.items()):
         first, *lines = str(verdict).splitlines()
-        yield Group(f"health-{i}", f"Is {name} healthy?", [Words(first, [line.removeprefix("- ") for line in lines])])
+        title, said = (first, lines) if isinstance(verdict, Verdict) else ("", [first, *lines])
+        yield Group(f"health-{i}", f"Is {name} healthy?", [Words(title, [line.removeprefix("- ") for line in said])])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,22 +148,20 @@ class _Shown:
 
 
 _SHOWN = (
+    _Shown("samples", "generator/pictures/samples.png", "Samples", "Drawn images, one row per class",
+           "One row per class, always with the same seeds.", "generator"),
+    _Shown("reconstructions", "tokenizer/pictures/reconstructions.png", "Reconstructions",
+           "Held-out images, their thumbnails, and the images decoded from their tokens",
+           "Held-out images; thumbnails with as many pixels as the last scale has tokens; images decoded from tokens.",
+           "tokenizer"),
+    _Shown("focus-pull", "generator/pictures/focus_pull.png", "Focus pull",
+           "Drawn images after each scale, coarse to fine", "One drawn image per class, after each scale; columns: "
+           "tokens per side. focus_pull.gif, in the same folder, shows them one after the other.", "generator"),
     _Shown("focus-pyramid", "tokenizer/pictures/focus_pyramid.png", "Focus pyramid",
            "Views of three images at every scale: focused, downsampled without blur, and twice their difference",
            "Three rows per image, coarse to fine: L, blurred and then downsampled, which is what the tokenizer sees; "
            "D, downsampled without blur, so that fine detail aliases to false patterns; and twice their difference A, "
            "the alias residual. p: tokens per side; r: radius of the blur in pixels.", "tokenizer", True),
-    _Shown("reconstructions", "tokenizer/pictures/reconstructions.png", "Reconstructions",
-           "Held-out images, their thumbnails, and the images decoded from their tokens",
-           "Held-out images; thumbnails with as many pixels as the last scale has tokens; images decoded from tokens.",
-           "tokenizer"),
-    _Shown("focus-pull-animation", "generator/pictures/focus_pull.gif", "Focus pull",
-           "Animation: drawn images come into focus, scale after scale", "One drawn image per class, after each scale.",
-           "generator"),
-    _Shown("focus-pull", "generator/pictures/focus_pull.png", "Focus pull, scale by scale",
-           "Drawn images after each scale, coarse to fine", "The same images; columns: tokens per side.", "generator"),
-    _Shown("samples", "generator/pictures/samples.png", "Samples", "Drawn images, one row per class",
-           "One row per class, always with the same seeds.", "generator"),
     _Shown("drawn", "samples/samples.png", "Samples on demand", "Drawn images, one row per class",
            "Drawn by --mode=sample; samples/samples.grid.json says how.", "sample"),
 )
@@ -161,7 +175,7 @@ def _pictures(runs: Runs) -> Iterator[Group]:
                 items.append(page.picture(run.path / shown.path, shown.alt + _of(runs, name),
                                           name if len(runs) > 1 else "", shown.crisp))
             else:
-                items.append(Missing(f"{shown.title}{_of(runs, name)}: not there yet.", _command(run, shown.mode)))
+                items.append(Missing(f"{shown.title}{_of(runs, name)}: not there yet.", run.command(shown.mode)))
         yield Group(shown.id, shown.title, items, shown.note)
 
 
@@ -177,7 +191,7 @@ def _grouped(drawings: Iterator[Drawing]) -> Iterator[Group]:
 def _curves(runs: Runs, reference: Reference | None) -> Iterator[Group]:
     yield from _grouped(curves.drawings(runs, reference))
     for i, (name, run) in enumerate(runs.items()):
-        items = [Missing(f"{stage}{_of(runs, name)}: not trained yet.", _command(run, stage)) for stage in STAGES
+        items = [Missing(f"{stage}{_of(runs, name)}: not trained yet.", run.command(stage)) for stage in STAGES
                  if stage not in run.stages and not (stage == "tokenizer" and run.config["tokenizer"]["pretrained"])]
         if "generator" in run.stages and not curves.FRECHET & run.stages["generator"].curves.keys():
             items.append(Missing(f"Fréchet distance over the steps{_of(runs, name)}: stage 2 draws no samples for it; "
@@ -196,7 +210,7 @@ def _metrics(runs: Runs) -> Iterator[Group]:
                 continue
             yield Group(f"{stage}-evaluation-{i}", title, [_scale_table(
                 f"Held-out images, step {found.evaluation['step']}", found.evaluation)])
-    missing = [Missing(f"Evaluation{_of(runs, name)} (FID and others): not there yet.", _command(run, "evaluate"))
+    missing = [Missing(f"Evaluation{_of(runs, name)} (FID and others): not there yet.", run.command("evaluate"))
                for name, run in runs.items() if run.evaluation is None]
     there = {name: run.evaluation for name, run in runs.items() if run.evaluation is not None}
     items: list[Item] = []
@@ -229,7 +243,7 @@ def _aliasing(runs: Runs) -> Iterator[Group]:
         found = read_json(run.path / "aliasing" / "aliasing.json", ("pictures", "charts", "tables", "settings"))
         if found is None:
             yield Group(f"aliasing-{i}", "", [Missing(f"Aliasing{_of(runs, name)}: not measured yet.",
-                                                      _command(run, "aliasing"))])
+                                                      run.command("aliasing"))])
             continue
         for j, one in enumerate(found["pictures"]):
             shown = page.picture(run.path / "aliasing" / one["file"], one["title"] + _of(runs, name), crisp=True)

@@ -1,6 +1,21 @@
-"""The numbers of an evaluation.json by metric and scale, and as text."""
+"""The numbers of an evaluation.json by metric and scale, as text, and in words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+
+def in_words(tokenizer: Mapping[str, float], generator: Mapping[str, float]) -> Iterator[str]:
+    """Says what the last evaluations of both stages mean; a stage without numbers is left out."""
+    if "validation/thumbnail_psnr" in tokenizer:
+        psnr, thumbnail = tokenizer["validation/psnr"], tokenizer["validation/thumbnail_psnr"]
+        compared = f"{abs(psnr - thumbnail):.1f} dB {'better' if psnr > thumbnail else 'worse'} than"
+        yield (f"Reconstructions of held-out images have {psnr:.1f} dB, {compared} thumbnails with a pixel per "
+               f"token{'' if psnr > thumbnail else ': the tokenizer has learned too little'}.")
+    if "validation/below_unigram_cross_entropy" in generator:
+        below = generator["validation/below_unigram_cross_entropy"]
+        compared = f"{abs(below):.0%} {'fewer' if below > 0 else 'more'} than"
+        yield (f"The generator needs {generator['validation/bits_per_image']:.0f} bits for a held-out image, "
+               f"{compared} a model that knows only how frequent each token is"
+               f"{'' if below > 0 else ': it has learned too little'}.")
 
 
 def text(title: str, evaluation: Mapping[str, float]) -> str:

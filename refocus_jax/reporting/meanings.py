@@ -49,6 +49,17 @@ _MEANINGS = {
 }
 
 
+# Units of numbers whose names begin like this; "%" is for fractions.
+_UNITS = {"psnr": "dB", "structure_usage": "%", "cross_entropy": "nats per token", "bits_per_image": "bits",
+          "below_unigram": "%", "teacher_minus_student": "nats per token"}
+
+
+def with_unit(name: str, value: float) -> str:
+    """Formats a number with its unit."""
+    unit = next((unit for beginning, unit in _UNITS.items() if name.startswith(beginning)), "")
+    return f"{100 * value:.3g} %" if unit == "%" else f"{value:.4g} {unit}".rstrip()
+
+
 def of(name: str) -> str:
     """Returns the meaning of a number by its name; empty if unknown."""
     base = re.sub(r"/(all|scale_\d+)$", "", name.removeprefix("validation/").removeprefix("reconstruction_"))

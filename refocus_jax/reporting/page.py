@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image, UnidentifiedImageError
 
 from refocus_jax.evaluation.tables import Chart, Table
@@ -145,12 +145,18 @@ class Section:
     columns: bool = False
 
 
-def render(title: str, sections: Sequence[Section]) -> str:
-    """Makes the page; all text is escaped."""
+def render(title: str, sections: Sequence[Section], subtitles: Sequence[str] = ()) -> str:
+    """Makes the page; all text is escaped. `subtitles` are lines below the title."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["cell"] = cell
-    return environment.get_template("page.html.jinja").render(title=title, sections=sections)
+    environment.filters |= {"cell": cell, "breakable": breakable}
+    return environment.get_template("page.html.jinja").render(title=title, sections=sections,
+                                                                  subtitles=subtitles)
+
+
+def breakable(name: str) -> Markup:
+    """Escapes a name, and lets a browser break it after _, / and . but not inside a word."""
+    return Markup(re.sub(r"([_/.])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def cell(value: Any) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from refocus_jax.config import saved
 from refocus_jax.config.base import STAGES
+from refocus_jax.runtime import command_line
 from refocus_jax.runtime.files import read_json
 from refocus_jax.runtime.writer import read_metrics
 
@@ -32,11 +33,14 @@ class Stage:
       name: The name of the stage.
       curves: All numbers of metrics.jsonl except the steps, by name; "time" is in seconds since 1970.
       evaluation: The numbers of the last evaluation.json, with "step".
+      made_on: When and on which machine its last call began, with versions and the settings of the command; empty for
+        runs of older versions.
     """
 
     name: str
     curves: Mapping[str, Curve]
     evaluation: Mapping[str, float]
+    made_on: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def last_step(self) -> int:
@@ -69,6 +73,11 @@ class RecordedRun:
         """Returns the number of steps that a stage is to train."""
         return self.config[stage]["train"]["steps"]
 
+    def command(self, mode: str) -> str:
+        """Returns the command that runs a mode in this workdir; with CONFIG for the config if it is not known."""
+        known = [found.made_on["settings"] for found in self.stages.values() if found.made_on.get("settings")]
+        return command_line.command(known[-1] if known else ["--config=CONFIG"], str(self.path), mode)
+
     def last_numbers(self, stage: str) -> dict[str, float]:
         """Returns the numbers of the last evaluation of a stage that has begun, and those of --mode=evaluate."""
         during = {name: value for name, value in self.stages[stage].evaluation.items() if name != "step"}
@@ -92,7 +101,8 @@ def read(workdir: str | Path) -> RecordedRun:
 def _stage(directory: Path) -> Stage:
     evaluation = read_json(directory / "evaluation.json") or {}
     return Stage(directory.name, _curves(directory / "metrics.jsonl"),
-                 {name: value if name == "step" else float(value) for name, value in evaluation.items()})
+                 {name: value if name == "step" else float(value) for name, value in evaluation.items()},
+                 read_json(directory / "made_on.json") or {})
 
 
 def _curves(metrics: Path) -> dict[str, Curve]:

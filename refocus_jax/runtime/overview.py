@@ -1,6 +1,7 @@
-"""The overview that a run prints before its first step: devices, mesh, and a table of its parameters."""
+"""What a run says before its first step: devices, mesh, its command, and a table of its parameters."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import jax
 from clu import parameter_overview
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from refocus_jax.runtime.files import atomically
+import refocus_jax
+from refocus_jax.runtime import command_line
+from refocus_jax.runtime.files import atomically, write_json
 
 
 def machine(mesh: jax.sharding.Mesh) -> str:
@@ -21,7 +24,8 @@ def machine(mesh: jax.sharding.Mesh) -> str:
 def announce(name: str, params: Any, mesh: jax.sharding.Mesh, directory: str | Path) -> None:
     """Prints the machine and the parameter counts of each network's parts, and writes a full table to parameters.txt.
 
-    Only process 0 prints, to standard error, and writes.
+    Also writes made_on.json: the date, the machine, versions, and the settings of the command. Only process 0 prints,
+    to standard error, and writes.
 
     Args:
       name: Name of the stage, printed first.
@@ -31,6 +35,10 @@ def announce(name: str, params: Any, mesh: jax.sharding.Mesh, directory: str | P
     """
     if jax.process_index():
         return
+    main = Path(sys.argv[0]).parts[-2:] == ("refocus_jax", "main.py")
+    write_json(Path(directory) / "made_on.json", {
+        "began": time.time(), "machine": machine(mesh), "refocus_jax": refocus_jax.__version__, "jax": jax.__version__,
+        "settings": command_line.settings(sys.argv[1:]) if main else None})
     path = Path(directory) / "parameters.txt"
     with atomically(path) as temporary:
         temporary.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")

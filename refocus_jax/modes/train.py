@@ -1,6 +1,7 @@
 """`--mode=train`, `--mode=tokenizer` and `--mode=generator`: trains both stages, or one of them."""
 
 import functools
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from refocus_jax.pretrained.prepare import Prepared, prepare
 from refocus_jax.reporting import evaluations
 from refocus_jax.runtime.digests import digests
 from refocus_jax.runtime.files import read_json
+from refocus_jax.runtime.mirror import Mirror
 from refocus_jax.runtime.progress import Phase
 from refocus_jax.training import encode, loop
 from refocus_jax.training.evaluators import GeneratorEvaluator, SampleDistance, TokenizerEvaluator
@@ -66,6 +68,7 @@ def train_tokenizer(prepared: Prepared) -> None:
                frozen=parameters.perceptual(c), key=fold_in(run.key, "tokenizer"), mesh=run.mesh,
                directory=run.directory("tokenizer"), evaluator=evaluator,
                resume_step=run.resume_step("tokenizer"), made_with=run.made_with("tokenizer"),
+               mirror=_mirror(run, "tokenizer"),
                share_of_peak=_share_of_peak(run, "tokenizer"), profile_steps=tuple(c.profile.steps))
 
 
@@ -93,7 +96,17 @@ def train_generator(prepared: Prepared) -> None:
                key=fold_in(run.key, "generator"), mesh=run.mesh, directory=run.directory("generator"),
                evaluator=evaluator, warm_start=_warm_start(prepared, task, tokenizers),
                resume_step=run.resume_step("generator"), made_with=run.made_with("generator", tokenizers),
+               mirror=_mirror(run, "generator"),
                share_of_peak=_share_of_peak(run, "generator"), profile_steps=tuple(c.profile.steps))
+
+
+def _mirror(run: Run, stage: str) -> Mirror | None:
+    """Opens the copy of a stage's metrics that `log.wandb` asks for, in process 0."""
+    project = run.config.log.wandb
+    if not project or jax.process_index():
+        return None
+    Path(run.directory(stage)).mkdir(parents=True, exist_ok=True)
+    return Mirror(project, run.directory(stage), json.loads(run.config.to_json()))
 
 
 def _share_of_peak(run: Run, stage: str) -> float | None:

@@ -19,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from refocus_jax.runtime.files import atomically, valid, write_json, writing
+from refocus_jax.runtime.mirror import Mirror
 
 
 class Writer:
@@ -34,13 +35,15 @@ class Writer:
       directory: Made if missing.
       resume_step: Drops the scalars of later steps, which the resumed run will write again. -1 drops all, None
         drops none.
+      mirror: Where scalars and pictures are copied to, and which is closed with the writer; None for nowhere.
 
     Raises:
       ValueError: A line of metrics.jsonl other than the last is damaged.
       OSError: The directory cannot be written.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, resume_step: int | None = None):
+    def __init__(self, directory: str | os.PathLike, *, resume_step: int | None = None, mirror: Mirror | None = None):
+        self._mirror = mirror
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -75,6 +78,8 @@ class Writer:
             self._metrics.write(line + "\n")
             self._metrics.flush()
             self._add_event(step, summary=Summary(value=parts))
+        if self._mirror:
+            self._mirror.scalars(step, values)
 
     def image(self, step: int, name: str, image_hwc: np.ndarray) -> None:
         """Writes `pictures/NAME.png`, replacing that of an earlier step; TensorBoard keeps all steps.
@@ -93,6 +98,8 @@ class Writer:
         with self._doing_without(), atomically(self._directory / "pictures" / f"{name}.png") as path:
             picture.save(path, format="PNG")
             self._add_event(step, summary=summary.image(name, image_hwc, dataformats="HWC"))
+        if self._mirror:
+            self._mirror.image(step, name, image_hwc)
 
     def animation(self, name: str, frames: Sequence[np.ndarray], milliseconds: int) -> None:
         """Writes `pictures/NAME.gif`, which repeats forever.
@@ -139,6 +146,8 @@ class Writer:
                 self._metrics.close()
             with contextlib.suppress(OSError):
                 self._events.close()
+        if self._mirror:
+            self._mirror.close()
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ from refocus_jax.models.randomness import fold_in
 from refocus_jax.runtime import memory, overview
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
+from refocus_jax.runtime.mirror import Mirror
 from refocus_jax.runtime.preemption import Preempted, Preemption
 from refocus_jax.runtime.profile import Profile
 from refocus_jax.runtime.progress import Phase, Progress
@@ -218,7 +219,8 @@ class _Metrics:
 
 def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, key: jax.Array, mesh,
           directory: str, evaluator: Evaluator, warm_start: Callable[[Any], Any] | None = None, resume_step: int = -1,
-          made_with: Any = None, share_of_peak: float | None = None, profile_steps: tuple[int, ...] = ()) -> Any:
+          made_with: Any = None, mirror: Mirror | None = None, share_of_peak: float | None = None,
+          profile_steps: tuple[int, ...] = ()) -> Any:
     """Trains until `settings.steps`, resuming from a checkpoint in `directory` if there is one.
 
     Writes metrics, pictures, evaluation.json, checkpoints and traces into `directory`.
@@ -237,6 +239,7 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
       resume_step: The step of the checkpoint to resume from; -1 for the latest. Checkpoints of later steps are renamed
         to `replaced_STEP`. A training that has been set back to this step once goes on from its latest checkpoint.
       made_with: A value for JSON that is stored in the record of every checkpoint.
+      mirror: Where metrics and pictures are copied to; None for nowhere.
       share_of_peak: The fraction of the devices' peak FLOPs that one step per second uses, for the model FLOPs
         utilization "mfu"; None if it is not known.
       profile_steps: The first and the last step to trace, see `Profile`; empty traces none.
@@ -262,7 +265,7 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
         resumed_from = before.get("resumed_from", -1) if resume_step == -1 else resume_step
         overview.announce(task.name, abstract_state(task, mesh).params, mesh, directory)
         with (closing(batches.starting_at(examples)) as iterator,
-              Writer(directory, resume_step=-1 if start is None else start) as writer,
+              Writer(directory, resume_step=-1 if start is None else start, mirror=mirror) as writer,
               Profile(task.name, profile_steps, step, settings.steps, directory) as profile,
               Progress(settings.steps, step, task.name) as progress):
             metrics = _Metrics(writer, settings, step, share_of_peak)

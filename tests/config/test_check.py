@@ -202,7 +202,7 @@ NO_PATHS = {"focus.psf", "focus.schedule", "focus.downsample", "tokenizer.model.
             "tokenizer.model.remat", "generator.model.attention", "generator.model.dtype", "generator.model.remat",
             "generator.teacher.gate", "generator.teacher.alias", "sample.format", "focus.implementation",
             "generator.init_classes", "plan.optimization", "plan.topology", "export.format", "export.dtype",
-            "export.license", "edit.label"}
+            "export.license", "log.wandb", "edit.label"}
 
 
 def test_home_is_expanded_in_every_setting_that_is_a_path(config, monkeypatch):

@@ -78,9 +78,11 @@ def write(directory: Path, collection: Collection, max_unreadable: float = 0.01)
       The index of the complete folder.
 
     Raises:
-      ValueError: The folder holds something else, or the collection has too many damaged images.
+      ValueError: The folder holds something else, the processes do not see the same collection, or it has too many
+        damaged images.
       OSError: A file cannot be written.
     """
+    processes.check_same("convert.source", collection.digest)
     _begin(directory, collection)
     parts = {f"{split}-{i:05d}-of-{len(parts):05d}.array_record": part
              for split, parts in collection.splits.items() for i, part in enumerate(parts)}
@@ -107,8 +109,8 @@ def _begin(directory: Path, collection: Collection) -> None:
             array_records.check_version(directory / name, found)
             if found["source"] != description["source"]:
                 raise ValueError(f"convert.output is {directory}, which was made from other files, or from files of "
-                                 "other sizes. Give the convert.source that made it, remove "
-                                 "the folder, or write into another")
+                                 "other sizes. Give the convert.source that made it, remove the folder, or write "
+                                 "into another")
     write_json(directory / array_records.PARTIAL, description)
 
 

@@ -106,7 +106,9 @@ def check(content: bytes, name: str) -> SixteenBits | None:
     Of a JPEG file, only the header is read, and whether its pixels have an end: a damage between them changes colours,
     but stops no decoder. This is several times as fast.
     """
-    if content.startswith(_JPEG) and content.rfind(_END_OF_IMAGE) > content.rfind(_START_OF_SCAN) >= 0:
+    end = content.rfind(_END_OF_IMAGE)
+    # A scan without an end is the image's, if the file is cut off and the end is that of its thumbnail.
+    if content.startswith(_JPEG) and 0 < content.find(_START_OF_SCAN) < end and _START_OF_SCAN not in content[end:]:
         with _loaded(io.BytesIO(content), name, only_sixteen_bits=True):
             return None
     return sixteen_bits(io.BytesIO(content), name)

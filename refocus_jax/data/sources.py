@@ -444,10 +444,12 @@ def _tfds_split(name: str, splits: dict[str, Any], settings: SourceSettings, spl
 
 
 def _how_to_prepare(name: str, data_dir: str) -> str:
+    imagenet = name.startswith("imagenet2012")
     imagenet_step = "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into manual_dir, then "
     return (
         f"data.source is tfds:{name}, which is not prepared in {data_dir} (set TFDS_DATA_DIR if it lies elsewhere): "
-        f"{imagenet_step if name.startswith('imagenet2012') else ''}run "
+        f"{imagenet_step if imagenet else ''}run "
         f'tfds.builder("{name}", file_format="array_record").download_and_prepare() '
         "on a machine with tensorflow (manual_dir is downloads/manual in the data folder)"
+        f"{'; or give array_record:PATH, see docs/how_to/imagenet.md, which needs no tensorflow' if imagenet else ''}"
     )

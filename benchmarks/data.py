@@ -1,4 +1,4 @@
-"""Measures how many images a core decodes and crops, and how long a training step waits for them.
+"""Measures how many images a core decodes and crops, how long a training step waits for them, and conversion.
 
     python -m benchmarks.data
 
@@ -6,8 +6,8 @@ Writes JPEG files of 500 x 375, the usual size in ImageNet, with random crops of
 temporary folder, and reads them as `data.source=folder:...`. The first table is for the training pipeline alone at
 256 px, resized to 1.125 of that as for ImageNet: images per second, and per second of processor time (of the process
 and its workers), which is the rate of a core that does nothing else. The second table is for stage 1 of `tiny` on the
-same files: the fraction of a step in which the device is idle and waits for the next batch. The results are in
-docs/measurements/data.md.
+same files: the fraction of a step in which the device is idle and waits for the next batch. The last line is for
+`--mode=convert`: it reads the same images ten times from Parquet files. The results are in docs/measurements/data.md.
 """
 
 import argparse
@@ -21,12 +21,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 from absl import flags
 from PIL import Image
+from pyarrow import parquet
 
 from configs import tiny
 from refocus_jax.config import build
-from refocus_jax.data import pipeline, sources
+from refocus_jax.data import conversion, pipeline, sources
 from refocus_jax.data.crops import CropRule
 from refocus_jax.pretrained import parameters
 from refocus_jax.runtime import mesh as mesh_lib
@@ -75,6 +77,19 @@ def pipeline_rate(source: sources.Source, num_workers: int, batches: int, batch_
     return rates
 
 
+def conversion_rate(images: Path, folder: Path) -> tuple[float, float]:
+    """Measures images per second, and per second of processor time, of a conversion from ten Parquet files."""
+    contents = [path.read_bytes() for path in sorted(images.rglob("*.jpg"))]
+    table = pa.table({"image": [{"bytes": content, "path": ""} for content in contents], "label": [0] * len(contents)})
+    for number in range(10):
+        parquet.write_table(table, folder / f"train-{number:05d}-of-00010.parquet", row_group_size=100)
+    collection = conversion.open_collection(f"parquet:{folder}", sources.SourceSettings())
+    began, processor = time.perf_counter(), processor_seconds()
+    conversion.write(folder / "converted", collection)
+    count = 10 * len(contents)
+    return count / (time.perf_counter() - began), count / (processor_seconds() - processor)
+
+
 def timed_steps(update, state: Any, frozen: Any, iterator: Iterator, mesh, steps: int) -> np.ndarray:
     """Measures seconds, seconds in `next(iterator)`, and seconds of processor time of every step: (steps, 3).
 
@@ -121,6 +136,9 @@ def main():
             seconds, waited, _ = timed_steps(update, state, frozen, iterator, mesh, given.steps).T
             iterator.close()
             print(f"| {num_workers} | {np.median(seconds):.3f} | {waited.sum() / seconds.sum():.1%} |", flush=True)
+        (packed := Path(folder, "packed")).mkdir()
+        wall, processor = conversion_rate(Path(folder), packed)
+        print(f"\nconverted: {wall:.0f} images/s, {processor:.0f} images per processor second")
 
 
 if __name__ == "__main__":

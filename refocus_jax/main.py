@@ -32,6 +32,8 @@ MODES = {
     "train": ("train.run", "train both stages"),
     "tokenizer": ("train.run_tokenizer", "train stage 1"),
     "generator": ("train.run_generator", "train stage 2"),
+    "convert": ("convert.run", "pack the images of Parquet files, tar files or a folder to train on, see "
+                "--config.convert"),
     "encode": ("encode.run", "encode the training images as tokens on disk, see --config.encode"),
     "sample": ("sample.run", "draw images with a trained generator, see --config.sample; --config.sampling.cfg is the "
                "guidance: 0 is none, and in the convention where 1 is none it is a ramp from 1 to 1 + cfg over the "
@@ -112,8 +114,8 @@ def written(mode: str, config: ConfigDict, workdir: str) -> list[str]:
     """Returns the directories that a mode writes into; no other process may write into them at the same time."""
     if mode in READING:
         return []
-    if mode == "sample":
-        return [config.sample.output or workdir]
+    if mode in ("sample", "convert"):
+        return [config[mode].output or workdir]
     return [workdir, *filter(None, [config.encode.output if mode == "encode" else ""])]
 
 

@@ -138,7 +138,7 @@ def test_help_and_errors_in_flags_do_not_wait_for_packages_that_only_some_modes_
 def test_every_mode_starts_without_the_extras():
     """Optional packages are imported where they are used: a mode that needs them says so itself."""
     code = """import sys
-sys.modules.update(dict.fromkeys(["jinja2", "markupsafe", "matplotlib", "tensorflow_datasets"]))
+sys.modules.update(dict.fromkeys(["jinja2", "markupsafe", "matplotlib", "tensorflow_datasets", "pyarrow"]))
 from refocus_jax import main
 from refocus_jax.config import check
 print(all(main.find(mode) for mode in main.MODES))"""
@@ -208,15 +208,18 @@ def test_a_workdir_is_written_by_one_run_at_a_time(command, mode, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("mode, setting", [("encode", "encode.output"), ("sample", "sample.output")])
+@pytest.mark.parametrize("mode, setting", [("convert", "convert.output"), ("encode", "encode.output"),
+                                           ("sample", "sample.output")])
 def test_another_output_is_written_by_one_run_at_a_time(command, mode, setting, tmp_path):
     with Lease(tmp_path / "output", "encode"), pytest.raises(LeaseError, match="output is being written"):
         command(f"--mode={mode}", f"--config.{setting}={tmp_path}/output")
 
 
-def test_samples_into_another_directory_are_drawn_while_the_workdir_trains_or_cannot_be_written(command, tmp_path):
+@pytest.mark.parametrize("mode", ["sample", "convert"])
+def test_what_goes_into_another_directory_is_made_while_the_workdir_trains_or_cannot_be_written(command, mode,
+                                                                                                tmp_path):
     with Lease(tmp_path / "run", "train"):
-        command("--mode=sample", f"--config.sample.output={tmp_path}/output")
+        command(f"--mode={mode}", f"--config.{mode}.output={tmp_path}/output")
 
 
 @pytest.mark.parametrize("error, raised", [(Preempted("asked to stop"), SystemExit), (ValueError("no"), ValueError)])

@@ -98,14 +98,16 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
         "fsdp": Setting(1, r.MESH_AXIS, "Devices along the axis that also divides parameters and optimizer state."),
     },
     "data": {
-        "source": Setting("tfds:imagenet2012", r.PATH, "The images: photos, npz:PATH, folder:PATH or tfds:NAME."),
+        "source": Setting("tfds:imagenet2012", r.PATH, "The images: photos, npz:PATH, folder:PATH, array_record:PATH "
+                                                        "(from --mode=convert) or tfds:NAME."),
         "num_classes": Setting(SourceSettings.num_classes, r.CLASS_COUNT,
                                "Number of classes; None takes the source's."),
         "class_depth": Setting(SourceSettings.class_depth, r.COUNT,
                                "Levels of sub-folders that name a class: 2 makes dog/poodle a class; 0 means 1, but "
                                "refuses classes whose images are all in deeper sub-folders."),
         "max_unreadable": Setting(SourceSettings.max_unreadable, r.FRACTION,
-                                  "Fraction of a folder's images that may be skipped as unreadable; one always may."),
+                                  "Fraction of the images of a folder, or of a conversion, that may be skipped as "
+                                  "unreadable; one always may."),
         "sixteen_bit_max": Setting(SourceSettings.sixteen_bit_max, r.SIXTEEN_BIT_MAX,
                                    "Value of white in 16-bit images, 4095 for a 12-bit camera; 0 derives it from the "
                                    "largest value in all images of a folder."),
@@ -266,6 +268,11 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
                                                              "probability mass; 0 draws from all."),
         "smooth": Setting(SamplingSettings.smooth, r.SWITCH, "Feeds back mixtures of codes: smoother pictures, worse "
                                                              "FID."),
+    },
+    "convert": {
+        "source": Setting("", r.PATH, "What --mode=convert reads: parquet:PATH or tar:PATH, each a file or a folder of "
+                                      "such files, or folder:PATH, as in data.source."),
+        "output": Setting("", r.PATH, "Folder for the packed images; default WORKDIR/images."),
     },
     "encode": {
         "passes": Setting(1, r.POSITIVE, "Passes over all training images."),

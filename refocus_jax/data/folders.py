@@ -14,7 +14,7 @@ _HIDDEN = ("__MACOSX", "@eaDir")
 _NAMED = 3  # how many files or suffixes a message names
 
 # Folders with these names hold a split.
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }
@@ -198,8 +198,8 @@ def _splits(root: Path, folders: Sequence[str]) -> dict[str | None, str]:
     """Return the path prefix of the files of each split; the key is None where the splits have no folders."""
     named = defaultdict(list)
     for folder in folders:
-        if folder.lower() in _SPLIT_NAMES:
-            named[_SPLIT_NAMES[folder.lower()]].append(folder)
+        if folder.lower() in SPLIT_NAMES:
+            named[SPLIT_NAMES[folder.lower()]].append(folder)
     classes = len(folders) - sum(map(len, named.values()))
     if not named or (classes and ("train" not in named or len(named) == 1)):
         return {None: ""}  # a train folder among other folders is a class, and so is a test folder without train

@@ -4,6 +4,7 @@ This module and `npz` are the only readers of bytes that other programs wrote.
 """
 
 import contextlib
+import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
@@ -32,6 +33,7 @@ _MAX_ASPECT_RATIO = 100
 _SIXTEEN_BIT_MAX = 2**16 - 1
 # White levels of cameras and scanners that write 8, 10, 12, 14 or 16 bits into files of 16 bits.
 _WHITES = (255, 1023, 4095, 16383, _SIXTEEN_BIT_MAX)
+_JPEG, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"  # markers, which no pixels contain
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION = 258, 262  # TIFF tags
 
 
@@ -96,6 +98,20 @@ def sixteen_bits(file: IO[bytes], name: str) -> SixteenBits | None:
             return _sixteen_bits(image)
         _to_rgb(image, white)
         return None
+
+
+def check(content: bytes, name: str) -> SixteenBits | None:
+    """Check the bytes of an image file as `sixteen_bits` does, but decode no JPEG file that is complete.
+
+    Of a JPEG file, only the header is read, and whether its pixels have an end: a damage between them changes colours,
+    but stops no decoder. This is several times as fast.
+    """
+    end = content.rfind(_END_OF_IMAGE)
+    # A scan without an end is the image's, if the file is cut off and the end is that of its thumbnail.
+    if content.startswith(_JPEG) and 0 < content.find(_START_OF_SCAN) < end and _START_OF_SCAN not in content[end:]:
+        with _loaded(io.BytesIO(content), name, only_sixteen_bits=True):
+            return None
+    return sixteen_bits(io.BytesIO(content), name)
 
 
 def white_for(largest: int) -> int:

@@ -91,7 +91,8 @@ def check(root: Path, names: Sequence[str], left_out: Mapping[str, Sequence[str]
         if new or any(known.get(part) != content for part, content in listed.items()):
             remembered.keep(places, _VERSION, {"files": entries | new} | listed)
     if problems:
-        _report(root, list(problems.values()), len(names), max_unreadable)
+        judge(f"data.source is a folder: of {len(names)} image files in {root}", list(problems.values()), len(names),
+              max_unreadable)
     return good
 
 
@@ -115,9 +116,20 @@ def _entries(files: Any) -> dict[str, Entry]:
     return entries
 
 
-def _report(root: Path, problems: Sequence[str], count: int, max_unreadable: float) -> None:
+def judge(place: str, problems: Sequence[str], count: int, max_unreadable: float) -> None:
+    """List images that cannot be read, in a warning.
+
+    Args:
+      place: The beginning of the message: where the images are, and how many.
+      problems: What is wrong with each of those that cannot be read; at least one.
+      count: Number of all images.
+      max_unreadable: Share of the images that may be skipped; a single one may always be skipped.
+
+    Raises:
+      ValueError: If more of the images cannot be read.
+    """
     listed = "\n  ".join([*problems[:_LISTED], *(["..."] if len(problems) > _LISTED else [])])
-    found = f"data.source is a folder: of {count} image files in {root}, {len(problems)} cannot be read"
+    found = f"{place}, {len(problems)} cannot be read"
     if len(problems) > max(1, max_unreadable * count):
         raise ValueError(f"{found}, more than the share data.max_unreadable={max_unreadable:g}; repair or remove "
                          f"them:\n  {listed}")

@@ -1,11 +1,12 @@
 """Image sources: labelled images with random access; `load(spec, split, settings)` opens every kind.
 
-| spec          | what it reads                                                                        |
-|---------------|--------------------------------------------------------------------------------------|
-| `photos`      | the photographs inside the scikit-image wheel, one class each; nothing is downloaded |
-| `npz:PATH`    | arrays `x` and `y` (or `arr_0` and `arr_1`), optionally `classes` and `val`          |
-| `folder:PATH` | the ImageFolder layout; files that cannot be read are listed and skipped             |
-| `tfds:NAME`   | a prepared TensorFlow Dataset, read without TensorFlow                               |
+| spec                | what it reads                                                                        |
+|---------------------|--------------------------------------------------------------------------------------|
+| `photos`            | the photographs inside the scikit-image wheel, one class each; nothing is downloaded |
+| `npz:PATH`          | arrays `x` and `y` (or `arr_0` and `arr_1`), optionally `classes` and `val`          |
+| `folder:PATH`       | the ImageFolder layout; files that cannot be read are listed and skipped             |
+| `array_record:PATH` | the files that `--mode=convert` wrote                                                |
+| `tfds:NAME`         | a prepared TensorFlow Dataset, read without TensorFlow                               |
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-from refocus_jax.data import folders, images, manifest, notices, npz
+from refocus_jax.data import array_records, folders, images, manifest, notices, npz
 from refocus_jax.runtime import extras
 
 SPLITS = ("train", "validation")
@@ -30,7 +31,7 @@ SPLITS = ("train", "validation")
 _HELD_OUT_PERIOD = 10
 
 # Each class of a model has an embedding: a label above this is not a class, but a damaged number.
-_MAX_CLASSES = 100_000
+MAX_CLASSES = 100_000
 # If a larger share of the classes had no image, the labels would hardly be class numbers.
 _MAX_EMPTY_SHARE = 0.5
 
@@ -93,7 +94,7 @@ def load(spec: str, split: str, settings: SourceSettings = SourceSettings()) -> 
     """Open one split of a source.
 
     Args:
-      spec: `photos`, `npz:PATH`, `folder:PATH` or `tfds:NAME`.
+      spec: `photos`, `npz:PATH`, `folder:PATH`, `array_record:PATH` or `tfds:NAME`.
       split: `train` or `validation`. Both splits of a source have the same `class_names`.
       settings: How the source is read.
 
@@ -130,7 +131,7 @@ def _split_of(spec: str, opened: Callable[[str], Source], split: str) -> Source:
 def _open(spec: str, settings: SourceSettings) -> Callable[[str], Source]:
     """Return a function from the name of a split to the split of a source."""
     kind, _, argument = spec.partition(":")
-    if kind in ("npz", "folder", "tfds") and not argument:
+    if kind in ("npz", "folder", "array_record", "tfds") and not argument:
         argument = "NAME" if kind == "tfds" else "PATH"
         raise ValueError(f"data.source is {spec!r}, which names no data; write {kind}:{argument}")
     if spec == "photos":
@@ -139,9 +140,12 @@ def _open(spec: str, settings: SourceSettings) -> Callable[[str], Source]:
         return _open_npz(Path(argument).expanduser(), settings)
     if kind == "folder":
         return _open_folder(Path(argument).expanduser(), settings)
+    if kind == "array_record":
+        return _open_array_record(Path(argument).expanduser(), settings)
     if kind == "tfds":
         return _open_tfds(argument, settings)
-    raise ValueError(f"data.source is {spec!r}, which is unknown; use photos, npz:PATH, folder:PATH or tfds:NAME")
+    raise ValueError(f"data.source is {spec!r}, which is unknown; use photos, npz:PATH, folder:PATH, "
+                     "array_record:PATH or tfds:NAME")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,10 +193,10 @@ class FileSource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedSource:
-    """Records of a tfds data source whose `image` is the bytes of an image file, decoded when accessed."""
+    """Records whose `image` is the bytes of an image file, decoded when accessed."""
 
     name: str
-    records: Sequence[dict] = dataclasses.field(repr=False)
+    records: Sequence[dict] | array_records.Records = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
     fingerprint: str
     sixteen_bit_max: int = 0
@@ -333,7 +337,7 @@ def _check_npz_arrays(arrays: dict[str, np.ndarray], num_classes: int | None) ->
     elif num_classes is not None:
         class_count, origin = num_classes, "by data.num_classes; correct one of them"
     else:
-        class_count, origin = _MAX_CLASSES, "if no classes are given"
+        class_count, origin = MAX_CLASSES, "if no classes are given"
     if labels.size and not 0 <= labels.min() <= labels.max() < class_count:
         raise ValueError(f"labels y run from {labels.min()} to {labels.max()}, they must lie in [0, {class_count}), "
                          f"{origin}")
@@ -373,6 +377,27 @@ def _images_of(member: folders.ClassFolder, split: str) -> Sequence[str]:
         return member.images if member.split == split else ()
     held_out = _held_out(len(member.images))
     return [name for name, held in zip(member.images, held_out, strict=True) if held == (split == "validation")]
+
+
+def _open_array_record(directory: Path, settings: SourceSettings) -> Callable[[str], EncodedSource]:
+    """Open what `--mode=convert` wrote. If it has no validation files, every tenth record is held out."""
+    place, index = f"array_record:{directory}", array_records.Index.read(directory)
+    sixteen_bits = {name: found for shards in index.splits.values() for shard in shards
+                    for name, found in shard.sixteen_bits.items()}
+    sixteen_bit_max = images.choose_white(f"data.source {place}", sixteen_bits, settings.sixteen_bit_max)
+
+    def opened(split: str) -> EncodedSource:
+        shards, chosen = index.splits.get(split, ()), None
+        if "validation" not in index.splits:
+            shards = index.splits["train"]
+            held_out = _held_out(sum(shard.images for shard in shards))
+            chosen = np.flatnonzero(held_out if split == "validation" else ~held_out)
+        fingerprint = _digest(index.class_names, sixteen_bit_max, [shard.digest for shard in shards],
+                              None if chosen is None else split).hexdigest()
+        return EncodedSource(place, array_records.Records(directory, shards, chosen), index.class_names, fingerprint,
+                             sixteen_bit_max)
+
+    return opened
 
 
 def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSource]:
@@ -419,10 +444,12 @@ def _tfds_split(name: str, splits: dict[str, Any], settings: SourceSettings, spl
 
 
 def _how_to_prepare(name: str, data_dir: str) -> str:
+    imagenet = name.startswith("imagenet2012")
     imagenet_step = "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into manual_dir, then "
     return (
         f"data.source is tfds:{name}, which is not prepared in {data_dir} (set TFDS_DATA_DIR if it lies elsewhere): "
-        f"{imagenet_step if name.startswith('imagenet2012') else ''}run "
+        f"{imagenet_step if imagenet else ''}run "
         f'tfds.builder("{name}", file_format="array_record").download_and_prepare() '
         "on a machine with tensorflow (manual_dir is downloads/manual in the data folder)"
+        f"{'; or give array_record:PATH, see docs/how_to/imagenet.md, which needs no tensorflow' if imagenet else ''}"
     )

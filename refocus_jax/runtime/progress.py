@@ -68,13 +68,14 @@ class Progress:
     On a terminal it shows one moving bar. Elsewhere it prints a line like
     `tokenizer 120/800  loss=0.123  4.1 steps/s  2:45 left` whenever `interval_seconds` have passed since the
     previous line, and for the last step. The rate is measured since the previous line. Everything until the end of the
-    first step, which is mostly compilation, is a phase of its own and does not count.
+    first step, which is mostly compilation in training, is a phase of its own and does not count.
 
     Args:
       total: The last step.
       initial: The step that the run starts or resumes from.
       description: Name of the stage.
       stream: Where to write (default: standard error).
+      first: What happens until the end of the first step.
       interval_seconds: Time between lines; a bar sets its own pace.
     """
 
@@ -85,6 +86,7 @@ class Progress:
         description: str,
         stream: TextIO | None = None,
         *,
+        first: str = "compiling (can take minutes the first time)",
         interval_seconds: float = 10.0,
     ):
         self._stream = sys.stderr if stream is None else stream
@@ -95,7 +97,7 @@ class Progress:
         self._bar: tqdm | None = None
         self._first: Phase | None = None
         if initial < total:
-            self._first = Phase(f"{description}: compiling (can take minutes the first time)", self._stream,
+            self._first = Phase(f"{description}: {first}", self._stream,
                                 interval_seconds=interval_seconds).__enter__()
 
     def update(self, step: int, values: dict[str, float]) -> None:

@@ -372,7 +372,8 @@ def test_tfds_reads_train_and_test(tfds_data_dir):
 
 
 def test_tfds_explains_how_to_prepare_missing_data(tfds_data_dir):
-    expected = "data.source is tfds:imagenet2012, .*not prepared.*ILSVRC2012_img_train.tar.*array_record.*tensorflow"
+    expected = ("data.source is tfds:imagenet2012, .*not prepared.*ILSVRC2012_img_train.tar.*array_record.*tensorflow.*"
+                "or give array_record:PATH")
     with pytest.raises(FileNotFoundError, match=expected):
         sources.load("tfds:imagenet2012", "train")
     with pytest.raises(FileNotFoundError, match=r'run tfds.builder\("mnist"'):

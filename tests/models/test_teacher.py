@@ -93,26 +93,28 @@ def test_tokens_before_the_tail_are_the_students(teacher):
     _, captured = teacher.captured(INPUTS, KEEP)
     expected, _ = teacher.teach(captured, teacher.head_params)
 
-    def depends_on(field, axis, part):
-        changed = np.array(getattr(captured, field))
+    def depends_on(container, field, axis, part):
+        changed = np.array(getattr(container, field))
         np.moveaxis(changed, axis, 0)[part] *= 2 * np.arange(changed.shape[-1]) + 3  # LayerNorm forgives a factor
-        logits, _ = teacher.teach(captured._replace(**{field: changed}), teacher.head_params)
+        container = container._replace(**{field: changed})
+        logits, _ = teacher.teach(container if field == "inputs" else captured._replace(caches=container),
+                                  teacher.head_params)
         return (logits != expected).any()
 
     before, tail = slice(None, teacher.start), slice(teacher.start, None)
-    assert not depends_on("inputs", 1, before) and depends_on("inputs", 1, tail)
+    assert not depends_on(captured, "inputs", 1, before) and depends_on(captured, "inputs", 1, tail)
     for field in ("keys", "values"):
-        assert depends_on(field, 3, before) and not depends_on(field, 3, tail)
+        assert depends_on(captured.caches, field, 3, before) and not depends_on(captured.caches, field, 3, tail)
 
 
 def test_gate_lies_between_zero_and_one():
     """What the gated cross-attention adds is a share, per token and channel, of what the open one adds."""
     x, memory = small.random(0, 2, 9, small.WIDTH), small.random(1, 2, 5, small.WIDTH)
     gated, open_ = (AliasGateCrossAttention(width=small.WIDTH, num_heads=2, gate=gate) for gate in (True, False))
-    params = small.random_params(lambda key: gated.init(key, x, memory, (0, 9), (5,)))["params"]
+    params = small.random_params(lambda key: gated.init(key, x, memory, (0, 9), ((0, 5),)))["params"]
 
     def added(module, params):
-        z, alpha = jax.jit(lambda p: module.apply({"params": p}, x, memory, (0, 9), (5,)))(params)
+        z, alpha = jax.jit(lambda p: module.apply({"params": p}, x, memory, (0, 9), ((0, 5),)))(params)
         return np.asarray(z) - x, alpha
 
     ungated = {name: value for name, value in params.items() if name != "gate"}
@@ -139,7 +141,7 @@ def test_gates_are_of_every_alias_block_and_taught_token(teacher):
 def test_cross_attention_is_narrow():
     """Inner width d / 2; without a gate, nothing but four projections without bias."""
     shapes = jax.eval_shape(lambda: AliasGateCrossAttention(width=32, num_heads=2, gate=False).init(
-        jax.random.key(0), VECTORS[:, :1].repeat(4, -1), VECTORS.repeat(4, -1), (0, 1), (5,)))
+        jax.random.key(0), VECTORS[:, :1].repeat(4, -1), VECTORS.repeat(4, -1), (0, 1), ((0, 5),)))
     assert jax.tree.map(np.shape, shapes["params"]) == {
         "query": {"kernel": (32, 16)}, "key": {"kernel": (32, 16)}, "value": {"kernel": (32, 16)},
         "out": {"kernel": (16, 32)}}

@@ -71,7 +71,7 @@ def test_looking_into_blocks_changes_no_logits(network):
     logits, captured, last = look(INPUTS)
     np.testing.assert_allclose(logits, network.logits(LABELS, INPUTS, KEEP_ALL), atol=1e-5)
     assert captured.inputs.shape == (2, small.LENGTH, small.WIDTH)
-    assert captured.keys.shape == captured.values.shape == (2, 2, 2, small.LENGTH, 16)
+    assert [a.shape for a in captured.caches] == [(2, 2, 2, small.LENGTH, 16)] * 2
     np.testing.assert_allclose(last, logits, atol=1e-5)
 
 

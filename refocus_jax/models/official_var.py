@@ -337,6 +337,38 @@ def _infer_grid_sizes(arrays: Mapping[str, Any]) -> tuple[int, ...]:
                      "grid_sizes")
 
 
+def infer_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None = None,
+                      num_heads: int | None = None) -> Transformer:
+    """Reads from names and shapes which network the arrays of an official VAR or M-VAR belong to.
+
+    Args:
+      arrays: As in `import_transformer`.
+      grid_sizes: As in `import_transformer`.
+      num_heads: As in `import_transformer`.
+
+    Raises:
+      ValueError: It is a tokenizer, an argument does not fit the arrays, or there is no such network.
+    """
+    if is_tokenizer(arrays) and not is_transformer(arrays):
+        raise ValueError("these are the arrays of a tokenizer (encoder. ...), but a generator is needed; give VAR's "
+                         "var_d16.pth or a file like it")
+    grid_sizes = tuple(grid_sizes or _infer_grid_sizes(arrays))
+    names = _weights(arrays)
+    depth = _count(r"blocks\.(\d+)\.", names) or 1
+    width = _size(arrays, 64 * depth, ("pos_1LC", 2), ("pos_start", 2), ("class_emb.weight", 1))
+    temperatures = [name for name in sorted(names) if name.endswith(".scale_mul_1H11")]
+    num_heads = num_heads or _size(arrays, depth, *((name, 1) for name in temperatures))
+    if width % num_heads:
+        raise ValueError(f"num_heads is {num_heads}, which does not divide the transformer's width {width}; give the "
+                         "number it was trained with")
+    return Transformer(
+        grid_sizes=grid_sizes, vocab_size=_size(arrays, 4096, ("head.weight", 0), ("head.bias", 0)),
+        latent_channels=_size(arrays, 32, ("word_embed.weight", 1)),
+        num_classes=_size(arrays, 1001, ("class_emb.weight", 0)) - 1, depth=depth, width=width, num_heads=num_heads,
+        architecture="mvar" if any(".mamba." in name for name in names) else "var", qk_norm=bool(temperatures),
+        shared_modulation=any(name.startswith("shared_ada_lin.") for name in names))
+
+
 def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None = None,
                        num_heads: int | None = None) -> tuple[Transformer, dict[str, Any]]:
     """Builds the transformer of an official VAR or M-VAR from its arrays.
@@ -355,27 +387,14 @@ def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | No
       ValueError: Arrays are missing, unknown or of another shape (it lists them all), or an argument does not fit the
         arrays.
     """
-    if is_tokenizer(arrays) and not is_transformer(arrays):
-        raise ValueError("these are the arrays of a tokenizer (encoder. ...), but a generator is needed; give VAR's "
-                         "var_d16.pth or a file like it")
-    grid_sizes = tuple(grid_sizes or _infer_grid_sizes(arrays))
-    names = _weights(arrays)
-    depth = _count(r"blocks\.(\d+)\.", names) or 1
-    width = _size(arrays, 64 * depth, ("pos_1LC", 2), ("pos_start", 2), ("class_emb.weight", 1))
-    temperatures = [name for name in sorted(names) if name.endswith(".scale_mul_1H11")]
-    num_heads = num_heads or _size(arrays, depth, *((name, 1) for name in temperatures))
-    if width % num_heads:
-        raise ValueError(f"num_heads is {num_heads}, which does not divide the transformer's width {width}; give the "
-                         "number it was trained with")
-    network = Transformer(
-        grid_sizes=grid_sizes, vocab_size=_size(arrays, 4096, ("head.weight", 0), ("head.bias", 0)),
-        latent_channels=_size(arrays, 32, ("word_embed.weight", 1)),
-        num_classes=_size(arrays, 1001, ("class_emb.weight", 0)) - 1, depth=depth, width=width, num_heads=num_heads,
-        architecture="mvar" if any(".mamba." in name for name in names) else "var", qk_norm=bool(temperatures),
-        shared_modulation=any(name.startswith("shared_ada_lin.") for name in names))
-    inputs = jax.ShapeDtypeStruct((1, network.offsets[-1] - network.offsets[1], network.latent_channels), jnp.float32)
-    template = _shapes(network.init, jax.ShapeDtypeStruct((1,), jnp.int32), inputs)
+    network = infer_transformer(arrays, grid_sizes, num_heads)
+    template = _transformer_shapes(network)
     return network, _fill("the transformer", arrays, _transformer_entries(network), template)
+
+
+def _transformer_shapes(network: Transformer) -> dict[tuple, np.ndarray]:
+    inputs = jax.ShapeDtypeStruct((1, network.offsets[-1] - network.offsets[1], network.latent_channels), jnp.float32)
+    return _shapes(network.init, jax.ShapeDtypeStruct((1,), jnp.int32), inputs)
 
 
 def export_transformer(network: Transformer, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -35,8 +35,8 @@ _SETTINGS = ("image_size", "grid_sizes", "class_names", "data", "focus",
                  "pretrained", "perceptual_network", "model", "alias", "loss", "revival", "adversarial",
                  "discriminator", "optimizer", "discriminator_optimizer", "train.batch_size", "train.steps")),
              *(f"generator.{section}" for section in (
-                 "init_from", "model", "teacher", "optimizer", "train.batch_size", "train.steps", "train.label_dropout",
-                 "train.ema_decay")))
+                 "init_from", "architecture", "model", "teacher", "optimizer", "train.batch_size", "train.steps",
+                 "train.label_dropout", "train.ema_decay")))
 _OTHERS = ("data.num_workers", "data.num_classes", "data.max_unreadable", *HOW_NOT_WHAT)
 _SHIPPED = Path(__file__).parent / "references"
 
@@ -214,6 +214,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = flatten_dict(config, sep=".")
     if not flat.get("tokenizer.loss.perceptual"):
         flat.pop("tokenizer.perceptual_network", None)  # the name of a network that is not used
+    if flat.get("generator.architecture") == "var":
+        del flat["generator.architecture"]  # older configs, without this setting, mean the same
     return {name: value for name, value in flat.items() if name not in _OTHERS
             and any(f"{name}.".startswith(f"{section}.") for section in _SETTINGS)}
 

@@ -222,7 +222,7 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
     },
     "generator.teacher": {
         "enabled": Setting(TeacherSettings.enabled, r.SWITCH, "Trains a teacher and distils it into the student; "
-                                                              "without it, stage 2 trains plain VAR."),
+                                                              "without it, stage 2 trains the student alone."),
         "share_weights": Setting(TeacherSettings.share_weights, r.SWITCH, "Runs the student's last blocks a second "
                                                                           "time as the teacher, instead of a second "
                                                                           "network."),

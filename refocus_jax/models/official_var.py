@@ -406,8 +406,8 @@ def export_transformer(network: Transformer, params: Mapping[str, Any]) -> dict[
     level = np.repeat(np.arange(len(network.grid_sizes)), sizes)
     seen = np.greater_equal if network.sees_prefix else np.equal
     buffers: dict[str, np.ndarray] = {
-        "lvl_1L": level[None], "attn_bias_for_masking":
-               np.where(seen(level[:, None], level[None]), 0, -np.inf).astype(np.float32)[None, None]}
+        "lvl_1L": level[None],
+        "attn_bias_for_masking": np.where(seen(level[:, None], level[None]), 0, -np.inf).astype(np.float32)[None, None]}
     for layer in range(network.depth):
         buffers[f"blocks.{layer}.attn.zero_k_bias"] = np.zeros(network.width, np.float32)
         if not network.sees_prefix:

@@ -214,8 +214,6 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = flatten_dict(config, sep=".")
     if not flat.get("tokenizer.loss.perceptual"):
         flat.pop("tokenizer.perceptual_network", None)  # the name of a network that is not used
-    if flat.get("generator.architecture") == "var":
-        del flat["generator.architecture"]  # older configs, without this setting, mean the same
     return {name: value for name, value in flat.items() if name not in _OTHERS
             and any(f"{name}.".startswith(f"{section}.") for section in _SETTINGS)}
 

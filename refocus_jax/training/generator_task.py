@@ -29,7 +29,7 @@ class TeacherSettings:
     """The teacher and its losses for the student (docs/method.md).
 
     Attributes:
-      enabled: Whether there is a teacher; without it, the student trains as plain VAR.
+      enabled: Whether there is a teacher; without it, the student trains alone.
       share_weights: Whether the teacher uses the student's blocks; otherwise it has a second network.
       train_shared: Whether the teacher's loss trains shared weights (ablation).
       num_alias_blocks: M, the number of last blocks that read alias tokens, 1 or 2.

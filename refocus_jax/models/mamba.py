@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refocus_jax.models.sharding import keep_divided
+
 STATE_SIZE = 64  # s, numbers per channel in a head's state
 HEAD_DIM = 64
 TAPS = 4  # of the convolution; the last is that of the token itself
@@ -197,15 +199,16 @@ class Mixer(nn.Module, kw_only=True):
           The result (b, l, d), and the state after the first `num_before` scales.
         """
         inner = EXPANSION * self.width
-        z, mixed, dt = jnp.split(self.in_proj(u_bld), [inner, 2 * (inner + STATE_SIZE)], axis=-1)
+        z, mixed, dt = jnp.split(keep_divided(self.in_proj(u_bld)), [inner, 2 * (inner + STATE_SIZE)], axis=-1)
         border = sum(sizes[:num_before])
         window = jnp.concatenate([state.window, mixed[:, :border]], axis=1)[:, -(TAPS - 1):]
-        mixed = nn.silu(convolve(mixed, state.window, self.convolution.astype(self.dtype))
-                        + self.convolution_bias.astype(self.dtype)[None, None])
+        mixed = keep_divided(nn.silu(convolve(mixed, state.window, self.convolution.astype(self.dtype))
+                                     + self.convolution_bias.astype(self.dtype)[None, None]))
         x, write, read = jnp.split(mixed, [inner, inner + STATE_SIZE], axis=-1)
         x = x.reshape(*x.shape[:2], -1, HEAD_DIM)
         dt = nn.softplus(dt.astype(jnp.float32) + self.dt_bias[None, None])
         y, memory = recurrence(x, dt, -jnp.exp(self.a_log), write, read, state.memory, sizes, num_before)
-        y = (y + self.skip[None, None, :, None] * x).reshape(z.shape) * nn.silu(z.astype(jnp.float32))
+        y = keep_divided(y) + self.skip[None, None, :, None] * x
+        y = keep_divided(y.reshape(z.shape) * nn.silu(z.astype(jnp.float32)))
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + NORM_EPSILON) * self.norm_scale[None, None]
         return self.out_proj(y.astype(self.dtype)), State(window, memory)

@@ -171,7 +171,9 @@ def test_two_devices_draw_what_one_draws(sampler, many):
         np.testing.assert_array_equal(a, b)
 
 
-def test_devices_that_share_a_guided_batch_exchange_nothing(sampler):
+@pytest.mark.parametrize("architecture", ["var", "mvar"])
+def test_devices_that_share_a_guided_batch_exchange_nothing(architecture, sampler):
+    sampler = sampler if architecture == "var" else Sampler(architecture=architecture)
     labels = mesh_lib.put_batch(mesh_lib.make_mesh(), np.arange(8, dtype=np.int32) % small.CLASSES)
     settings = SamplingSettings(cfg=1.5, top_k=0, top_p=0.0)
     lowered = sampler._sample.lower(sampler.params, labels, sample_keys(0, labels), settings)

@@ -2,6 +2,7 @@
 
     python -m benchmarks.sample                       # sampling with d16's shapes at batch 1, 4 and 8
     python -m benchmarks.sample --what tokenize train # tokenizing 256 px images; one training step
+    python -m benchmarks.sample --student mvar        # the same of M-VAR's transformer
 
 Everything is in float32 on random weights and compiled beforehand. Every line gives seconds, the FLOPs that the
 computation needs (`planning.flops`), and their rate as a fraction of that of a 4096^3 float32 product. Products are
@@ -19,6 +20,7 @@ import numpy as np
 from benchmarks.timing import abstract_random, compile_timed, matrix_rate, random_like, seconds
 from configs import d16
 from refocus_jax.config import build
+from refocus_jax.config.arguments import STUDENTS
 from refocus_jax.models.bound import Bound
 from refocus_jax.planning import flops
 from refocus_jax.sampling import decode
@@ -69,10 +71,10 @@ def tokenizing(repeat: int) -> None:
         report(f"tokenize, {argument or 'focus'}", tokenizer.encode, (params, image), repeat)
 
 
-def training(repeat: int) -> None:
-    """Measures one update on one sequence of tokens; recomputed activations do not count as FLOPs."""
-    for argument in ("noteacher", None):
-        config = float32(d16.get_config(argument))
+def training(student: str, repeat: int) -> None:
+    """Measures one update on one sequence of tokens; recomputed blocks do not count as FLOPs."""
+    for teacher in ("off", "on"):
+        config = float32(d16.get_config(f"architecture={student},teacher={teacher}"))
         task = build.generator_task(config, NUM_CLASSES)
         config.generator.model.remat = "none"
         plain = build.generator_task(config, NUM_CLASSES)
@@ -93,17 +95,18 @@ def float32(config):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", default=["sample"], choices=["sample", "tokenize", "train"])
+    parser.add_argument("--student", default="var", choices=list(STUDENTS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
     print("| what | compile s | s | TFLOP | product GFLOP/s | of the product's rate |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     if "sample" in given.what:
-        sampling(float32(d16.get_config("var")), given.batches, given.repeat)
+        sampling(float32(d16.get_config(f"architecture={given.student},var")), given.batches, given.repeat)
     if "tokenize" in given.what:
         tokenizing(given.repeat)
     if "train" in given.what:
-        training(given.repeat)
+        training(given.student, given.repeat)
 
 
 if __name__ == "__main__":

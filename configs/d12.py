@@ -6,10 +6,10 @@ We have not trained it: parameter count and shapes are tested, results are not k
 """
 
 from refocus_jax.config import base
-from refocus_jax.config.arguments import apply, depth, recipes
+from refocus_jax.config.arguments import STUDENTS, apply, depth, recipes
 
 
 def get_config(argument=None):
     c = base.get_config()
     depth(c, 12)
-    return apply(c, argument, recipe=recipes(epochs=200, batch_size=768))
+    return apply(c, argument, architecture=STUDENTS, recipe=recipes(epochs=200, batch_size=768))

@@ -6,11 +6,11 @@ We have not trained it: parameter count and shapes are tested, results are not k
 """
 
 from refocus_jax.config import base
-from refocus_jax.config.arguments import apply, depth, recipes
+from refocus_jax.config.arguments import STUDENTS, apply, depth, recipes
 
 
 def get_config(argument=None):
     c = base.get_config()
     depth(c, 20)
     c.mesh.fsdp = 4  # a single device cannot hold the state; set --config.mesh.fsdp=1 on devices that can
-    return apply(c, argument, recipe=recipes(epochs=250, batch_size=768))
+    return apply(c, argument, architecture=STUDENTS, recipe=recipes(epochs=250, batch_size=768))

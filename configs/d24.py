@@ -6,7 +6,7 @@ We have not trained it: parameter count and shapes are tested, results are not k
 """
 
 from refocus_jax.config import base
-from refocus_jax.config.arguments import apply, depth, recipes
+from refocus_jax.config.arguments import STUDENTS, apply, depth, recipes
 
 
 def get_config(argument=None):
@@ -15,4 +15,4 @@ def get_config(argument=None):
     c.generator.model.gamma_init = 1e-4
     c.generator.optimizer.update(learning_rate=8e-5, final=0.01)
     c.mesh.fsdp = 4  # a single device cannot hold the state; set --config.mesh.fsdp=1 on devices that can
-    return apply(c, argument, recipe=recipes(epochs=350, batch_size=768))
+    return apply(c, argument, architecture=STUDENTS, recipe=recipes(epochs=350, batch_size=768))

@@ -61,7 +61,7 @@ overall perplexity of 503, and with VAR's pyramid (`tiny:var --mode=tokenizer --
 """
 
 from refocus_jax.config import base
-from refocus_jax.config.arguments import apply, resolution
+from refocus_jax.config.arguments import STUDENTS, apply, resolution
 
 
 def smoke(c):
@@ -96,4 +96,4 @@ def get_config(argument=None):
     c.evaluate.update(count=448, reference_count=448)
     c.report.reference = "tiny"
     runs = {"full": (lambda c: None, "all steps"), "smoke": (smoke, "a few steps of everything, in minutes")}
-    return apply(c, argument, run=runs)
+    return apply(c, argument, architecture=STUDENTS, run=runs)

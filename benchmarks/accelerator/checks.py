@@ -113,7 +113,7 @@ def attention_scales(bench: Bench) -> Iterator[tuple[str, Measurement]]:
             yield name, functools.partial(dict, skipped=str(error))
 
     def both_passes(implementation, offsets, ends, q, k, v):
-        out, pull = jax.vjp(lambda *a: attention(*a, offsets, ends, implementation), q, k, v)
+        out, pull = jax.vjp(lambda *a: attention(*a, offsets, [(0, end) for end in ends], implementation), q, k, v)
         return out, pull(out)
 
     def compare(start, stop, offsets, ends):

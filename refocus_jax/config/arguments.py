@@ -59,7 +59,7 @@ ARGUMENTS: dict[str, Choices] = {
 WORDS: dict[str, tuple[str, ...]] = {
     "k4": ("grids=k4",), "residual": ("scales=residual",), "var": ("pyramid=var", "teacher=off"),
     "norefocus": ("psf=none",), "gaussian": ("psf=gaussian",), "noteacher": ("teacher=off",),
-    "shared": ("alias=shared",), "var_recipe": ("recipe=var",), "smoke": ("run=smoke",),
+    "shared": ("alias=shared",), "mvar": ("architecture=mvar",), "var_recipe": ("recipe=var",), "smoke": ("run=smoke",),
 }
 
 
@@ -121,6 +121,14 @@ def resolution(c: ConfigDict, image_size: int, grid_sizes: tuple[int, ...], rho_
 def depth(c: ConfigDict, layers: int) -> None:
     """Sets a size of VAR's family: width 64 per layer, one head per layer, stochastic depth in proportion."""
     c.generator.model.update(depth=layers, width=64 * layers, num_heads=layers, drop_path_rate=0.1 * layers / 24)
+
+
+# The argument `architecture` of the sizes that M-VAR has.
+STUDENTS: Choices = {
+    "var": (_nothing, "VAR's transformer"),
+    "mvar": (lambda c: c.generator.update(architecture="mvar"),
+             "M-VAR's: attention within a scale, a Mamba-2 mixer from scale to scale"),
+}
 
 
 def recipes(epochs: int, batch_size: int) -> Choices:

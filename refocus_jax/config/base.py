@@ -16,6 +16,7 @@ from refocus_jax.data.sources import SourceSettings
 from refocus_jax.evaluation.samples import FORMATS, DrawSettings
 from refocus_jax.focus import GRID_SIZES, Pyramid
 from refocus_jax.models.tokenizer import PYRAMIDS
+from refocus_jax.models.transformer import ARCHITECTURES, Transformer
 from refocus_jax.sampling.decode import SamplingSettings
 from refocus_jax.training.adversarial import AdversarialSettings
 from refocus_jax.training.codebook import Revival
@@ -203,6 +204,9 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
     "tokenizer.discriminator_optimizer": _optimizer(1e-4, b1=0.5, b2=0.9, weight_decay=0.0, weight_decay_end=0.0),
     "tokenizer.train": _train(256, 100_000),
     "generator": {
+        "architecture": Setting(Transformer.architecture, r.one_of(ARCHITECTURES), "The student: VAR's transformer, or "
+                                "M-VAR's, whose attention stays within a scale and whose Mamba-2 mixers carry a state "
+                                "from scale to scale."),
         "init_from": Setting("", r.PATH, "A workdir, or an official file such as var_d16.pth, whose transformer stage "
                                          "2 starts from."),
         "init_classes": Setting("same", r.one_of(("same", "new")), "Whether this run's classes are those of init_from "
@@ -226,7 +230,7 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
     },
     "generator.teacher": {
         "enabled": Setting(TeacherSettings.enabled, r.SWITCH, "Trains a teacher and distils it into the student; "
-                                                              "without it, stage 2 trains plain VAR."),
+                                                              "without it, stage 2 trains the student alone."),
         "share_weights": Setting(TeacherSettings.share_weights, r.SWITCH, "Runs the student's last blocks a second "
                                                                           "time as the teacher, instead of a second "
                                                                           "network."),

@@ -84,14 +84,15 @@ def _fitting(c: ConfigDict, stride: int) -> str:
 
 
 def student(c: ConfigDict, num_classes: int, platform: str | None = None) -> Transformer:
-    """Builds the VAR transformer of a config for devices of a platform; default: the platform of this machine."""
+    """Builds the transformer of a config for devices of a platform; default: the platform of this machine."""
     g = c.generator.model
     attention = choose_implementation(g.attention, platform or jax.default_backend(), g.width // g.num_heads,
                                       jnp.dtype(g.dtype))
     t = c.tokenizer.model
     return Transformer(
         grid_sizes=tuple(c.grid_sizes), vocab_size=t.vocab_size, latent_channels=t.latent_channels,
-        num_classes=num_classes, **{**g.to_dict(), "attention": attention, "dtype": jnp.dtype(g.dtype)})
+        num_classes=num_classes, architecture=c.generator.architecture,
+        **{**g.to_dict(), "attention": attention, "dtype": jnp.dtype(g.dtype)})
 
 
 def _make_optimizer(section: ConfigDict, steps: int) -> optax.GradientTransformation:

@@ -23,8 +23,8 @@ from refocus_jax.runtime.checkpoint import Checkpoints
 _SHAPING = {
     "tokenizer": ("image_size", "grid_sizes", "focus", "tokenizer.model", "tokenizer.alias",
                   "generator.teacher.enabled", "class_names"),
-    "generator": ("image_size", "grid_sizes", "focus", "tokenizer.model", "tokenizer.alias", "generator.model",
-                  "generator.teacher", "generator.train.ema_decay", "class_names"),
+    "generator": ("image_size", "grid_sizes", "focus", "tokenizer.model", "tokenizer.alias", "generator.architecture",
+                  "generator.model", "generator.teacher", "generator.train.ema_decay", "class_names"),
 }
 # Settings of the above sections that change how something is computed but not the result; they may change.
 HOW_NOT_WHAT = ("focus.implementation", "tokenizer.model.remat", "generator.model.remat", "generator.model.attention")

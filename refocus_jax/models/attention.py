@@ -1,4 +1,4 @@
-"""Attention of the generator, over the prefix of scales that a query may see. Queries arrive already scaled.
+"""Attention of the generator, over the scales that a query may see. Queries arrive already scaled.
 
 The function `attention` has three implementations with the same results up to rounding:
   prefix   dense products over static slices, for every platform
@@ -8,7 +8,7 @@ The function `attention` has three implementations with the same results up to r
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,18 @@ from refocus_jax.models.sharding import on_own_examples
 
 IMPLEMENTATIONS = ("prefix", "splash", "cudnn")
 CUDNN_MAX_HEAD_DIM = 128
+
+
+class KeysValues(NamedTuple):
+    """What attention over earlier scales keeps of them.
+
+    Attributes:
+      keys: (b, n, l, h): n heads, l tokens, h numbers per head.
+      values: The same shape.
+    """
+
+    keys: jax.Array
+    values: jax.Array
 
 
 def scale_offsets(grid_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -65,8 +77,8 @@ def _attention(q_bnlh, k_bnmh, v_bnmh):
 
 
 def attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_offsets: Sequence[int],
-              key_ends: Sequence[int], implementation: str = "prefix") -> jax.Array:
-    """Scale-causal attention: each group of consecutive queries sees a prefix of the keys.
+              key_ranges: Sequence[tuple[int, int]], implementation: str = "prefix") -> jax.Array:
+    """Attention in which each group of consecutive queries sees a range of the keys.
 
     Args:
       q_bnlh: Queries, already scaled.
@@ -74,25 +86,25 @@ def attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_off
       v_bnmh: Values.
       query_offsets: Where each group of queries starts, and where the last one ends: group i is
         query_offsets[i] ... query_offsets[i + 1] - 1.
-      key_ends: For each group, how many keys it sees.
+      key_ranges: For each group, the first key that it sees, and the end of those that it sees.
       implementation: One of `IMPLEMENTATIONS`.
 
     Returns:
       The result, (b, n, l, h). The softmax is in float32.
 
     Raises:
-      ValueError: The implementation is unknown, or there is not one key end per group of queries.
+      ValueError: The implementation is unknown, or there is not one range of keys per group of queries.
     """
     attend: dict[str, Callable[..., jax.Array]] = {
         "prefix": prefix_attention, "splash": splash_attention,
         "cudnn": functools.partial(prefix_attention, dense=cudnn_attention)}
     if implementation not in attend:
         raise ValueError(f"attention is {implementation!r}; choose one of {IMPLEMENTATIONS}")
-    return attend[implementation](q_bnlh, k_bnmh, v_bnmh, query_offsets, key_ends)
+    return attend[implementation](q_bnlh, k_bnmh, v_bnmh, query_offsets, key_ranges)
 
 
 def prefix_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_offsets: Sequence[int],
-                     key_ends: Sequence[int], dense: Callable = dense_attention) -> jax.Array:
+                     key_ranges: Sequence[tuple[int, int]], dense: Callable = dense_attention) -> jax.Array:
     """Computes `attention` on static slices instead of with a mask, so that no masked product is computed.
 
     Args:
@@ -100,14 +112,14 @@ def prefix_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, qu
       k_bnmh: As in `attention`.
       v_bnmh: As in `attention`.
       query_offsets: As in `attention`.
-      key_ends: As in `attention`.
+      key_ranges: As in `attention`.
       dense: Function of queries, keys and values for attention without a mask.
 
     Returns:
       The result, (b, n, l, h).
     """
-    parts = [dense(q_bnlh[:, :, start:stop], k_bnmh[:, :, :end], v_bnmh[:, :, :end])
-             for start, stop, end in zip(query_offsets[:-1], query_offsets[1:], key_ends, strict=True)]
+    parts = [dense(q_bnlh[:, :, start:stop], k_bnmh[:, :, first:end], v_bnmh[:, :, first:end])
+             for start, stop, (first, end) in zip(query_offsets[:-1], query_offsets[1:], key_ranges, strict=True)]
     return jnp.concatenate(parts, axis=2)
 
 
@@ -181,7 +193,7 @@ _SPLASH_MAX_BLOCK = 512
 
 
 def splash_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, query_offsets: Sequence[int],
-                     key_ends: Sequence[int], interpret: bool = False) -> jax.Array:
+                     key_ranges: Sequence[tuple[int, int]], interpret: bool = False) -> jax.Array:
     """Computes `attention` with the Splash kernel, which skips the blocks that no query sees.
 
     On several devices it must run under their mesh (`runtime.mesh.on_mesh`).
@@ -191,7 +203,7 @@ def splash_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, qu
       k_bnmh: As in `attention`.
       v_bnmh: As in `attention`.
       query_offsets: As in `attention`.
-      key_ends: As in `attention`.
+      key_ranges: As in `attention`.
       interpret: Whether to run the kernel's Python code, which works on any platform; for tests.
 
     Returns:
@@ -202,18 +214,29 @@ def splash_attention(q_bnlh: jax.Array, k_bnmh: jax.Array, v_bnmh: jax.Array, qu
 
     queries = q_bnlh.shape[2]
     q, k, v = (_pad_tokens(x, _SPLASH_TILE) for x in (q_bnlh, k_bnmh, v_bnmh))
-    # The kernel computes the block-causal mask itself from positions: each query gets the position of the last key
-    # that it sees. Padding queries see what the last query sees; padding keys come after all keys that are seen.
+    # The kernel computes the mask itself from positions: each query gets the position of the last key that it sees and,
+    # unless all see the first key, that of the first in the bits above. Padding queries see what the last query sees;
+    # padding keys come after all keys that are seen.
     mask = splash.CausalMask((q.shape[2], k.shape[2]))
     sizes = np.diff(query_offsets)
-    last_seen = np.concatenate([np.full(n, end - 1) for n, end in zip(sizes, key_ends, strict=True)])
-    mask.q_sequence = np.pad(last_seen, (0, q.shape[2] - queries), mode="edge").astype(np.int32)
+    seen = np.concatenate([np.full(n, (first << _POSITION_BITS) + end - 1)
+                           for n, (first, end) in zip(sizes, key_ranges, strict=True)])
+    mask.q_sequence = np.pad(seen, (0, q.shape[2] - queries), mode="edge").astype(np.int32)
+    if any(first for first, _ in key_ranges):
+        mask.mask_function = _within
     block_q, block_kv = _splash_block(q.shape[2]), _splash_block(k.shape[2])
     blocks = splash.BlockSizes(block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv,
                                block_q_dq=block_q, block_kv_dq=block_kv)
     kernel = splash.make_splash_mha(splash.MultiHeadMask([mask] * q.shape[1]), block_sizes=blocks, head_shards=1,
                                     q_seq_shards=1, interpret=interpret)
     return on_own_examples(jax.vmap(kernel), q, k, v)[:, :, :queries]
+
+
+_POSITION_BITS = 15  # twice as many do not exceed an int32
+
+
+def _within(seen: jax.Array, key: jax.Array) -> jax.Array:
+    return (key >= seen >> _POSITION_BITS) & (key <= seen & ((1 << _POSITION_BITS) - 1))
 
 
 def _splash_block(length: int) -> int:

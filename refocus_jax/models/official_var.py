@@ -1,4 +1,4 @@
-"""Import of official VAR state dicts as our networks with their parameters, and export under the official names.
+"""Import of official VAR and M-VAR state dicts as our networks, and export under the official names.
 
 One table of entries (official name, path in our tree, layout) describes a network. Import and export read it in
 opposite directions, so each is the inverse of the other, bit for bit. An import builds the network that names and
@@ -21,7 +21,7 @@ from refocus_jax.models.tokenizer import Autoencoder, StructureTokenizer
 from refocus_jax.models.transformer import Transformer
 
 # What official files hold in addition to weights. All of it can be computed from the grids.
-BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
+BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "patch_nums", "ema_vocab_hit_SV")
 OFFICIAL_NORM_GROUPS = 32  # fixed in VAR's code; no array shows it
 _OFFICIAL_LEVELS, _OFFICIAL_BLOCKS = 5, 2  # assumed where names do not show them, so that errors list what is missing
 
@@ -53,6 +53,7 @@ LINEAR = Layout(lambda a: a.T, lambda a: a.T)
 CONVOLUTION = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
 POSITIONS = Layout(lambda a: a[0], lambda a: a[None])  # (1, l, d)
 TEMPERATURE = Layout(lambda a: a.reshape(-1), lambda a: a.reshape(1, -1, 1, 1))  # (1, heads, 1, 1)
+TAPS = Layout(lambda a: a[:, 0].T, lambda a: a.T[:, None])  # (c, 1, taps)
 MODULATION = Layout(lambda a: a.reshape(-1), lambda a: a.reshape(1, 1, 6, -1))  # (1, 1, 6, d)
 
 
@@ -137,6 +138,13 @@ def _tokenizer_entries(module: StructureTokenizer, paths: Iterable[tuple]) -> li
     return [*entries, Entry("quantize.embedding.weight", ("quantizer", "codebook", "embedding"), SAME)]
 
 
+# The arrays of M-VAR's mixer: official name, path, layout.
+_MIXER = (("in_proj.weight", ("in_proj", "kernel"), LINEAR), ("out_proj.weight", ("out_proj", "kernel"), LINEAR),
+          ("conv1d.weight", ("convolution",), TAPS), ("conv1d.bias", ("convolution_bias",), SAME),
+          ("dt_bias", ("dt_bias",), SAME), ("A_log", ("a_log",), SAME), ("D", ("skip",), SAME),
+          ("norm.weight", ("norm_scale",), SAME))
+
+
 def _transformer_entries(network: Transformer) -> list[Entry]:
     """Entries of the transformer. Blocks are not stacked here: their paths are ("blocks", layer, ...)."""
     entries = [Entry("class_emb.weight", ("class_embedding",), SAME),
@@ -153,6 +161,9 @@ def _transformer_entries(network: Transformer) -> list[Entry]:
                     Entry(f"{name}.attn.v_bias", (*path, "v_bias"), SAME)]
         for official, ours in (("attn.proj", "proj"), ("ffn.fc1", "fc1"), ("ffn.fc2", "fc2")):
             entries += _linear(f"{name}.{official}", (*path, ours))
+        if "mixer" in network.block.branches:
+            entries += [Entry(f"{name}.mamba.{official}", (*path, "mixer", *ours), layout)
+                        for official, ours, layout in _MIXER]
         if network.qk_norm:
             entries.append(Entry(f"{name}.attn.scale_mul_1H11", (*path, "scale_mul"), TEMPERATURE))
         if network.shared_modulation:
@@ -326,9 +337,41 @@ def _infer_grid_sizes(arrays: Mapping[str, Any]) -> tuple[int, ...]:
                      "grid_sizes")
 
 
+def infer_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None = None,
+                      num_heads: int | None = None) -> Transformer:
+    """Reads from names and shapes which network the arrays of an official VAR or M-VAR belong to.
+
+    Args:
+      arrays: As in `import_transformer`.
+      grid_sizes: As in `import_transformer`.
+      num_heads: As in `import_transformer`.
+
+    Raises:
+      ValueError: It is a tokenizer, an argument does not fit the arrays, or there is no such network.
+    """
+    if is_tokenizer(arrays) and not is_transformer(arrays):
+        raise ValueError("these are the arrays of a tokenizer (encoder. ...), but a generator is needed; give VAR's "
+                         "var_d16.pth or a file like it")
+    grid_sizes = tuple(grid_sizes or _infer_grid_sizes(arrays))
+    names = _weights(arrays)
+    depth = _count(r"blocks\.(\d+)\.", names) or 1
+    width = _size(arrays, 64 * depth, ("pos_1LC", 2), ("pos_start", 2), ("class_emb.weight", 1))
+    temperatures = [name for name in sorted(names) if name.endswith(".scale_mul_1H11")]
+    num_heads = num_heads or _size(arrays, depth, *((name, 1) for name in temperatures))
+    if width % num_heads:
+        raise ValueError(f"num_heads is {num_heads}, which does not divide the transformer's width {width}; give the "
+                         "number it was trained with")
+    return Transformer(
+        grid_sizes=grid_sizes, vocab_size=_size(arrays, 4096, ("head.weight", 0), ("head.bias", 0)),
+        latent_channels=_size(arrays, 32, ("word_embed.weight", 1)),
+        num_classes=_size(arrays, 1001, ("class_emb.weight", 0)) - 1, depth=depth, width=width, num_heads=num_heads,
+        architecture="mvar" if any(".mamba." in name for name in names) else "var", qk_norm=bool(temperatures),
+        shared_modulation=any(name.startswith("shared_ada_lin.") for name in names))
+
+
 def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | None = None,
                        num_heads: int | None = None) -> tuple[Transformer, dict[str, Any]]:
-    """Builds VAR's transformer from the arrays of an official VAR.
+    """Builds the transformer of an official VAR or M-VAR from its arrays.
 
     Args:
       arrays: Arrays by official name, with or without buffers.
@@ -344,36 +387,29 @@ def import_transformer(arrays: Mapping[str, Any], grid_sizes: Sequence[int] | No
       ValueError: Arrays are missing, unknown or of another shape (it lists them all), or an argument does not fit the
         arrays.
     """
-    if is_tokenizer(arrays) and not is_transformer(arrays):
-        raise ValueError("these are the arrays of a tokenizer (encoder. ...), but a generator is needed; give VAR's "
-                         "var_d16.pth or a file like it")
-    grid_sizes = tuple(grid_sizes or _infer_grid_sizes(arrays))
-    names = _weights(arrays)
-    depth = _count(r"blocks\.(\d+)\.", names) or 1
-    width = _size(arrays, 64 * depth, ("pos_1LC", 2), ("pos_start", 2), ("class_emb.weight", 1))
-    temperatures = [name for name in sorted(names) if name.endswith(".scale_mul_1H11")]
-    num_heads = num_heads or _size(arrays, depth, *((name, 1) for name in temperatures))
-    if width % num_heads:
-        raise ValueError(f"num_heads is {num_heads}, which does not divide the transformer's width {width}; give the "
-                         "number it was trained with")
-    network = Transformer(
-        grid_sizes=grid_sizes, vocab_size=_size(arrays, 4096, ("head.weight", 0), ("head.bias", 0)),
-        latent_channels=_size(arrays, 32, ("word_embed.weight", 1)),
-        num_classes=_size(arrays, 1001, ("class_emb.weight", 0)) - 1, depth=depth, width=width, num_heads=num_heads,
-        qk_norm=bool(temperatures),
-        shared_modulation=any(name.startswith("shared_ada_lin.") for name in names))
-    inputs = jax.ShapeDtypeStruct((1, network.offsets[-1] - network.offsets[1], network.latent_channels), jnp.float32)
-    template = _shapes(network.init, jax.ShapeDtypeStruct((1,), jnp.int32), inputs)
+    network = infer_transformer(arrays, grid_sizes, num_heads)
+    template = _transformer_shapes(network)
     return network, _fill("the transformer", arrays, _transformer_entries(network), template)
 
 
+def _transformer_shapes(network: Transformer) -> dict[tuple, np.ndarray]:
+    inputs = jax.ShapeDtypeStruct((1, network.offsets[-1] - network.offsets[1], network.latent_channels), jnp.float32)
+    return _shapes(network.init, jax.ShapeDtypeStruct((1,), jnp.int32), inputs)
+
+
 def export_transformer(network: Transformer, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the arrays of VAR, including buffers: the inverse of `import_transformer`."""
+    """Returns the arrays of VAR or M-VAR, including buffers: the inverse of `import_transformer`."""
     flat = _unstack(flatten_dict(params))
     arrays = {name: _float32(layout.to_official(np.asarray(flat[path])))
               for name, path, layout in _transformer_entries(network)}
-    level = np.repeat(np.arange(len(network.grid_sizes)), np.diff(network.offsets))
-    seen = level[:, None] >= level[None]
-    zeros = {f"blocks.{layer}.attn.zero_k_bias": np.zeros(network.width, np.float32) for layer in range(network.depth)}
-    return arrays | zeros | {"lvl_1L": level[None], "attn_bias_for_masking":
-                             np.where(seen, 0, -np.inf).astype(np.float32)[None, None]}
+    sizes = np.diff(network.offsets)
+    level = np.repeat(np.arange(len(network.grid_sizes)), sizes)
+    seen = np.greater_equal if network.sees_prefix else np.equal
+    buffers: dict[str, np.ndarray] = {
+        "lvl_1L": level[None],
+        "attn_bias_for_masking": np.where(seen(level[:, None], level[None]), 0, -np.inf).astype(np.float32)[None, None]}
+    for layer in range(network.depth):
+        buffers[f"blocks.{layer}.attn.zero_k_bias"] = np.zeros(network.width, np.float32)
+        if not network.sees_prefix:
+            buffers[f"blocks.{layer}.attn.patch_nums"] = sizes.astype(np.int32)
+    return arrays | buffers

@@ -39,14 +39,14 @@ class AliasGateCrossAttention(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x_bld: jax.Array, memory_bmd: jax.Array, query_offsets: Sequence[int],
-                 key_ends: Sequence[int]) -> tuple[jax.Array, jax.Array | None]:
+                 key_ranges: Sequence[tuple[int, int]]) -> tuple[jax.Array, jax.Array | None]:
         """Applies the cross-attention.
 
         Args:
           x_bld: X, the state of the queries.
           memory_bmd: E, the embedded alias tokens.
           query_offsets: As in `attention.attention`.
-          key_ends: As in `attention.attention`.
+          key_ranges: As in `attention.attention`.
 
         Returns:
           Z, and the gate in [0, 1], both (b, l, d); without a gate the second is None.
@@ -60,7 +60,7 @@ class AliasGateCrossAttention(nn.Module, kw_only=True):
 
         q = project("query", layer_norm(x_bld).astype(self.dtype)) * (inner // self.num_heads) ** -0.5
         k, v = project("key", memory_bmd), project("value", memory_bmd)
-        out = attention(q, k, v, query_offsets, key_ends, self.attention)
+        out = attention(q, k, v, query_offsets, key_ranges, self.attention)
         out = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros,
                        name="out")(merge_heads(out))
         gate = None
@@ -107,16 +107,16 @@ class AliasHead(nn.Module, kw_only=True):
         level = np.repeat(np.arange(len(self.grid_sizes) - 1), np.square(self.grid_sizes[:-1]))
         return self.alias_embed(vectors_bmc) + (self.level_embedding[level] + self.position)[None].astype(self.dtype)
 
-    def attend(self, block: int, x_bld, memory_bmd, query_offsets, key_ends) -> tuple[jax.Array, jax.Array | None]:
+    def attend(self, block: int, x_bld, memory_bmd, query_offsets, key_ranges) -> tuple[jax.Array, jax.Array | None]:
         """Applies the cross-attention of alias block number `block`; see `AliasGateCrossAttention`."""
-        return self.cross[block](x_bld, memory_bmd, query_offsets, key_ends)
+        return self.cross[block](x_bld, memory_bmd, query_offsets, key_ranges)
 
     def __call__(self, vectors_bmc: jax.Array) -> jax.Array:
         """Uses every parameter once, for initialization."""
         memory = self.embed(vectors_bmc)
         x = memory[:, :1]
         for block in range(self.num_blocks):
-            x, _ = self.attend(block, x, memory, (0, 1), (memory.shape[1],))
+            x, _ = self.attend(block, x, memory, (0, 1), [(0, memory.shape[1])])
         return x
 
 
@@ -135,7 +135,7 @@ class TeacherOutput(NamedTuple):
 
 
 def teach(base: Bound[Transformer], head: Bound[AliasHead], captured: Captured, alias_vectors_bmc: jax.Array,
-          num_alias_scales: int, keep_n2b: jax.Array | None = None) -> TeacherOutput:
+          num_alias_scales: int, keep_nib: jax.Array | None = None) -> TeacherOutput:
     """Runs the last M blocks again, over the last scales, with alias evidence.
 
     A query at scale k sees only the alias tokens of scales j < k, which have been seen already. So the teacher is a
@@ -147,16 +147,16 @@ def teach(base: Bound[Transformer], head: Bound[AliasHead], captured: Captured, 
       captured: The state that the forward pass of the base network has captured.
       alias_vectors_bmc: Code vectors of a_1 ... a_{K-1}, flat.
       num_alias_scales: Number S of last scales that are taught, at most K - 1.
-      keep_n2b: Stochastic-depth factors of the forward pass of the base network.
+      keep_nib: Stochastic-depth factors of the forward pass of the base network.
 
     Returns:
       Logits, features and gates over the last S scales.
     """
     network, offsets = base.module, base.module.offsets
-    start = offsets[-1 - num_alias_scales]
-    tail = [offset - start for offset in offsets[-1 - num_alias_scales:]]
-    seen_alias = offsets[-1 - num_alias_scales:-1]  # alias tokens share the offsets of structure tokens
-    seen_structure = offsets[-num_alias_scales:]
+    first_scale = len(network.grid_sizes) - num_alias_scales
+    start = offsets[first_scale]
+    tail = [offset - start for offset in offsets[first_scale:]]
+    seen_alias = [(0, end) for end in offsets[first_scale:-1]]  # alias tokens share the offsets of structure tokens
 
     memory = head("embed", alias_vectors_bmc)
     x, features, gates = captured.inputs[:, start:], [], []
@@ -165,18 +165,16 @@ def teach(base: Bound[Transformer], head: Bound[AliasHead], captured: Captured, 
         layer = i - head.module.num_blocks
         params = {"params": jax.tree.map(lambda a, layer=layer: a[layer], base.params["blocks"])}
 
-        def attend(q, k, v, layer=layer):
-            k = jnp.concatenate([captured.keys[layer, :, :, :start], k], axis=2)
-            v = jnp.concatenate([captured.values[layer, :, :, :start], v], axis=2)
-            return attention(q, k, v, tail, seen_structure, network.attention), None
+        past = jax.tree.map(lambda a, layer=layer: a[layer], captured.caches)
+        attend, mix = network.exchange(first_scale, past, num_alias_scales)
 
         def cross(x, i=i):
             x, gate = head("attend", i, x, memory, tail, seen_alias)
             gates.append(gate)
             return x
 
-        keep = None if keep_n2b is None else keep_n2b[layer]
-        x, _ = network.block.apply(params, x, captured.modulations[layer], attend, keep, cross)
+        keep = None if keep_nib is None else keep_nib[layer]
+        x, _ = network.block.apply(params, x, captured.modulations[layer], attend, keep, cross, mix)
         features.append(x)
     logits = base("logits", x, captured.class_embedding)
     return TeacherOutput(logits, jnp.stack(features), jnp.stack(gates) if head.module.gate else None)

@@ -31,9 +31,11 @@ def _settings(module: Any) -> dict[str, Any]:
     """Returns all that the results of a module depend on, as JSON: its fields and those of its submodules."""
     def said(value):
         if dataclasses.is_dataclass(value):
-            # The last two change how something is computed, but not the result.
+            # The last two change how something is computed, but not the result. VAR's architecture is not said, so that
+            # what was made with a VAR before there was another stays valid.
             return {field.name: said(getattr(value, field.name)) for field in dataclasses.fields(value)
-                    if field.name not in ("parent", "name", "remat", "attention")}
+                    if field.name not in ("parent", "name", "remat", "attention")
+                    and (field.name, getattr(value, field.name)) != ("architecture", "var")}
         return jnp.dtype(value).name if isinstance(value, type | np.dtype) else value
 
     return json.loads(json.dumps(said(module)))

@@ -131,7 +131,8 @@ def official_student(c: ConfigDict, num_classes: int, source: str, any_classes: 
     found, params = official_var.import_transformer(
         weight_files.read(source, official_var.is_transformer), c.grid_sizes, c.generator.model.num_heads)
     _check_fit(source, found, expected, {"vocab_size": "tokenizer.model.vocab_size",
-                                         "latent_channels": "tokenizer.model.latent_channels"} | {
+                                         "latent_channels": "tokenizer.model.latent_channels",
+                                         "architecture": "generator.architecture"} | {
         name: f"generator.model.{name}" for name in ("depth", "width", "num_heads", "qk_norm", "shared_modulation")})
     _check_classes(source, found.num_classes, num_classes, any_classes)
     return params

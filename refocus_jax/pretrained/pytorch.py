@@ -1,4 +1,4 @@
-"""Exports a trained student and tokenizer to PyTorch's VAR code.
+"""Exports a trained student and tokenizer to PyTorch's VAR code, or a student to that of M-VAR.
 
 Writes the student and, as `student_tokenizer.safetensors` next to it, the tokenizer, under VAR's names and with VAR's
 buffers, for a strict `load_state_dict`; and says how to construct VAR's classes for them. A tokenizer for which VAR's
@@ -42,9 +42,11 @@ def constructors(network: Transformer, structure: StructureTokenizer) -> str:
     quantizer, grids = structure.quantizer, tuple(network.grid_sizes)
     phi = f"share_quant_resi={quantizer.num_phi}" if quantizer.num_phi else "quant_resi=0"
     assert PHI_RATIO == 0.5  # VQVAE's default quant_resi
+    # VAR's code has no mixers.
+    construct = "var = VAR(vae, " if network.sees_prefix else "# var = M-VAR's transformer ("
     return (f"vae = VQVAE(vocab_size={quantizer.vocab_size}, z_channels={quantizer.latent_channels}, "
             f"ch={structure.autoencoder.channels}, {phi}, v_patch_nums={grids}, test_mode=True)\n"
-            f"var = VAR(vae, num_classes={network.num_classes}, depth={network.depth}, embed_dim={network.width}, "
+            f"{construct}num_classes={network.num_classes}, depth={network.depth}, embed_dim={network.width}, "
             f"num_heads={network.num_heads}, shared_aln={network.shared_modulation}, attn_l2_norm={network.qk_norm}, "
             f"patch_nums={grids})")
 

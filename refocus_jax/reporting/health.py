@@ -35,8 +35,8 @@ _SETTINGS = ("image_size", "grid_sizes", "class_names", "data", "focus",
                  "pretrained", "perceptual_network", "model", "alias", "loss", "revival", "adversarial",
                  "discriminator", "optimizer", "discriminator_optimizer", "train.batch_size", "train.steps")),
              *(f"generator.{section}" for section in (
-                 "init_from", "model", "teacher", "optimizer", "train.batch_size", "train.steps", "train.label_dropout",
-                 "train.ema_decay")))
+                 "init_from", "architecture", "model", "teacher", "optimizer", "train.batch_size", "train.steps",
+                 "train.label_dropout", "train.ema_decay")))
 _OTHERS = ("data.num_workers", "data.num_classes", "data.max_unreadable", *HOW_NOT_WHAT)
 _SHIPPED = Path(__file__).parent / "references"
 

@@ -1,4 +1,4 @@
-"""Autoregressive sampling, scale by scale, with cached keys and values: VAR's sampler at VAR's cost."""
+"""Autoregressive sampling, scale by scale, each of which runs once: layers keep what they need of earlier ones."""
 
 import dataclasses
 import functools
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refocus_jax.models.attention import dense_attention
+from refocus_jax.models.attention import KeysValues, dense_attention
 from refocus_jax.models.bound import Bound
-from refocus_jax.models.transformer import Transformer
+from refocus_jax.models.transformer import Cache, Transformer
 from refocus_jax.sampling import filters
 
 
@@ -58,23 +58,11 @@ class Sample(NamedTuple):
     f_hat: list[jax.Array]
 
 
-class Cache(NamedTuple):
-    """Keys and values of some layers at all scales, preallocated.
-
-    Attributes:
-      keys: (layers, b, n, L, h): n heads, L tokens of all scales, h numbers per head.
-      values: The same shape.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-
-
 def init_caches(network: Transformer, batch: int, layers: tuple[Any, ...] | None = None) -> list[Cache]:
     """Makes one cache for all stacked blocks or, if `layers` are given, one cache for each of them."""
-    head_dim = network.width // network.num_heads
-    shape = (network.depth if layers is None else 1, batch, network.num_heads, network.offsets[-1], head_dim)
-    return [Cache(jnp.zeros(shape, network.dtype), jnp.zeros(shape, network.dtype)) for _ in layers or (None,)]
+    depth = network.depth if layers is None else 1
+    return [jax.tree.map(lambda a: jnp.zeros((depth, *a.shape), a.dtype), network.init_cache(batch))
+            for _ in layers or (None,)]
 
 
 def sample_keys(seed: int | jax.Array, labels_b: jax.Array, start: int | jax.Array = 0) -> jax.Array:
@@ -107,7 +95,7 @@ def unstack(params: Any) -> tuple[Any, ...]:
 
 def decode_scale(student: Bound, layers, x_bld: jax.Array, modulations: jax.Array, caches: list[Cache],
                  scale: int) -> tuple[jax.Array, list[Cache]]:
-    """Runs one scale's tokens through all blocks and writes their keys and values into the caches (`init_caches`)."""
+    """Runs one scale's tokens through all blocks, and writes what these keep into the caches (`init_caches`)."""
     network = student.module
     start, stop = network.offsets[scale], network.offsets[scale + 1]
 
@@ -116,12 +104,20 @@ def decode_scale(student: Bound, layers, x_bld: jax.Array, modulations: jax.Arra
         index, block, block_modulation = layer
 
         def attend(q, k, v):
+            if not network.sees_prefix:
+                return dense_attention(q, k, v), None
             at = (index, 0, 0, start, 0)
-            new = Cache(*(jax.lax.dynamic_update_slice(c, a[None], at) for c, a in zip(cache, (k, v), strict=True)))
+            new = KeysValues(*(jax.lax.dynamic_update_slice(c, a[None], at)
+                               for c, a in zip(cache, (k, v), strict=True)))
             k, v = (jax.lax.dynamic_index_in_dim(c, index, keepdims=False)[:, :, :stop] for c in new)
             return dense_attention(q, k, v), new
 
-        x, cache = network.block.apply({"params": block}, x, block_modulation, attend)
+        def mix(mixer, h):
+            past = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, index, keepdims=False), cache)
+            out, state = mixer(h, past, (stop - start,), 1)
+            return out, jax.tree.map(lambda c, a: jax.lax.dynamic_update_index_in_dim(c, a, index, 0), cache, state)
+
+        x, cache = network.block.apply({"params": block}, x, block_modulation, attend, mix=mix)
         return (x, cache), None
 
     if layers is None:

@@ -29,7 +29,7 @@ class TeacherSettings:
     """The teacher and its losses for the student (docs/method.md).
 
     Attributes:
-      enabled: Whether there is a teacher; without it, the student trains as plain VAR.
+      enabled: Whether there is a teacher; without it, the student trains alone.
       share_weights: Whether the teacher uses the student's blocks; otherwise it has a second network.
       train_shared: Whether the teacher's loss trains shared weights (ablation).
       num_alias_blocks: M, the number of last blocks that read alias tokens, 1 or 2.
@@ -153,9 +153,14 @@ class GeneratorTask:
                          attention=student.attention, dtype=student.dtype, parent=None)
 
     @property
+    def first_alias_scale(self) -> int:
+        """The scale at which the teacher begins."""
+        return len(self.student.grid_sizes) - self.teacher.num_alias_scales
+
+    @property
     def first_alias_token(self) -> int:
         """The position in the sequence at which the scales of the teacher begin."""
-        return self.student.offsets[-1 - self.teacher.num_alias_scales]
+        return self.student.offsets[self.first_alias_scale]
 
     def init(self, key: jax.Array) -> GeneratorState:
         """Initializes the first state."""
@@ -221,7 +226,8 @@ class GeneratorTask:
     def student_logits(self, params, labels, inputs, keep=None) -> tuple[jax.Array, Captured | None]:
         """Computes the student's logits (b, L, V), and the activations that the teacher uses (None without one)."""
         captured = CAPTURED_BLOCKS if self.teacher.enabled else 0
-        output: Any = self.student.apply({"params": params["student"]}, labels, inputs, keep, captured)
+        output: Any = self.student.apply({"params": params["student"]}, labels, inputs, keep, captured,
+                                         self.first_alias_scale)
         return output
 
     def teach(self, params, frozen, captured: Captured, labels, inputs, alias_bl, keep=None):
@@ -248,7 +254,8 @@ class GeneratorTask:
                 network, captured = jax.lax.stop_gradient((network, captured))
         else:
             network = params["teacher"]["network"]
-            own: Any = self.student.apply({"params": network}, labels, inputs, keep, CAPTURED_BLOCKS)
+            own: Any = self.student.apply({"params": network}, labels, inputs, keep, CAPTURED_BLOCKS,
+                                          self.first_alias_scale)
             logits, captured = own
             before = logits[:, :self.first_alias_token]
         vectors: Any = alias.apply({"params": self.tokenizer.alias_params(frozen)}, alias_bl, method="embed")

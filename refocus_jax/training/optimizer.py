@@ -8,7 +8,7 @@ import optax
 
 # Names of the matrices that weight decay applies to. It does not apply to anything else (biases, norms, positions,
 # levels, temperatures, codes). Shapes cannot tell them apart, because stacked vectors look like matrices.
-DECAYED = frozenset({"kernel", "qkv", "class_embedding"})
+DECAYED = frozenset({"kernel", "qkv", "convolution", "class_embedding"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

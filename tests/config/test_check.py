@@ -201,8 +201,8 @@ def test_images_are_square_and_grids_that_fit_them_are_named(config):
 NO_PATHS = {"focus.psf", "focus.schedule", "focus.downsample", "tokenizer.model.pyramid", "tokenizer.model.dtype",
             "tokenizer.model.remat", "generator.model.attention", "generator.model.dtype", "generator.model.remat",
             "generator.teacher.gate", "generator.teacher.alias", "sample.format", "focus.implementation",
-            "generator.init_classes", "plan.optimization", "plan.topology", "export.format", "export.dtype",
-            "export.license", "log.wandb", "edit.label"}
+            "generator.init_classes", "generator.architecture", "plan.optimization", "plan.topology", "export.format",
+            "export.dtype", "export.license", "log.wandb", "edit.label"}
 
 
 def test_home_is_expanded_in_every_setting_that_is_a_path(config, monkeypatch):

@@ -17,7 +17,7 @@ SIZES = {"d12": (133.2, 136.3), "d16": (310.3, 314.5), "d20": (600.9, 606.2), "d
          "d30": (2010.0, 2017.9), "d36_512": (2353.9, 2363.3)}
 CONFIGS = (*SIZES, "d16_1024", "tiny")
 # Each argument of a config, on the smallest one.
-VARIANTS = ("k4", "residual", "var", "norefocus", "gaussian", "noteacher", "shared")
+VARIANTS = ("k4", "residual", "var", "norefocus", "gaussian", "noteacher", "shared", "mvar", "mvar,var")
 
 
 def config(name, argument=None):
@@ -47,6 +47,27 @@ def test_student_has_the_published_number_of_parameters(name, vocab_size):
     state = jax.eval_shape(task.init, jax.random.key(0))
     millions = count(state.params["student"]) / 1e6
     assert round(millions, 1) == SIZES[name][vocab_size == 8192]
+
+
+@pytest.mark.parametrize("name, argument, teacher", [("d12", "mvar", True), ("d16", "mvar", True),
+                                                     ("d16", "mvar,var", False), ("d24", "mvar,k4", True),
+                                                     ("tiny", "mvar", True)])
+def test_students_of_mvar(name, argument, teacher):
+    """They differ from the others in the architecture alone."""
+    c, plain = config(name, argument), config(name, ",".join(a for a in argument.split(",") if a != "mvar"))
+    assert c.generator.architecture == "mvar" and c.generator.teacher.enabled == teacher
+    plain.generator.architecture = "mvar"
+    assert c.to_json() == plain.to_json()
+    assert build.student(c, IMAGENET_CLASSES).architecture == "mvar"
+
+
+def test_sizes_that_mvar_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="argument 'mvar' is unknown"):
+        config("d36_512", "mvar")
+    c = config("d36_512")
+    c.generator.architecture = "mvar"
+    with pytest.raises(ValueError, match="generator.model.shared_modulation is True, .* set it False, or choose 'var'"):
+        build.student(c, IMAGENET_CLASSES)
 
 
 @pytest.mark.parametrize("name", [

@@ -27,11 +27,17 @@ def test_scale_offsets():
     assert scale_offsets((1, 2, 3)) == (0, 1, 5, 14)
 
 
+def prefixes(*ends):
+    return tuple((0, end) for end in ends)
+
+
 # Self-attention over all scales, with lengths below, at and beyond what a kernel pads to; and what the teacher does:
-# its last two scales look at all structure tokens, and at the alias tokens of earlier scales.
-CASES = {"three scales": ((0, 1, 5, 14), (1, 5, 14)), "84 tokens": ((0, 4, 20, 84), (4, 20, 84)),
-         "340 tokens": ((0, 4, 20, 84, 340), (4, 20, 84, 340)), "earlier scales": ((0, 4, 13), (1, 5)),
-         "last scales": ((0, 169, 425), (424, 680))}
+# its last two scales look at all structure tokens, and at the alias tokens of earlier scales. M-VAR's scales look only
+# at themselves.
+CASES = {"three scales": ((0, 1, 5, 14), prefixes(1, 5, 14)), "84 tokens": ((0, 4, 20, 84), prefixes(4, 20, 84)),
+         "340 tokens": ((0, 4, 20, 84, 340), prefixes(4, 20, 84, 340)), "earlier scales": ((0, 4, 13), prefixes(1, 5)),
+         "last scales": ((0, 169, 425), prefixes(424, 680)), "own scale": ((0, 1, 5, 14), ((0, 1), (1, 5), (5, 14))),
+         "own of 340": ((0, 4, 20, 84, 340), ((0, 4), (4, 20), (20, 84), (84, 340)))}
 
 
 @pytest.fixture
@@ -58,20 +64,21 @@ def kernels_on_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize("name", attention.IMPLEMENTATIONS)
-@pytest.mark.parametrize("query_offsets, key_ends", CASES.values(), ids=CASES)
-def test_every_implementation_is_masked_attention(query_offsets, key_ends, name, kernels_on_cpu):
+@pytest.mark.parametrize("query_offsets, key_ranges", CASES.values(), ids=CASES)
+def test_every_implementation_is_masked_attention(query_offsets, key_ranges, name, kernels_on_cpu):
     """In its values, and in its gradient as of the textbook form."""
-    queries, keys = query_offsets[-1], key_ends[-1]
+    queries, keys = query_offsets[-1], key_ranges[-1][1]
     q, k, v, weight = (small.random(seed, 2, 2, n, 8) for seed, n in enumerate((queries, keys, keys, queries)))
     query_scale = np.searchsorted(query_offsets, np.arange(queries), side="right") - 1
-    mask = np.arange(keys)[None] < np.asarray(key_ends)[query_scale][:, None]
+    first, end = np.asarray(key_ranges)[query_scale].T[..., None]
+    mask = (np.arange(keys)[None] >= first) & (np.arange(keys)[None] < end)
 
     def textbook(q, k, v):
         logits = jnp.where(mask[None, None], jnp.einsum("bnlh,bnmh->bnlm", q, k), -jnp.inf)
         return jnp.vdot(jnp.einsum("bnlm,bnmh->bnlh", jax.nn.softmax(logits), v), weight)
 
     def ours(q, k, v):
-        out = attention.attention(q, k, v, query_offsets, key_ends, name)
+        out = attention.attention(q, k, v, query_offsets, key_ranges, name)
         return jnp.vdot(out, weight), out
 
     gradient, out = jax.jit(jax.grad(ours, argnums=(0, 1, 2), has_aux=True))(q, k, v)
@@ -84,7 +91,7 @@ def test_every_implementation_is_masked_attention(query_offsets, key_ends, name,
 def test_an_unknown_implementation_is_named():
     q = small.random(0, 1, 2, 5, 4)
     with pytest.raises(ValueError, match="attention is 'flash'; choose one of .*splash"):
-        attention.attention(q, q, q, (0, 1, 5), (1, 5), "flash")
+        attention.attention(q, q, q, (0, 1, 5), prefixes(1, 5), "flash")
 
 
 @pytest.mark.parametrize("name, last", [("splash", 13), ("cudnn", 9)])
@@ -113,7 +120,7 @@ def test_splash_on_two_devices_is_that_of_one(batch, kernels_on_cpu):
     q, k, v = (small.random(seed, batch, 2, 14, 8) for seed in range(3))
 
     def loss(q, k, v):
-        return jnp.sum(jnp.square(attention.attention(q, k, v, (0, 1, 5, 14), (1, 5, 14), "splash")))
+        return jnp.sum(jnp.square(attention.attention(q, k, v, (0, 1, 5, 14), prefixes(1, 5, 14), "splash")))
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1, 2))
     mesh = mesh_lib.make_mesh(data=1, fsdp=-1)
@@ -178,7 +185,7 @@ def test_heads_are_split_and_merged():
     np.testing.assert_array_equal(attention.merge_heads(heads), x)
 
 
-def test_prefix_attention_needs_one_end_per_group_of_queries():
+def test_prefix_attention_needs_one_range_per_group_of_queries():
     q = small.random(0, 1, 2, 5, 4)
     with pytest.raises(ValueError):
-        jax.eval_shape(lambda q: prefix_attention(q, q, q, (0, 1, 5), (1, 5, 5)), q)
+        jax.eval_shape(lambda q: prefix_attention(q, q, q, (0, 1, 5), prefixes(1, 5, 5)), q)

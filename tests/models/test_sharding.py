@@ -15,10 +15,11 @@ def test_without_a_mesh_nothing_happens():
     np.testing.assert_array_equal(on_own_examples(lambda x, y: x + y, x, x), 2 * x)
 
 
-def test_weights_are_gathered_and_activations_stay_where_they_are(monkeypatch):
+@pytest.mark.parametrize("architecture", ["var", "mvar"])
+def test_weights_are_gathered_and_activations_stay_where_they_are(architecture, monkeypatch):
     """The batch is such that its activations are much larger than the weights."""
     monkeypatch.setattr(mesh_lib, "_MIN_SHARDED_SIZE", 1)
-    network, mesh = small.transformer(), mesh_lib.make_mesh(data=1, fsdp=-1)
+    network, mesh = small.transformer(architecture=architecture), mesh_lib.make_mesh(data=1, fsdp=-1)
     params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), small.transformer_params(network))
     shardings = mesh_lib.parameter_shardings(mesh, params)
     labels = jax.ShapeDtypeStruct((64,), jnp.int32)

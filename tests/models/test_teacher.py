@@ -16,7 +16,8 @@ OFFSETS = small.OFFSETS
 LABELS = np.asarray([1, 3], np.int32)
 INPUTS = small.random(0, 2, small.LENGTH - 1, small.CHANNELS)
 VECTORS = small.random(1, 2, OFFSETS[-2], small.CHANNELS)  # codes of a_1 ... a_{K-1}
-KEEP = np.asarray([[[1, 1], [1, 1]], [[0, 2], [2, 0]]], np.float32)  # stochastic depth: block, branch, sample
+# Stochastic depth: block, branch (the third of M-VAR only), sample.
+KEEP = np.asarray([[[1, 1], [1, 1], [1, 1]], [[0, 2], [2, 0], [0, 2]]], np.float32)
 
 
 def without_output(head_params):
@@ -32,13 +33,15 @@ class Teacher:
         self.network, self.num_blocks, self.num_scales = small.transformer(**settings), num_blocks, num_scales
         self.head = AliasHead(grid_sizes=small.GRIDS, width=small.WIDTH, num_heads=1, num_blocks=num_blocks, gate=gate)
         self.params = small.transformer_params(self.network)
+        self.keep = KEEP[:, :len(self.network.block.branches)]
         self.head_params = small.random_params(self.head.init, VECTORS)["params"]
         self.start = OFFSETS[-1 - num_scales]
         self.captured = jax.jit(self.capture)
         self._teach = jax.jit(self.continue_from)
 
     def capture(self, inputs, keep):
-        return self.network.apply({"params": self.params}, LABELS, inputs, keep, self.num_blocks)
+        return self.network.apply({"params": self.params}, LABELS, inputs, keep, self.num_blocks,
+                                  len(small.GRIDS) - self.num_scales)
 
     def continue_from(self, captured, head_params, vectors, keep):
         base, head = Bound(self.network, self.params), Bound(self.head, head_params)
@@ -46,7 +49,7 @@ class Teacher:
 
     def teach(self, captured, head_params):
         """The teacher's logits and features as numpy arrays."""
-        return map(np.asarray, self._teach(captured, head_params, VECTORS, KEEP)[:2])
+        return map(np.asarray, self._teach(captured, head_params, VECTORS, self.keep)[:2])
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,22 @@ def teacher() -> Teacher:
     return Teacher()
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_blocks": 1, "num_scales": 1, "shared_modulation": True}], ids=str)
-def test_the_teacher_starts_as_the_student(settings, teacher):
+@pytest.fixture(scope="module")
+def mvar_teacher() -> Teacher:
+    return Teacher(architecture="mvar")
+
+
+@pytest.fixture(scope="module", params=["teacher", "mvar_teacher"])
+def each_teacher(request) -> Teacher:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_blocks": 1, "num_scales": 1, "shared_modulation": True},
+                                      {"num_blocks": 1, "num_scales": 1, "architecture": "mvar"}], ids=str)
+def test_the_teacher_starts_as_the_student(settings, each_teacher):
     """Also under stochastic depth: both have the same mask."""
-    teacher = Teacher(**settings) if settings else teacher
-    student_logits, captured = teacher.captured(INPUTS, KEEP)
+    teacher = Teacher(**settings) if settings else each_teacher
+    student_logits, captured = teacher.captured(INPUTS, teacher.keep)
     logits, features = teacher.teach(captured, without_output(teacher.head_params))
     assert logits.shape == (2, small.LENGTH - teacher.start, small.VOCAB)
     assert features.shape == (teacher.num_blocks, 2, small.LENGTH - teacher.start, small.WIDTH)
@@ -68,8 +82,9 @@ def test_the_teacher_starts_as_the_student(settings, teacher):
     assert (np.abs(moved - logits).max(-1) > 1e-3).all()
 
 
-def test_no_leak(teacher):
+def test_no_leak(each_teacher):
     """The logits of r_k depend on all alias evidence of scales j < k, and on none of scales j >= k."""
+    teacher = each_teacher
     tail = [o - teacher.start for o in OFFSETS[-1 - teacher.num_scales:]]
     weight = small.random(2, 2, tail[-1], small.VOCAB)
 
@@ -90,29 +105,52 @@ def test_no_leak(teacher):
 
 def test_tokens_before_the_tail_are_the_students(teacher):
     """They enter only as the student's keys and values; those of the tail are computed again."""
-    _, captured = teacher.captured(INPUTS, KEEP)
+    _, captured = teacher.captured(INPUTS, teacher.keep)
     expected, _ = teacher.teach(captured, teacher.head_params)
 
-    def depends_on(field, axis, part):
-        changed = np.array(getattr(captured, field))
+    def depends_on(container, field, axis, part):
+        changed = np.array(getattr(container, field))
         np.moveaxis(changed, axis, 0)[part] *= 2 * np.arange(changed.shape[-1]) + 3  # LayerNorm forgives a factor
-        logits, _ = teacher.teach(captured._replace(**{field: changed}), teacher.head_params)
+        container = container._replace(**{field: changed})
+        logits, _ = teacher.teach(container if field == "inputs" else captured._replace(caches=container),
+                                  teacher.head_params)
         return (logits != expected).any()
 
     before, tail = slice(None, teacher.start), slice(teacher.start, None)
-    assert not depends_on("inputs", 1, before) and depends_on("inputs", 1, tail)
+    assert not depends_on(captured, "inputs", 1, before) and depends_on(captured, "inputs", 1, tail)
     for field in ("keys", "values"):
-        assert depends_on(field, 3, before) and not depends_on(field, 3, tail)
+        assert depends_on(captured.caches, field, 3, before) and not depends_on(captured.caches, field, 3, tail)
+
+
+def test_the_teachers_mixer_starts_from_the_students_state(mvar_teacher):
+    """It is all that the teacher knows of tokens before the tail, and no token of the tail changes a bit of it."""
+    teacher = mvar_teacher
+    _, captured = teacher.captured(INPUTS, teacher.keep)
+    changed = INPUTS + (np.arange(1, small.LENGTH) >= teacher.start)[:, None].astype(np.float32)
+    _, later = teacher.captured(changed, teacher.keep)
+    jax.tree.map(np.testing.assert_array_equal, captured.caches, later.caches)
+    expected, _ = teacher.teach(captured, teacher.head_params)
+    for name, state in captured.caches._asdict().items():
+        for layer in range(2):
+            other = np.array(state)
+            other[layer] += 1
+            logits, _ = teacher.teach(captured._replace(caches=captured.caches._replace(**{name: other})),
+                                      teacher.head_params)
+            assert (logits[:, 0] != expected[:, 0]).any(), (name, layer)
+    inputs = np.array(captured.inputs)
+    inputs[:, :teacher.start] += np.arange(small.WIDTH)
+    logits, _ = teacher.teach(captured._replace(inputs=inputs), teacher.head_params)
+    np.testing.assert_array_equal(logits, expected)
 
 
 def test_gate_lies_between_zero_and_one():
     """What the gated cross-attention adds is a share, per token and channel, of what the open one adds."""
     x, memory = small.random(0, 2, 9, small.WIDTH), small.random(1, 2, 5, small.WIDTH)
     gated, open_ = (AliasGateCrossAttention(width=small.WIDTH, num_heads=2, gate=gate) for gate in (True, False))
-    params = small.random_params(lambda key: gated.init(key, x, memory, (0, 9), (5,)))["params"]
+    params = small.random_params(lambda key: gated.init(key, x, memory, (0, 9), ((0, 5),)))["params"]
 
     def added(module, params):
-        z, alpha = jax.jit(lambda p: module.apply({"params": p}, x, memory, (0, 9), (5,)))(params)
+        z, alpha = jax.jit(lambda p: module.apply({"params": p}, x, memory, (0, 9), ((0, 5),)))(params)
         return np.asarray(z) - x, alpha
 
     ungated = {name: value for name, value in params.items() if name != "gate"}
@@ -130,8 +168,8 @@ def test_gate_lies_between_zero_and_one():
 
 
 def test_gates_are_of_every_alias_block_and_taught_token(teacher):
-    _, captured = teacher.captured(INPUTS, KEEP)
-    gates = np.asarray(teacher._teach(captured, teacher.head_params, VECTORS, KEEP).gates)
+    _, captured = teacher.captured(INPUTS, teacher.keep)
+    gates = np.asarray(teacher._teach(captured, teacher.head_params, VECTORS, teacher.keep).gates)
     assert gates.shape == (2, 2, small.LENGTH - teacher.start, small.WIDTH)
     assert 0 <= gates.min() < gates.max() <= 1 and (gates[0] != gates[1]).any()
 
@@ -139,7 +177,7 @@ def test_gates_are_of_every_alias_block_and_taught_token(teacher):
 def test_cross_attention_is_narrow():
     """Inner width d / 2; without a gate, nothing but four projections without bias."""
     shapes = jax.eval_shape(lambda: AliasGateCrossAttention(width=32, num_heads=2, gate=False).init(
-        jax.random.key(0), VECTORS[:, :1].repeat(4, -1), VECTORS.repeat(4, -1), (0, 1), (5,)))
+        jax.random.key(0), VECTORS[:, :1].repeat(4, -1), VECTORS.repeat(4, -1), (0, 1), ((0, 5),)))
     assert jax.tree.map(np.shape, shapes["params"]) == {
         "query": {"kernel": (32, 16)}, "key": {"kernel": (32, 16)}, "value": {"kernel": (32, 16)},
         "out": {"kernel": (16, 32)}}

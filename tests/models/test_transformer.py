@@ -18,8 +18,8 @@ KEEP_ALL = np.ones((2, 2, 2), np.float32)  # stochastic depth that drops nothing
 class Network:
     """A transformer on one set of parameters, and its logits, compiled."""
 
-    def __init__(self):
-        self.module = small.transformer()
+    def __init__(self, **settings):
+        self.module = small.transformer(**settings)
         self.params = small.transformer_params(self.module)
         self.logits = jax.jit(lambda labels, inputs, keep: self.apply(labels, inputs, keep)[0])
 
@@ -39,7 +39,9 @@ def initial():
     return jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(0), LABELS, INPUTS)["params"])
 
 
-def test_a_scale_depends_on_inputs_up_to_itself_and_on_no_later_one(network):
+@pytest.mark.parametrize("architecture", ["var", "mvar"])
+def test_a_scale_depends_on_inputs_up_to_itself_and_on_no_later_one(architecture, network):
+    network = network if architecture == "var" else Network(architecture=architecture)
     weight = small.random(1, 2, small.LENGTH, small.VOCAB)
 
     def per_scale(inputs):
@@ -71,8 +73,22 @@ def test_looking_into_blocks_changes_no_logits(network):
     logits, captured, last = look(INPUTS)
     np.testing.assert_allclose(logits, network.logits(LABELS, INPUTS, KEEP_ALL), atol=1e-5)
     assert captured.inputs.shape == (2, small.LENGTH, small.WIDTH)
-    assert captured.keys.shape == captured.values.shape == (2, 2, 2, small.LENGTH, 16)
+    assert [a.shape for a in captured.caches] == [(2, 2, 2, small.LENGTH, 16)] * 2
     np.testing.assert_allclose(last, logits, atol=1e-5)
+
+
+def test_attention_of_mvar_stays_within_a_scale_and_its_mixer_looks_back():
+    """With the mixers off, a scale depends on its own inputs only; with attention off, a token on no later one."""
+    network, weight = Network(architecture="mvar"), small.random(1, 2, small.LENGTH, small.VOCAB)
+
+    def depends(branch):
+        keep = np.ones((2, 3, 2), np.float32) * (np.arange(3) != branch)[:, None].astype(np.float32)
+        jacobian = jax.jit(jax.jacrev(lambda inputs: (network.apply(LABELS, inputs, keep)[0] * weight)[0].sum(-1)))
+        return (np.asarray(jacobian(INPUTS))[:, 0] != 0).any(-1)[1:]  # (L - 1, L - 1): token, input
+
+    level = np.repeat([1, 2], [4, 9])
+    np.testing.assert_array_equal(depends(branch=1), level[:, None] == level)
+    np.testing.assert_array_equal(depends(branch=0), np.tri(small.LENGTH - 1, dtype=bool))
 
 
 def test_stochastic_depth_factors_of_zero_switch_a_sample_off(network):
@@ -185,6 +201,25 @@ def test_initial_scales(initial):
     biases += [blocks[name]["bias"] for name in ("proj", "fc1", "fc2", "ada_lin")]
     assert not any(b.any() for b in (*biases, blocks["q_bias"], blocks["v_bias"]))
     assert (blocks["qkv"][0] != blocks["qkv"][1]).any()
+
+
+def test_initial_scales_of_mvar():
+    network = small.transformer(architecture="mvar", width=64, depth=4, gamma_init=1e-3)
+    blocks = jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(0), LABELS, INPUTS)["params"]["blocks"])
+    std = (1 / (3 * 64)) ** 0.5
+    gates, others = np.split(blocks["ada_lin"]["kernel"], [2 * 64], axis=-1)
+    assert_std(gates, 1e-3 * std)  # of attention and of the mixer; that of the feed-forward branch is like the others
+    assert_std(others, 0.5 * std)
+    assert others.shape[-1] == 7 * 64
+    assert_std(blocks["mixer"]["out_proj"]["kernel"], std)
+    assert (blocks["mixer"]["a_log"][0] != blocks["mixer"]["a_log"][1]).any()
+
+
+def test_architectures_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="generator.architecture is 'mamba'; choose one of var, mvar"):
+        small.transformer(architecture="mamba")
+    with pytest.raises(ValueError, match="generator.model.shared_modulation is True, .* 'mvar'; set it False"):
+        small.transformer(architecture="mvar", shared_modulation=True)
 
 
 def test_initial_scales_of_shared_modulations():

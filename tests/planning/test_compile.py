@@ -44,7 +44,7 @@ def test_cudnns_attention_is_planned_where_there_is_no_cudnn():
     x = jax.ShapeDtypeStruct((16, 2, 340, 64), jnp.bfloat16, sharding=mesh_lib.batch_sharding(mesh))
 
     def loss(q, k, v):
-        return attention(q, k, v, (0, 84, 340), (84, 340), "cudnn").astype(jnp.float32).sum()
+        return attention(q, k, v, (0, 84, 340), ((0, 84), (0, 340)), "cudnn").astype(jnp.float32).sum()
 
     with targets.cudnn_taken_for_granted():
         found = compile_program(target, jax.jit(jax.grad(loss)), (x, x, x), ())

@@ -49,7 +49,8 @@ def sampler() -> Sampler:
     return Sampler()
 
 
-@pytest.mark.parametrize("settings", [{}, {"shared_modulation": True, "qk_norm": False}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"shared_modulation": True, "qk_norm": False},
+                                      {"architecture": "mvar"}, {"architecture": "mvar", "qk_norm": False}], ids=str)
 def test_cached_logits_are_the_teacher_forced_ones(settings, sampler):
     sampler = Sampler(**settings) if settings else sampler
     network, params, tokens = sampler.network, sampler.params, small.random_tokens(0, batch=3)
@@ -151,6 +152,17 @@ def test_unrolled_layers_draw_the_same(sampler):
             np.testing.assert_array_equal(many_tokens[i:i + 1], tokens)
 
 
+def test_mvar_keeps_states_alone_and_unrolled_layers_draw_the_same():
+    sampler, labels = Sampler(architecture="mvar"), np.arange(8, dtype=np.int32) % small.CLASSES
+    for cache in (decode.init_caches(sampler.network, 3), decode.init_caches(sampler.network, 3, sampler.layers)):
+        assert {type(one).__name__ for one in cache} == {"State"}
+    settings = dict(cfg=1.5, top_k=20, top_p=0.9)
+    unrolled = sampler.sample(labels, sample_keys(3, labels), layers=sampler.layers, **settings)
+    alone = sampler.sample(labels[6:7], sample_keys(3, labels[6:7], start=6), **settings)
+    for many_tokens, tokens in zip(unrolled.tokens, alone.tokens, strict=True):
+        np.testing.assert_array_equal(many_tokens[6:7], tokens)
+
+
 def test_two_devices_draw_what_one_draws(sampler, many):
     """Divides the batch among the devices of the mesh."""
     shared = mesh_lib.put_batch(mesh_lib.make_mesh(), MANY)
@@ -159,7 +171,9 @@ def test_two_devices_draw_what_one_draws(sampler, many):
         np.testing.assert_array_equal(a, b)
 
 
-def test_devices_that_share_a_guided_batch_exchange_nothing(sampler):
+@pytest.mark.parametrize("architecture", ["var", "mvar"])
+def test_devices_that_share_a_guided_batch_exchange_nothing(architecture, sampler):
+    sampler = sampler if architecture == "var" else Sampler(architecture=architecture)
     labels = mesh_lib.put_batch(mesh_lib.make_mesh(), np.arange(8, dtype=np.int32) % small.CLASSES)
     settings = SamplingSettings(cfg=1.5, top_k=0, top_p=0.0)
     lowered = sampler._sample.lower(sampler.params, labels, sample_keys(0, labels), settings)

@@ -14,8 +14,8 @@ SETTINGS = decode.SamplingSettings(cfg=1.0, top_k=0, top_p=0.0)
 
 
 class Editor:
-    def __init__(self, residual: bool):
-        self.network, self.quantizer = small.transformer(), small.quantizer(residual)
+    def __init__(self, residual: bool, **settings):
+        self.network, self.quantizer = small.transformer(**settings), small.quantizer(residual)
         self.params = small.transformer_params(self.network)
         self.quantizer_params = small.quantizer_params(self.quantizer)
         self.latents = [small.random(k, 2, p, p, small.CHANNELS) for k, p in enumerate(small.GRIDS)]
@@ -51,6 +51,25 @@ def test_with_everything_masked_it_is_a_sample(editor):
     drawn = jax.jit(lambda keys: decode.sample(*editor.bound, LABELS, keys, SETTINGS))(decode.sample_keys(5, LABELS))
     for got, expected in zip(editor.edit(box(0, 6, 0, 6), seed=5).tokens, drawn.tokens, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("architecture", ["var", "mvar"])
+def test_kept_tokens_drive_what_is_drawn(architecture):
+    """A last scale that is drawn greedily is the argmax of the teacher-forced logits on the image's own tokens."""
+    editor = Editor(True, architecture=architecture)
+    drawn = [np.full((2, p, p), p == small.GRIDS[-1]) for p in small.GRIDS]
+    greedy = decode.SamplingSettings(cfg=0.0, top_k=1, top_p=0.0)
+
+    @jax.jit
+    def run(keys):
+        inputs = editor.bound[1]("generator_inputs", editor.own.tokens)
+        return (edit(*editor.bound, editor.latents, drawn, LABELS, keys, greedy),
+                editor.bound[0](None, LABELS, inputs)[0])
+
+    edited, logits = run(decode.sample_keys(0, LABELS))
+    for scale in (0, 1):
+        np.testing.assert_array_equal(edited.tokens[scale], editor.own.tokens[scale])
+    np.testing.assert_array_equal(np.reshape(edited.tokens[2], (2, -1)), logits[:, small.OFFSETS[2]:].argmax(-1))
 
 
 def test_tokens_change_inside_the_mask_alone(editor):

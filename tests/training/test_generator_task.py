@@ -59,10 +59,15 @@ def steps(update, state, frozen, tokens, number=3):
 NO_DISTILLATION = (("generator.teacher.logit_weight", 0.0), ("generator.teacher.feature_weight", 0.0))
 
 
+# Of the width that heads of 64 need.
+MVAR = (("generator.architecture", "mvar"), ("generator.model.width", 32))
+
+
+@pytest.mark.parametrize("student", [(), MVAR], ids=["var", "mvar"])
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_without_distillation_the_student_trains_bit_for_bit_as_plain_var(stepper, frozen, tokens, blocks):
-    _, update, state = stepper(None, (*NO_DISTILLATION, ("generator.teacher.num_alias_blocks", blocks)))
-    _, plain_update, plain_state = stepper("noteacher")
+def test_without_distillation_the_student_trains_bit_for_bit_as_alone(stepper, frozen, tokens, blocks, student):
+    _, update, state = stepper(None, (*NO_DISTILLATION, ("generator.teacher.num_alias_blocks", blocks), *student))
+    _, plain_update, plain_state = stepper("noteacher", student)
     assert equal(state.params["student"], plain_state.params["student"])
     trained, _ = steps(update, state, frozen, tokens)
     plain, _ = steps(plain_update, plain_state, frozen, tokens)
@@ -82,7 +87,8 @@ def test_distillation_reaches_the_student(stepper, frozen, tokens):
     assert not equal(twice.params["student"], steps(plain_update, plain_state, frozen, tokens, 2)[0].params["student"])
 
 
-@pytest.mark.parametrize(("changes", "reaches"), [((), False), ((("generator.teacher.train_shared", True),), True)])
+@pytest.mark.parametrize(("changes", "reaches"), [((), False), ((("generator.teacher.train_shared", True),), True),
+                                                  (MVAR, False)])
 def test_the_teachers_own_loss_reaches_shared_weights_only_when_told(stepper, frozen, tokens, changes, reaches):
     task, _, state = stepper(None, (*NO_DISTILLATION, *changes))
     batch = jax.tree.map(jnp.asarray, tokens[slice(0, 4)])

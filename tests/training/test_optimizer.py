@@ -32,10 +32,15 @@ def test_a_schedule_without_warm_up_begins_with_one_step_of_it():
 def test_decay_goes_by_name_not_by_rank():
     params = {"blocks": {"qkv": jnp.zeros((2, 3, 9)), "q_bias": jnp.zeros((2, 3)), "scale_mul": jnp.zeros((2, 1)),
                          "ada_gss": jnp.zeros((2, 6)),
+                         "mixer": {"in_proj": {"kernel": jnp.zeros((2, 3, 9))}, "convolution": jnp.zeros((2, 4, 6)),
+                                   **{name: jnp.zeros((2, 6)) for name in ("convolution_bias", "dt_bias", "a_log",
+                                                                           "skip", "norm_scale")}},
                          "fc1": {"kernel": jnp.zeros((2, 3, 3)), "bias": jnp.zeros((2, 3))}},
               "position": jnp.zeros((5, 3)), "level_embedding": jnp.zeros((2, 3)), "class_embedding": jnp.zeros((2, 3))}
     mask = optimizer.decay_mask(params)
     assert mask["blocks"] == {"qkv": True, "q_bias": False, "scale_mul": False, "ada_gss": False,
+                              "mixer": {"in_proj": {"kernel": True}, "convolution": True, "convolution_bias": False,
+                                        "dt_bias": False, "a_log": False, "skip": False, "norm_scale": False},
                               "fc1": {"kernel": True, "bias": False}}
     assert (mask["position"], mask["level_embedding"], mask["class_embedding"]) == (False, False, True)
 

@@ -55,11 +55,13 @@ def run(c: ConfigDict, workdir: str) -> None:
     generated = image_sets.of_path("aliasing.samples" if c.aliasing.samples else
                                    "aliasing.samples, by default the newest images,", path) if path else None
     held_out = None if generated is None else data.held_out(len(generated.images[0]))
+    tokenizer = _load_tokenizer(found, c, workdir)
+    if tokenizer is not None and _has_gates(trained, workdir):
+        stages.check_tokenizers(workdir, tokenizer.digests, trained.tokenizer.pretrained)
     crops = _views(found, data, optics)
     if trained.tokenizer.model.pyramid == "var":
         found.skipped.append("the scales of VAR's pyramid, which are area averages of one encoding of the image, not "
                              "views")
-    tokenizer = _load_tokenizer(found, c, workdir)
     if tokenizer is not None:
         _tokenizer(found, tokenizer)
     if generated is None:
@@ -236,17 +238,20 @@ def _newest_images(workdir: str) -> str:
     return str(max(found, key=os.path.getmtime)) if found else ""
 
 
+def _has_gates(trained: ConfigDict, workdir: str) -> bool:
+    teacher = trained.generator.teacher
+    return teacher.enabled and teacher.gate == "learned" and os.path.isdir(
+        os.path.join(workdir, "generator", "checkpoints"))
+
+
 def _teacher(found: Findings, data: Data, trained: ConfigDict, class_names: tuple[str, ...], workdir: str,
              tokenizer: pretrained.Tokenizer | None, gains: list[wiener.ScaleGains]) -> None:
     """Measures the gates of a trained teacher on held-out images."""
-    checkpoints = os.path.join(workdir, "generator", "checkpoints")
-    gated = trained.generator.teacher.enabled and trained.generator.teacher.gate == "learned"
-    if not gated or tokenizer is None or not os.path.isdir(checkpoints):
+    if tokenizer is None or not _has_gates(trained, workdir):
         found.skipped.append("gates: no teacher with gates has been trained in this workdir")
         return
     task, mesh = build.generator_task(trained, len(class_names)), mesh_lib.make_mesh()
-    stages.check_tokenizers(workdir, tokenizer.digests, trained.tokenizer.pretrained)
-    with Checkpoints(checkpoints) as saved:
+    with Checkpoints(os.path.join(workdir, "generator", "checkpoints")) as saved:
         template, step = {"params": loop.abstract_state(task, mesh).params}, data.config.resume_step
         params = saved.restore(template, step=None if step == -1 else step, partial=True)["params"]
 

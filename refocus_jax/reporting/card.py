@@ -48,7 +48,7 @@ settings = pretrained.SamplingSettings(cfg={settings.cfg:g}, top_k={settings.top
 images = generator.images(generator.sample([0], seed=0, settings=settings))  # (1, {size}, {size}, 3) in [-1, 1]
 ```
 
-The student is a VAR without changes. In VAR's code for PyTorch:
+The student is {student_kind} without changes. In its code for PyTorch:
 
 ```python
 import safetensors.torch
@@ -95,7 +95,8 @@ def card(generator: Generator, workdir: str, settings: SamplingSettings, license
         method += (" Each coarser map describes the image through a defocus\nblur "
                    f"(`focus.psf={c.focus.psf}`), instead of a plainly downsampled image.")
     return _CARD.format(
-        license=license or "unknown", size=c.image_size, settings=settings, method=method, depth=network.depth,
+        student_kind="a VAR" if network.sees_prefix else "an M-VAR", license=license or "unknown", size=c.image_size,
+        settings=settings, method=method, depth=network.depth,
         classes=f"{len(class_names)} classes", width=network.width, student=_count(generator.params),
         shown="all classes" if shown == len(class_names) else f"the first {shown} classes",
         tokenizer=_count(generator.tokenizer.params["structure"]), version=refocus_jax.__version__, step=generator.step,

@@ -6,7 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -240,8 +242,27 @@ def test_a_checkpoint_is_chosen_by_its_step(place, tmp_path):
         prepare(place.config(resume_step=4), str(place.workdir), "tokenizer")
 
 
+class Counting:
+    """A stage 1 that only counts its steps."""
+
+    name, tokenizer = "tokenizer", None
+
+    def init(self, key):
+        return CountingState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(())})
+
+    def update(self, state, frozen, batch, key):
+        return state.replace(step=state.step + 1), {"loss/total": jnp.zeros(())}
+
+
+@flax.struct.dataclass
+class CountingState:
+    step: jax.Array
+    params: dict[str, jax.Array]
+
+
 def test_stage_1_goes_on_with_other_batches_parts_and_workers(place, monkeypatch):
-    """The whole loop: it reads each example that it has not seen once, in the same order."""
+    """The whole loop, with a task that compiles at once: it reads each example that it has not seen once, in the same
+    order."""
     shutil.rmtree(place.workdir)
     read, put = [], mesh_lib.put_batch
 
@@ -255,6 +276,9 @@ def test_stage_1_goes_on_with_other_batches_parts_and_workers(place, monkeypatch
     whole = dataclasses.replace(run, config=place.config(**settings, **{"tokenizer.train.batch_size": 24}))
     expected = next(iter(whole.batches("tokenizer")))["image"]
     monkeypatch.setattr(train.loop.mesh_lib, "put_batch", remember)
+    monkeypatch.setattr(train.build, "tokenizer_task", lambda c: Counting())
+    monkeypatch.setattr(train.parameters, "perceptual", lambda c: None)
+    monkeypatch.setattr(train, "TokenizerEvaluator", lambda **arguments: lambda state, frozen: ())
     train.train_tokenizer(Prepared(run, None, None))
     train.train_tokenizer(prepare(place.config(**settings | {
         "tokenizer.train.steps": 4, "tokenizer.train.batch_size": 8, "tokenizer.train.microbatches": 2,

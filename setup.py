@@ -70,7 +70,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "mypy>=1.18", "setuptools>=77", "tensorboard>=2.19",
-                 *PLAN_GPU, *TFDS, *JUDGE, *REPORT, "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
+                 *PLAN_GPU, *TFDS, *JUDGE, *REPORT, *DEMO, "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
         "tfds": TFDS,
         "report": REPORT,
         "judge": JUDGE,

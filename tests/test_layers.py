@@ -20,7 +20,7 @@ ROOMS = {
     "ml_collections": {"config", "pretrained", "modes", "main.py"},
     "matplotlib": {"reporting/charts.py"},
     "jinja2": {"reporting/page.py"},
-    "gradio": {"demo/page.py"},
+    "gradio": {"demo/page.py", "demo/parts.py"},
     "tensorflow_datasets": {"data/sources.py"},
     "jax._src": {"planning/targets.py"},
     "jax.experimental": {"models/attention.py", "planning/targets.py", "runtime"},

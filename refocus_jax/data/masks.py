@@ -51,7 +51,7 @@ def hide(picture_hwc: np.ndarray, mask: str, size: int) -> tuple[np.ndarray, np.
 def hide_square(picture_hwc: np.ndarray, square: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Does what `hide` does, for a mask of the picture's middle square: bool, of any side, True where to paint."""
     hidden, middle = np.zeros(picture_hwc.shape[:2], bool), _middle(*picture_hwc.shape[:2])
-    side = min(hidden.shape)
+    side: int = min(hidden.shape)
     hidden[middle] = _cover(square, (side, side))
     return to_model(fill(picture_hwc, hidden), size), _cover(square, (size, size))
 

@@ -83,4 +83,6 @@ def view_cards(seen: Sequence[Seen]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "no energy" if share is None or not np.isfinite(share) else f"{100 * share:.3g} %"
+    if share is None or not np.isfinite(share):
+        return "no energy"
+    return f"{100 * share:.3g} %" if share >= 1e-5 else "less than 0.001 %"

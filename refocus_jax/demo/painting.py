@@ -53,6 +53,6 @@ def box_mask(left: float, right: float, top: float, bottom: float) -> np.ndarray
     return mask
 
 
-def known(image_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
-    """Returns an image in [-1, 1] as uint8, grey where it will be painted."""
-    return pictures.to_uint8(np.where(mask_hw[..., None], 0, image_hwc))
+def known(picture_hwc: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
+    """Returns a uint8 picture that is grey where the mask, bool (h, w), is True."""
+    return np.where(mask_hw[..., None], np.uint8(128), picture_hwc)

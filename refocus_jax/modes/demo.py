@@ -28,7 +28,7 @@ def run(c: ConfigDict, workdir: str) -> None:
     with tempfile.TemporaryDirectory(prefix="refocus_jax_demo_") as folder:
         # gradio reads them when it is imported: it counts its users, and keeps uploads forever.
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
-        from refocus_jax.demo import page
+        from refocus_jax.demo import page, parts
 
-        page.serve(page.Demo(generator=generator, settings=settings, origin=origin,
-                             sixteen_bit_max=c.data.sixteen_bit_max, folder=Path(folder)), c.demo.port)
+        page.serve(parts.Demo(generator=generator, settings=settings, origin=origin,
+                              sixteen_bit_max=c.data.sixteen_bit_max, folder=Path(folder)), c.demo.port)

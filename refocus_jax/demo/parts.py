@@ -143,8 +143,8 @@ class Result:
                    self.pull: len(done), self.tokens: drawing.token_cards(done, names, self.demo.colours)}
         settings = drawing.settings_json(asked, self.demo.generator.class_names, self.demo.origin, **more)
         files = self.demo.files(drawing.frame(done[-1].images, self.demo.size), frames, settings)
-        yield {self.said: "Done.", self.frames: (frames, caption),
-               self.pull: gr.update(interactive=True, value=self.scales), **dict(zip(self.downloads, files, strict=True))}
+        yield {self.said: "Done.", self.frames: (frames, caption), **dict(zip(self.downloads, files, strict=True)),
+               self.pull: gr.update(interactive=True, value=self.scales)}
 
     def _doing(self, done: int) -> str:
         grids = self.demo.generator.network.grid_sizes

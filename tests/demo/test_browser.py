@@ -103,6 +103,16 @@ def upload(opened, tab_name: str, content: bytes, name: str = "a.png") -> None:
                            {"name": name, "mimeType": "image/png", "buffer": content})
 
 
+def stroke(opened, canvas) -> None:
+    """Paints with the brush, from the upper left to the lower right of the middle."""
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    opened.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.4)
+    opened.mouse.down()
+    opened.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.6, steps=8)
+    opened.mouse.up()
+
+
 def an_image(side: int = 40) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)).save(file, format="PNG")
@@ -137,14 +147,13 @@ def test_brush_and_box(tab):
     opened.wait_for_timeout(1000)  # the editor loads its picture
     opened.click("#edit")
     opened.get_by_text("Nothing is painted; paint").wait_for()
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    opened.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.4)
-    opened.mouse.down()
-    opened.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.6, steps=8)
-    opened.mouse.up()
-    opened.wait_for_timeout(1000)  # the editor sends what is painted
-    opened.click("#edit")
+    for _ in range(10):  # on a slow machine, the editor may not be ready for the first stroke
+        stroke(opened, canvas)
+        opened.wait_for_timeout(1500)  # the editor sends what is painted
+        opened.click("#edit")
+        opened.wait_for_timeout(1500)
+        if opened.inner_text("#edit-said"):
+            break
     wait_for(opened, "#edit-said", "Done.")
     brushed = picture(opened, "#edit-picture")
     opened.get_by_label("box", exact=True).check()

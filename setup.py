@@ -19,6 +19,9 @@ WANDB = ["wandb>=0.21"]
 # For --mode=report (its page and its charts) and --mode=aliasing (charts).
 REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
 
+# For --mode=demo: the page in a browser.
+DEMO = ["gradio>=6"]
+
 setup(
     name="refocus_jax",
     version=VERSION,
@@ -71,12 +74,13 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "mypy>=1.18", "setuptools>=77", "tensorboard>=2.19",
-                 *PLAN_GPU, *TFDS, *CONVERT, *JUDGE, *REPORT, *WANDB,
+                 *PLAN_GPU, *TFDS, *CONVERT, *JUDGE, *REPORT, *WANDB, *DEMO,
                  "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
         "tfds": TFDS,
         "convert": CONVERT,
         "report": REPORT,
         "judge": JUDGE,
+        "demo": DEMO,
         "wandb": WANDB,
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],

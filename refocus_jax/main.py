@@ -39,6 +39,8 @@ MODES = {
                "guidance: 0 is none, and in the convention where 1 is none it is a ramp from 1 to 1 + cfg over the "
                "scales"),
     "edit": ("edit.run", "paint the masked part of an image, see --config.edit"),
+    "demo": ("demo.run", "serve a page for a browser on this machine, to draw, edit and look at images, see "
+             "--config.demo"),
     "aliasing": ("aliasing.run", "measure aliasing in views, tokenizer and samples, see --config.aliasing"),
     "evaluate": ("evaluate.run", "measure FID and other numbers, see --config.evaluate"),
     "report": ("report.run", "write an HTML page about one or several runs, see --config.report"),
@@ -48,7 +50,7 @@ MODES = {
     "config": ("config.run", "print every setting with its value and what it does"),
 }
 # These modes replace one file each, or none, and may run while a training is running.
-READING = ("report", "plan", "config")
+READING = ("report", "plan", "config", "demo")
 # What can be done with a workdir after training.
 NEXT = {"sample": "To draw more samples:", "report": "For a page with curves and pictures:"}
 

@@ -11,7 +11,7 @@ import refocus_jax
 ROOT = Path(refocus_jax.__file__).parent
 # Each room imports only itself and rooms before it. `__init__` is the root package.
 ORDER = ("__init__", "focus", "models", "sampling", "runtime", "data", "judges", "evaluation", "instruments",
-         "training", "planning", "config", "pretrained", "reporting", "modes", "main")
+         "training", "planning", "config", "pretrained", "reporting", "demo", "modes", "main")
 LEVELS = {name: level for level, name in enumerate(ORDER)}
 # Outside modules and the only files or rooms that may import them.
 ROOMS = {
@@ -21,6 +21,7 @@ ROOMS = {
     "matplotlib": {"reporting/charts.py"},
     "jinja2": {"reporting/page.py"},
     "wandb": {"runtime/mirror.py"},
+    "gradio": {"demo/page.py", "demo/parts.py"},
     "tensorflow_datasets": {"data/sources.py"},
     "pyarrow": {"data/parquet.py"},
     "jax._src": {"planning/targets.py"},
@@ -92,6 +93,9 @@ def test_imports_point_one_way(path):
     ("evaluation/metrics.py", "from refocus_jax.judges.features import load\nfrom refocus_jax.instruments import "
                               "wiener"),
     ("instruments/views.py", "from refocus_jax.reporting.charts import svg"),
+    ("demo/page.py", "from refocus_jax.modes import sample"),
+    ("reporting/page.py", "from refocus_jax.demo import cards"),
+    ("demo/drawing.py", "import gradio"),
     ("modes/sample.py", "from refocus_jax.modes import train"),
     ("modes/sample.py", "from refocus_jax.modes.train import summary"),
     ("helpers.py", ""),

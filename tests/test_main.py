@@ -138,7 +138,7 @@ def test_help_and_errors_in_flags_do_not_wait_for_packages_that_only_some_modes_
 def test_every_mode_starts_without_the_extras():
     """Optional packages are imported where they are used: a mode that needs them says so itself."""
     code = """import sys
-sys.modules.update(dict.fromkeys(["jinja2", "markupsafe", "matplotlib", "tensorflow_datasets", "pyarrow"]))
+sys.modules.update(dict.fromkeys(["gradio", "jinja2", "markupsafe", "matplotlib", "pyarrow", "tensorflow_datasets"]))
 from refocus_jax import main
 from refocus_jax.config import check
 print(all(main.find(mode) for mode in main.MODES))"""

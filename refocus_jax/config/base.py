@@ -301,6 +301,9 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
         "count": Setting(4, r.POSITIVE, "Number of images to paint."),
         "seed": Setting(0, r.SEED, "Seed of the painted parts."),
     },
+    "demo": {
+        "port": Setting(7860, r.PORT, "Port of the page, which is served on 127.0.0.1 only."),
+    },
     "evaluate": {
         "parts": Setting(STAGES, r.PARTS, "What is measured: tokenizer, generator or both."),
         "features": Setting("efficientnet_lite0", r.PATH, "Feature network: efficientnet_lite0, which is installed, "

@@ -26,7 +26,7 @@ SUFFIXES = tuple(suffix for suffix, name in sorted(Image.registered_extensions()
                  if name in _FORMATS and suffix != ".pfm")  # .pfm holds floats of unknown range
 
 # This is 240 MB per decoded image, and several images are decoded at a time. Pillow begins to warn at 89 million.
-_MAX_PIXELS = 80_000_000
+MAX_PIXELS = 80_000_000
 # The crop rule enlarges the short side to the crop and the long side with it: a line of pixels would fill the memory.
 _MAX_ASPECT_RATIO = 100
 
@@ -50,7 +50,8 @@ class SixteenBits(NamedTuple):
     colour: bool
 
 
-def decode_rgb(file: IO[bytes], name: str, sixteen_bit_max: int | None = None) -> np.ndarray:
+def decode_rgb(file: IO[bytes], name: str, sixteen_bit_max: int | None = None,
+               max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image file to uint8 RGB (h, w, 3), turned upright by its EXIF orientation.
 
     Greyscale is repeated in all three channels, Lab and CMYK are converted, 16 bits are scaled to 8, transparent pixels
@@ -62,6 +63,7 @@ def decode_rgb(file: IO[bytes], name: str, sixteen_bit_max: int | None = None) -
       name: Name of the file in error messages.
       sixteen_bit_max: The value that is white in images of `SixteenBits`; 0 refuses them. None, for a single image,
         takes the white level of the fewest of 8, 10, 12, 14 or 16 bits that hold its values, and logs it.
+      max_pixels: Larger images are refused before they are decoded.
 
     Returns:
       The image, uint8 (h, w, 3).
@@ -70,7 +72,7 @@ def decode_rgb(file: IO[bytes], name: str, sixteen_bit_max: int | None = None) -
       ValueError: If the file is not an image in a known format, is damaged, has a size that `check_size` refuses, has a
         mode without a known range (32 bits, floats), or has 16 bits that `check_white` refuses.
     """
-    with _loaded(file, name) as (image, white):
+    with _loaded(file, name, max_pixels=max_pixels) as (image, white):
         if white is None:
             found = _sixteen_bits(image)
             white = white_for(found.largest) if sixteen_bit_max is None else sixteen_bit_max
@@ -183,7 +185,7 @@ def check_white(name: str, found: SixteenBits, white: int) -> None:
                          f"{white_for(found.largest)} or another value that is white, or to 0 to detect it")
 
 
-def check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse image sizes that cannot be cropped, or only with too much memory.
 
     Small images are accepted: the crop rule enlarges them.
@@ -191,20 +193,22 @@ def check_size(height: int, width: int) -> None:
     Args:
       height: Height in pixels.
       width: Width in pixels.
+      max_pixels: The largest number of pixels.
 
     Raises:
       ValueError: If there are no pixels or too many, or if one side is more than 100 times as long as the other.
     """
     short, long = sorted((height, width))
-    if short < 1 or height * width > _MAX_PIXELS or long > _MAX_ASPECT_RATIO * short:
+    if short < 1 or height * width > max_pixels or long > _MAX_ASPECT_RATIO * short:
         raise ValueError(
             f"images of {width} x {height} pixels are not supported; give at least 1 x 1 pixels, at most "
-            f"{_MAX_PIXELS // 10**6} million, and sides of at most {_MAX_ASPECT_RATIO} : 1"
+            f"{max_pixels // 10**6} million, and sides of at most {_MAX_ASPECT_RATIO} : 1"
         )
 
 
 @contextlib.contextmanager
-def _loaded(file: IO[bytes], name: str, *, only_sixteen_bits: bool = False) -> Iterator[tuple[Image.Image, int | None]]:
+def _loaded(file: IO[bytes], name: str, *, only_sixteen_bits: bool = False,
+            max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Image.Image, int | None]]:
     """Yield the image, decoded and upright, and the value that its file declares white; None if it declares none.
 
     With `only_sixteen_bits`, an image whose file declares the white level is not decoded. Any error until the block
@@ -212,7 +216,7 @@ def _loaded(file: IO[bytes], name: str, *, only_sixteen_bits: bool = False) -> I
     """
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            check_size(image.height, image.width)  # before anything is decoded
+            check_size(image.height, image.width, max_pixels)  # before anything is decoded
             white = _declared_white(image)  # also before: loading discards how the pixels are stored
             yield image if only_sixteen_bits and white is not None else _upright(image), white
     except UnidentifiedImageError as error:

@@ -48,6 +48,14 @@ def hide(picture_hwc: np.ndarray, mask: str, size: int) -> tuple[np.ndarray, np.
     return to_model(fill(picture_hwc, hidden), size), square
 
 
+def hide_square(picture_hwc: np.ndarray, square: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Does what `hide` does, for a mask of the picture's middle square: bool, of any side, True where to paint."""
+    hidden, middle = np.zeros(picture_hwc.shape[:2], bool), _middle(*picture_hwc.shape[:2])
+    side: int = min(hidden.shape)
+    hidden[middle] = _cover(square, (side, side))
+    return to_model(fill(picture_hwc, hidden), size), _cover(square, (size, size))
+
+
 def read_mask(mask: str, shape: tuple[int, int], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Read a mask: the pixels that are hidden and will be painted.
 

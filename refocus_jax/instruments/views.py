@@ -6,7 +6,6 @@ The residual A = D - L is split in the same way: (D - L)(x_out) is aliases that 
 is signal that the blur has also removed, which is lost sharpness and not aliasing.
 """
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -105,9 +104,8 @@ def _power(image_bhwc: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(image_bhwc), axis=(1, 2, 3))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _measure(pyramids: tuple[Pyramid, ...], image_bhwc: jax.Array) -> list[list[list[jax.Array]]]:
-    """Compute the powers (b,), indexed by [pyramid][scale][field of `Powers`]; common parts are compiled once."""
+def _powers(pyramids: tuple[Pyramid, ...], image_bhwc: jax.Array) -> list[list[list[jax.Array]]]:
+    """Compute the powers (b,), indexed by [pyramid][scale][field of `Powers`]."""
     result = []
     for pyramid in pyramids:
         scales = []
@@ -118,6 +116,23 @@ def _measure(pyramids: tuple[Pyramid, ...], image_bhwc: jax.Array) -> list[list[
                 low, inside.focused, outside.focused, inside.residual, outside.residual)])
         result.append(scales)
     return result
+
+
+_measure = jax.jit(_powers, static_argnums=0)  # common parts of the pyramids are compiled once
+
+
+def measure_one(pyramid: Pyramid, image_hwc: np.ndarray) -> Powers:
+    """Measure one pyramid that will change at once: like `measure`, but without compiling for it.
+
+    Args:
+      pyramid: The pyramid.
+      image_hwc: The image in [-1, 1].
+
+    Returns:
+      Powers with arrays (1, K - 1), float64.
+    """
+    found = _powers((pyramid,), jnp.asarray(image_hwc, jnp.float32)[None])[0]
+    return Powers(*np.moveaxis(np.asarray(jax.device_get(found), np.float64)[..., 0][None], -1, 0))
 
 
 def measure(pyramids: Mapping[str, Pyramid], images: Iterable[np.ndarray]) -> dict[str, Powers]:

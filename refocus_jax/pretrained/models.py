@@ -100,6 +100,33 @@ class Tokenizer:
                              f"from 1 to {num_scales}")
         return self._decode(self.params, _map_lists(tokens[:upto]))
 
+    def filled(self, image_bhwc: ArrayLike, mask_bhw: ArrayLike, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Fills the masked parts of images to edit, as `edit.fill` does.
+
+        Returns:
+          The images (count, h, w, 3), and the masks (count, h, w) bool.
+
+        Raises:
+          ValueError: As for `Generator.edit`.
+        """
+        image, mask = np.asarray(image_bhwc, np.float32), np.asarray(mask_bhw) != 0
+        size = self.model.optics.image_size
+        if image.shape != (count, size, size, 3) or mask.shape != image.shape[:3]:
+            raise ValueError(f"image and mask have shapes {image.shape} and {mask.shape} with {count} labels; give "
+                             f"({count}, {size}, {size}, 3) and ({count}, {size}, {size})")
+        image = np.stack([edit.fill(*one) for one in zip(image, mask, strict=True)])
+        if not (np.abs(image) <= 1).all():
+            raise ValueError(f"image ranges over {image.min():.4g} ... {image.max():.4g} outside the mask; give "
+                             "numbers in [-1, 1]")
+        return image, mask
+
+    def own(self, params: Any, image_bhwc: jax.Array, mask_bhw: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Returns what `edit.edit` needs of `filled` images: their latents, and which tokens are drawn."""
+        optics, structure = self.model.optics, self.model.structure
+        focused = [view.focused for view in optics.views(image_bhwc)]
+        latents = Bound(structure, params["structure"])("latents", focused)
+        return latents, edit.token_masks(mask_bhw, optics, structure.pyramid)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generator:
@@ -126,7 +153,8 @@ class Generator:
                 "tokenizer": self.tokenizer.identity}
 
     @property
-    def _quantizer_params(self):
+    def quantizer_params(self) -> Any:
+        """The parameters of the structure tokenizer's quantizer."""
         return self.tokenizer.params["structure"]["quantizer"]
 
     @functools.cached_property
@@ -148,11 +176,12 @@ class Generator:
         return memory.trimmed(jax.jit(run, static_argnums=6))
 
     @functools.cached_property
-    def _layers(self):
+    def layers(self) -> tuple[Any, ...] | None:
         """The blocks once more, unstacked, in the same memory; only on CPUs, where it makes sampling faster."""
         return decode.unstack(self.params) if jax.default_backend() == "cpu" else None
 
-    def _labels(self, labels: Labels) -> jax.Array:
+    def check_labels(self, labels: Labels) -> jax.Array:
+        """Returns labels as an array (b,) int32; a ValueError says which are none."""
         labels = np.asarray(labels)
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
             raise ValueError(f"labels are {labels!r}; give a list of class numbers")
@@ -163,14 +192,10 @@ class Generator:
 
     @functools.cached_property
     def _edit(self):
-        optics, structure = self.tokenizer.model.optics, self.tokenizer.model.structure
-
         def run(params, layers, tokenizer_params, image, mask, labels, keys, settings):
-            focused = [view.focused for view in optics.views(image)]
-            latents = structure.apply({"params": tokenizer_params["structure"]}, focused, method="latents")
-            quantizer = Bound(structure.quantizer, tokenizer_params["structure"]["quantizer"])
-            return edit.edit(Bound(self.network, params), quantizer, latents,
-                             edit.token_masks(mask, optics, structure.pyramid), labels, keys, settings, layers=layers)
+            quantizer = Bound(self.tokenizer.model.structure.quantizer, tokenizer_params["structure"]["quantizer"])
+            return edit.edit(Bound(self.network, params), quantizer, *self.tokenizer.own(tokenizer_params, image, mask),
+                             labels, keys, settings, layers=layers)
         return memory.trimmed(jax.jit(run, static_argnums=7))
 
     @functools.cached_property
@@ -179,7 +204,7 @@ class Generator:
 
     def logits(self, tokens: Sequence[Any], labels: Labels) -> jax.Array:
         """Computes the teacher-forced logits of K token maps (b, p_k, p_k): (b, L, V) float32."""
-        return self._logits(self.params, self._quantizer_params, _map_lists(tokens), self._labels(labels))
+        return self._logits(self.params, self.quantizer_params, _map_lists(tokens), self.check_labels(labels))
 
     def sample(self, labels: Labels, seed: int = 0, settings: SamplingSettings = SamplingSettings(), *,
                start: int = 0) -> decode.Sample:
@@ -199,7 +224,7 @@ class Generator:
         Returns:
           The samples, with `.tokens` (K maps) and `.f_hat` (K cumulative latents).
         """
-        return self._sample(self.params, self._layers, self._quantizer_params, self._shared(self._labels(labels)),
+        return self._sample(self.params, self.layers, self.quantizer_params, self._shared(self.check_labels(labels)),
                             np.uint32(seed), np.uint32(start), settings)
 
     def edit(self, image_bhwc: ArrayLike, mask_bhw: ArrayLike, labels: Labels, seed: int = 0,
@@ -222,20 +247,11 @@ class Generator:
         Raises:
           ValueError: Shapes or labels do not fit, or known pixels are outside [-1, 1].
         """
-        labels = self._labels(labels)
-        image, mask = np.asarray(image_bhwc, np.float32), np.asarray(mask_bhw) != 0
-        size = self.tokenizer.model.optics.image_size
-        if image.shape != (len(labels), size, size, 3) or mask.shape != image.shape[:3]:
-            raise ValueError(f"image and mask have shapes {image.shape} and {mask.shape} with {len(labels)} labels; "
-                             f"give ({len(labels)}, {size}, {size}, 3) and ({len(labels)}, {size}, {size})")
-        image = np.stack([edit.fill(*one) for one in zip(image, mask, strict=True)])
-        if not (np.abs(image) <= 1).all():
-            raise ValueError(f"image ranges over {image.min():.4g} ... {image.max():.4g} outside the mask; give "
-                             "numbers in [-1, 1]")
-        drawn = self._edit(self.params, self._layers, self.tokenizer.params, image, mask, labels,
+        labels = self.check_labels(labels)
+        image, mask = self.tokenizer.filled(image_bhwc, mask_bhw, len(labels))
+        drawn = self._edit(self.params, self.layers, self.tokenizer.params, image, mask, labels,
                            decode.sample_keys(seed, labels), settings)
-        own = self.tokenizer.decode(self.tokenizer.encode(image))
-        return jnp.where(mask[..., None], self.images(drawn), own)
+        return jnp.where(mask[..., None], self.images(drawn), self.tokenizer.decode(self.tokenizer.encode(image)))
 
     def images(self, drawn: decode.Sample) -> jax.Array:
         """Decodes samples to images (b, h, w, 3) in [-1, 1]; every process gets all of them."""

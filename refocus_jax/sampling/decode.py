@@ -15,6 +15,9 @@ from refocus_jax.models.bound import Bound
 from refocus_jax.models.transformer import Cache, Transformer
 from refocus_jax.sampling import filters
 
+# For editing: (scale, f_hat before this scale, drawn token map (b, p, p)) -> the token map to continue with.
+Replace = Callable[[int, jax.Array | None, jax.Array], jax.Array]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
@@ -131,9 +134,87 @@ def decode_scale(student: Bound, layers, x_bld: jax.Array, modulations: jax.Arra
     return x_bld, new
 
 
+class Course(NamedTuple):
+    """Where a batch of samples stands between two scales. Under guidance, b is twice the number of samples.
+
+    Attributes:
+      labels_b: The classes that the network reads, int32.
+      modulations: From `Transformer.conditions`, as the next.
+      embedding: Of the classes.
+      caches: What the layers keep of the scales so far.
+      f_hat: The cumulative latent, (samples, p_K, p_K, c); None before the first scale.
+    """
+
+    labels_b: jax.Array
+    modulations: jax.Array
+    embedding: jax.Array
+    caches: list[Cache]
+    f_hat: jax.Array | None
+
+
+def begin(student: Bound, labels_b: jax.Array, guided: bool, layers: tuple[Any, ...] | None = None) -> Course:
+    """Prepares samples of the given classes; the arguments are those of `sample`."""
+    if guided:
+        # Each sample goes through the network twice, with and without its class, in adjacent rows of one batch. If the
+        # batch consisted of two halves instead, devices that share the batch would have to exchange them.
+        null = jnp.full_like(labels_b, student.module.num_classes)
+        labels_b = jnp.stack([labels_b, null], axis=1).reshape(-1)
+    modulations, embedding = student("conditions", labels_b)
+    return Course(labels_b, modulations, embedding, init_caches(student.module, labels_b.shape[0], layers), None)
+
+
+def draw_scale(student: Bound, quantizer: Bound, course: Course, keys_b: jax.Array, scale: int, *, guided: bool,
+               strength: float | jax.Array, keep: Callable[[jax.Array], jax.Array], smooth: bool = False,
+               replace: Replace | None = None, layers: tuple[Any, ...] | None = None) -> tuple[Course, jax.Array]:
+    """Draws the token map of the next scale.
+
+    Args:
+      student: As for `sample`, like the other arguments without a line.
+      quantizer: The quantizer.
+      course: From `begin`, or from the scale before.
+      keys_b: The random keys.
+      scale: The scale, from 0.
+      guided: Whether `begin` has prepared guidance.
+      strength: The strength of guidance at this scale; the first scale has none.
+      keep: Sets the logits of tokens that are not to be drawn to -inf.
+      smooth: Whether mixtures of codes are fed back.
+      replace: For editing.
+      layers: The blocks.
+
+    Returns:
+      The course after this scale, and the token map (b, p, p) int32.
+    """
+    network, samples, side = student.module, keys_b.shape[0], student.module.grid_sizes[scale]
+    if course.f_hat is None:
+        x = student("start", course.labels_b)
+    else:
+        inputs = quantizer("view", course.f_hat, scale)
+        inputs = inputs.reshape(samples, -1, inputs.shape[-1])
+        x = student("words", jnp.repeat(inputs, 2, axis=0) if guided else inputs, scale, 1)
+    x, caches = decode_scale(student, layers, x, course.modulations, course.caches, scale)
+    if guided and scale:
+        logits = student("logits", x, course.embedding)
+        logits = filters.guide(logits[::2], logits[1::2], strength)
+    else:
+        conditional = slice(None, None, 2 if guided else 1)
+        logits = student("logits", x[conditional], course.embedding[conditional])
+    logits = keep(logits)
+    gumbel = jax.vmap(lambda key, like: jax.random.gumbel(jax.random.fold_in(key, scale), like.shape))(keys_b, logits)
+    chosen = jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32).reshape(samples, side, side)
+    if replace is not None:
+        chosen = replace(scale, course.f_hat, chosen)
+    codes = quantizer.params["codebook"]["embedding"]
+    if smooth:
+        mixture = filters.smoothing(logits, gumbel, scale, len(network.grid_sizes))
+        vectors = jnp.einsum("blv,vc->blc", mixture, codes, precision=jax.lax.Precision.HIGHEST)
+    else:
+        vectors = codes[chosen]
+    f_hat = quantizer("accumulate", course.f_hat, vectors.reshape(samples, side, side, -1), scale)
+    return course._replace(caches=caches, f_hat=f_hat), chosen
+
+
 def sample(student: Bound, quantizer: Bound, labels_b: jax.Array, keys_b: jax.Array, settings: SamplingSettings, *,
-           replace: Callable[[int, jax.Array | None, jax.Array], jax.Array] | None = None,
-           layers: tuple[Any, ...] | None = None) -> Sample:
+           replace: Replace | None = None, layers: tuple[Any, ...] | None = None) -> Sample:
     """Draws images of the given classes.
 
     Args:
@@ -142,51 +223,21 @@ def sample(student: Bound, quantizer: Bound, labels_b: jax.Array, keys_b: jax.Ar
       labels_b: int32 classes.
       keys_b: One random key per sample, from `sample_keys`.
       settings: How tokens are drawn; static under jit.
-      replace: For editing: replace(scale, f_hat before this scale, drawn token map (b, p, p)) returns the token map
-        to continue with.
+      replace: For editing.
       layers: The blocks a second time, one tree each, from `unstack`. They make sampling faster on CPUs, where a loop
         over stacked blocks copies each block's weights before it uses them, at every scale. Without them the program
         is smaller and compiles faster.
     """
-    network, guided = student.module, settings.cfg > 0
-    num_scales, batch = len(network.grid_sizes), labels_b.shape[0]
-    null = jnp.full_like(labels_b, network.num_classes)
-    # Under guidance each sample goes through the network twice, with and without its class, in adjacent rows of one
-    # batch. If the batch consisted of two halves instead, devices that share the batch would have to exchange them.
-    network_labels = jnp.stack([labels_b, null], axis=1).reshape(-1) if guided else labels_b
-
-    def conditional(array):
-        return array[::2] if guided else array
-
-    modulations, embedding = student("conditions", network_labels)
-    caches = init_caches(network, network_labels.shape[0], layers)
-    x, f_hat, tokens, f_hats = student("start", network_labels), None, [], []
-    for scale, side in enumerate(network.grid_sizes):
-        x, caches = decode_scale(student, layers, x, modulations, caches, scale)
-        strength = filters.guidance_scale(settings.cfg, scale, num_scales)
-        if strength:
-            logits = student("logits", x, embedding)
-            logits = filters.guide(logits[::2], logits[1::2], strength)
-        else:
-            logits = student("logits", conditional(x), conditional(embedding))
-        logits = filters.filter_logits(logits, settings.top_k, settings.top_p)
-        gumbel = jax.vmap(lambda key, like, s=scale: jax.random.gumbel(jax.random.fold_in(key, s), like.shape))(
-            keys_b, logits)
-        chosen = jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
-        chosen = chosen.reshape(batch, side, side)
-        if replace is not None:
-            chosen = replace(scale, f_hat, chosen)
-        if settings.smooth:
-            mixture = filters.smoothing(logits, gumbel, scale, num_scales)
-            vectors = jnp.einsum("blv,vc->blc", mixture, quantizer.params["codebook"]["embedding"],
-                                 precision=jax.lax.Precision.HIGHEST)
-        else:
-            vectors = quantizer.params["codebook"]["embedding"][chosen]
+    guided, num_scales = settings.cfg > 0, len(student.module.grid_sizes)
+    keep = functools.partial(filters.filter_logits, top_k=settings.top_k, top_p=settings.top_p)
+    tokens: list[jax.Array] = []
+    f_hats: list[jax.Array] = []
+    course = begin(student, labels_b, guided, layers)
+    for scale in range(num_scales):
+        course, chosen = draw_scale(
+            student, quantizer, course, keys_b, scale, guided=guided, keep=keep, smooth=settings.smooth,
+            strength=filters.guidance_scale(settings.cfg, scale, num_scales), replace=replace, layers=layers)
+        assert course.f_hat is not None  # from the first scale on
         tokens.append(chosen)
-        f_hat = quantizer("accumulate", f_hat, vectors.reshape(batch, side, side, -1), scale)
-        f_hats.append(f_hat)
-        if scale + 1 < num_scales:
-            inputs = quantizer("view", f_hat, scale + 1)
-            inputs = inputs.reshape(batch, -1, inputs.shape[-1])
-            x = student("words", jnp.repeat(inputs, 2, axis=0) if guided else inputs, scale + 1, 1)
+        f_hats.append(course.f_hat)
     return Sample(tokens, f_hats)

@@ -56,6 +56,15 @@ def token_masks(mask_bhw: jax.Array, optics: Pyramid, pyramid: str) -> list[jax.
     return [share > MAX_HIDDEN for share in shares[:-1]] + [shares[-1] > 0]
 
 
+def keep_own(quantizer: Bound, latents: Sequence[jax.Array], drawn_bpp: Sequence[jax.Array]) -> decode.Replace:
+    """Makes the function that puts the images' own tokens where none are drawn; the arguments are those of `edit`."""
+    def replace(scale: int, f_hat: jax.Array | None, chosen_bpp: jax.Array) -> jax.Array:
+        own, _ = quantizer("choose", latents[scale], f_hat, scale)
+        return jnp.where(drawn_bpp[scale], chosen_bpp, own)
+
+    return replace
+
+
 def edit(student: Bound, quantizer: Bound, latents: Sequence[jax.Array], drawn_bpp: Sequence[jax.Array],
          labels_b: jax.Array, keys_b: jax.Array, settings: decode.SamplingSettings, *,
          layers: tuple[Any, ...] | None = None) -> decode.Sample:
@@ -82,8 +91,5 @@ def edit(student: Bound, quantizer: Bound, latents: Sequence[jax.Array], drawn_b
         raise ValueError("sampling.smooth is True, but editing replaces tokens, which smoothing does not feed back; "
                          "set it False")
 
-    def replace(scale: int, f_hat: jax.Array | None, chosen_bpp: jax.Array) -> jax.Array:
-        own, _ = quantizer("choose", latents[scale], f_hat, scale)
-        return jnp.where(drawn_bpp[scale], chosen_bpp, own)
-
-    return decode.sample(student, quantizer, labels_b, keys_b, settings, replace=replace, layers=layers)
+    return decode.sample(student, quantizer, labels_b, keys_b, settings, layers=layers,
+                         replace=keep_own(quantizer, latents, drawn_bpp))

@@ -9,7 +9,7 @@ def guidance_scale(cfg: float, scale: int, num_scales: int) -> float:
     return cfg * scale / (num_scales - 1)
 
 
-def guide(conditional: jax.Array, unconditional: jax.Array, strength: float) -> jax.Array:
+def guide(conditional: jax.Array, unconditional: jax.Array, strength: float | jax.Array) -> jax.Array:
     """Guided logits, (1 + strength) conditional - strength unconditional."""
     return (1 + strength) * conditional - strength * unconditional
 
@@ -41,7 +41,18 @@ def filter_logits(logits_blv: jax.Array, top_k: int = 0, top_p: float = 0.0) -> 
     return logits_blv
 
 
-def _keep_above(logits_blv: jax.Array, weights_blv: jax.Array, limit: float) -> jax.Array:
+def keep_likely(logits_blv: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """`filter_logits` for limits that are arrays, so that one program serves all values; see `limits`."""
+    logits_blv = _keep_above(logits_blv, jnp.ones_like(logits_blv), top_k)
+    return _keep_above(logits_blv, jax.nn.softmax(logits_blv, axis=-1), top_p)
+
+
+def limits(top_k: int, top_p: float, vocab_size: int) -> tuple[float, float]:
+    """Returns top-k and top-p for `keep_likely`, where V codes and a probability above 1 switch a filter off."""
+    return float(top_k if 0 < top_k < vocab_size else vocab_size), float(top_p) if 0 < top_p < 1 else 2.0
+
+
+def _keep_above(logits_blv: jax.Array, weights_blv: jax.Array, limit: float | jax.Array) -> jax.Array:
     """Sets logits below t to -inf: t is the smallest value such that the logits > t have a total weight < `limit`.
 
     With weights of one, t is the k-th logit; with probabilities, the last that top-p keeps. A bisection over all

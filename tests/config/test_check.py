@@ -55,7 +55,7 @@ BAD = [
     {"sampling.cfg": -1.0}, {"sampling.top_k": -1}, {"sampling.top_p": 1.5},
     {"generator.train.samples_per_class": 0}, {"sample.count": 0}, {"sample.format": "gif"}, {"edit.count": 0},
     {"edit.seed": -1},
-    {"aliasing.images": 0},
+    {"aliasing.images": 0}, {"demo.port": 0}, {"demo.port": 65536},
     # evaluation
     {"evaluate.count": 9}, {"evaluate.reference_count": 0}, {"evaluate.batch_size": 0}, {"evaluate.seed": -1},
     {"evaluate.during_training": 5}, {"evaluate.parts": ("student",)}, {"evaluate.parts": ()},

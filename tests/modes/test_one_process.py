@@ -3,10 +3,10 @@
 import jax
 import pytest
 
-from refocus_jax.modes import aliasing, edit, export
+from refocus_jax.modes import aliasing, demo, edit, export
 
 
-@pytest.mark.parametrize("mode", [aliasing, edit, export], ids=lambda mode: mode.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("mode", [aliasing, demo, edit, export], ids=lambda mode: mode.__name__.rpartition(".")[2])
 def test_several_processes_are_refused(mode, micro, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     name = mode.__name__.rpartition(".")[2]

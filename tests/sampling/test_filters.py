@@ -6,6 +6,7 @@ from refocus_jax.sampling import filters
 from tests.fixtures import official, small
 
 filter_logits = jax.jit(filters.filter_logits, static_argnums=(1, 2))
+keep_likely = jax.jit(filters.keep_likely)
 
 
 def kept(logits, top_k=0, top_p=0.0) -> np.ndarray:
@@ -122,3 +123,10 @@ def test_smoothing_has_vars_temperatures(scale, factor, temperature):
     logits, gumbel = np.array([[[0.2, 0.1, 0.0]]], np.float32), np.array([[[0.0, 0.03, 0.1]]], np.float32)
     weights = np.exp((factor * logits + gumbel) / temperature)
     np.testing.assert_allclose(filters.smoothing(logits, gumbel, scale, 3), weights / weights.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("top_k, top_p", [(7, 0.0), (0, 0.9), (20, 0.8), (64, 1.0), (1000, 0.5), (1, 0.0), (0, 0.0)])
+def test_limits_that_are_arrays_keep_the_same(top_k, top_p):
+    logits = 3 * small.random(0, 8, 16, 64)
+    limits = filters.limits(top_k, top_p, 64)
+    np.testing.assert_array_equal(keep_likely(logits, *limits), filter_logits(logits, top_k, top_p))

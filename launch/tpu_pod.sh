@@ -4,27 +4,27 @@
 #   export TPU_NAME=refocus TPU_ZONE=us-central1-a        # name and zone of the slice
 #   export TPU_TYPE=v5litepod-16                          # accelerator type
 #   export TPU_RUNTIME=v2-alpha-tpuv5-lite                # image of its machines; each TPU type has one
-#   export TPU_NFS=10.0.0.2:/share                        # an NFS export (Filestore), mounted at /mnt/shared
 #
 # For v6e: TPU_TYPE=v6e-16 TPU_RUNTIME=v2-alpha-tpuv6e. Optional:
 #
+#   export TPU_NFS=10.0.0.2:/share                        # an NFS export (Filestore), mounted at /mnt/shared
 #   export TPU_SPOT=1                                     # cheaper, but may be preempted
 #   export TPU_NODE_COUNT=2                               # several slices that train together
 #   export TPU_NETWORK=default TPU_SUBNETWORK=default TPU_SERVICE_ACCOUNT=me@project.iam.gserviceaccount.com
 #
-#   launch/tpu_pod.sh train --config=d24 --workdir=/mnt/shared/runs/d24 ...    flags of refocus_jax.main
+#   launch/tpu_pod.sh train --config=d24 --workdir=gs://bucket/runs/d24 ...    flags of refocus_jax.main
 #
 # does all of this until the training is finished, also after preemptions. Its parts are actions too:
 #
 #   launch/tpu_pod.sh create          requests the slice and waits until it is active
-#   launch/tpu_pod.sh install         installs the last commit and mounts the NFS export on all its machines
+#   launch/tpu_pod.sh install         installs the last commit on all its machines, and mounts the NFS export if given
 #   launch/tpu_pod.sh run FLAGS       trains; a training that is running already is followed
 #   launch/tpu_pod.sh stop            asks the training to save and to stop
 #   launch/tpu_pod.sh delete
 #
-# `launch/tpu_pod.sh --dry-run ACTION ...` prints the commands without running them. The workdir must be on the shared
-# file system, because each machine writes its part of a checkpoint; datasets of tfds: are expected in
-# /mnt/shared/tensorflow_datasets. The training does not end when the connection does, and `train` or `run` with the same
+# `launch/tpu_pod.sh --dry-run ACTION ...` prints the commands without running them. The workdir must be
+# in a bucket or below /mnt/shared, because each machine writes its part of a checkpoint; datasets of tfds: are expected
+# in /mnt/shared/tensorflow_datasets. The training does not end when the connection does, and `train` or `run` with the same
 # flags follows it again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -114,7 +114,6 @@ create() {
 }
 
 install() {
-    require TPU_NFS 10.0.0.2:/share
     execute mkdir -p "$(dirname "$ARCHIVE")"
     execute git archive --format=tar.gz "--output=$ARCHIVE" HEAD
     local node
@@ -123,12 +122,12 @@ install() {
     done
     # A new machine updates itself in the background and holds apt's lock.
     local apt="sudo apt-get -o DPkg::Lock::Timeout=600 -qq"
-    on_all_workers "mountpoint -q $SHARED || { $apt update && $apt -y install nfs-common && sudo mkdir -p $SHARED && \
+    [[ -z ${TPU_NFS:-} ]] || on_all_workers "mountpoint -q $SHARED || { $apt update && $apt -y install nfs-common && sudo mkdir -p $SHARED && \
 sudo mount -t nfs $(quoted "$TPU_NFS") $SHARED; }"
     on_all_workers "rm -rf refocus_jax && mkdir refocus_jax && tar -xzf refocus_jax.tar.gz -C refocus_jax"
     # uv installs its own Python, because that of the images may be older than 3.11.
     on_all_workers "cd refocus_jax && python3 -m pip install --user -q uv && ~/.local/bin/uv venv -q --python 3.12 && \
-~/.local/bin/uv pip install -q -e '.[tpu,tfds,report]'"
+~/.local/bin/uv pip install -q -e '.[tpu,tfds,report,gcs]'"
 }
 
 check_workdir() {  # FLAGS
@@ -136,7 +135,9 @@ check_workdir() {  # FLAGS
     for flag in "$@"; do
         case $flag in --workdir=*) workdir=${flag#*=} ;; esac
     done
-    [[ $workdir == "$SHARED"/* ]] || fail "--workdir is '$workdir'; give --workdir=$SHARED/..., which all machines see"
+    [[ $workdir == gs://* || ( -n ${TPU_NFS:-} && $workdir == "$SHARED"/* ) ]] ||
+        fail "--workdir is '$workdir'; give --workdir=gs://BUCKET/..., or TPU_NFS and --workdir=$SHARED/..., which all \
+machines see"
 }
 
 # Each machine keeps three files next to the package: run.pid and run.log of the program that it runs, and run.code,

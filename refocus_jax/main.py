@@ -22,7 +22,8 @@ from ml_collections import ConfigDict, config_flags
 from refocus_jax.config import catalog, check
 from refocus_jax.config.base import SETTINGS
 from refocus_jax.config.ranges import nearest
-from refocus_jax.runtime import command_line, processes
+from refocus_jax.runtime import bucket, command_line, processes
+from refocus_jax.runtime.bucket_lease import BucketLease
 from refocus_jax.runtime.lease import Lease, LeaseError
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
 from refocus_jax.training.loop import NonFinite
@@ -51,6 +52,7 @@ MODES = {
 }
 # These modes replace one file each, or none, and may run while a training is running.
 READING = ("report", "plan", "config", "demo")
+TRAINING = ("train", "tokenizer", "generator")
 # What can be done with a workdir after training.
 NEXT = {"sample": "To draw more samples:", "report": "For a page with curves and pictures:"}
 
@@ -121,6 +123,10 @@ def written(mode: str, config: ConfigDict, workdir: str) -> list[str]:
     return [workdir, *filter(None, [config.encode.output if mode == "encode" else ""])]
 
 
+def _resolved(directory: str) -> str:
+    return directory if bucket.is_url(directory) else os.path.realpath(directory)
+
+
 def find(mode: str):
     """Imports the module of a mode and returns the mode's function, (config, workdir) -> None."""
     module, name = MODES[mode][0].split(".")
@@ -132,21 +138,36 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    mode, workdir = _MODE.value, check.check_workdir(_WORKDIR.value)
+    mode, workdir = _MODE.value, _WORKDIR.value
+    in_bucket = bucket.is_url(workdir)
+    if in_bucket:
+        bucket.check_url("--workdir", workdir)
+    else:
+        workdir = check.check_workdir(workdir)
     config = _CONFIG.value.copy_and_resolve_references()
     check.check_ranges(config)
     check.expand_paths(config)
     if not jax.config.jax_compilation_cache_dir:  # the variable JAX_COMPILATION_CACHE_DIR sets another
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/refocus_jax"))
     processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    with contextlib.ExitStack() as leases:
-        for directory in dict.fromkeys(map(os.path.realpath, written(mode, config, workdir))):
-            leases.enter_context(Lease(directory, mode))
+    if in_bucket and jax.process_count() > 1 and (
+            mode not in TRAINING or config.data.token_examples or config.evaluate.during_training):
+        raise ValueError(f"--workdir is {workdir}, and there are {jax.process_count()} processes, which share no files "
+                         "there; in a bucket, several processes can only train, with data.token_examples=0 and "
+                         "evaluate.during_training=0")
+    with contextlib.ExitStack() as context:
+        directories = dict.fromkeys(map(_resolved, written(mode, config, workdir)))
+        for directory in directories:
+            context.enter_context(BucketLease(directory, mode) if bucket.is_url(directory) else Lease(directory, mode))
+        local = bucket.stage(workdir, only_reads=workdir not in directories) if in_bucket else workdir
+        context.callback(bucket.publish, local)
         try:
-            find(mode)(config, workdir)
+            find(mode)(config, local)
         except Preempted as error:
             logging.warning("%s", error)
             sys.exit(EXIT_CODE)
+    if in_bucket and directories and jax.process_index() == 0:
+        print(f"All files are in {workdir} too.")
     if mode == "train" and jax.process_index() == 0:
         kept = command_line.settings(sys.argv[1:])
         print(*(f"{says} {command_line.command(kept, workdir, following)}" for following, says in NEXT.items()),

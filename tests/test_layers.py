@@ -20,6 +20,8 @@ ROOMS = {
     "ml_collections": {"config", "pretrained", "modes", "main.py"},
     "matplotlib": {"reporting/charts.py"},
     "jinja2": {"reporting/page.py"},
+    "google": {"runtime/bucket.py", "runtime/bucket_lease.py"},
+    "etils": {"runtime/bucket.py"},
     "wandb": {"runtime/mirror.py"},
     "gradio": {"demo/page.py", "demo/parts.py"},
     "tensorflow_datasets": {"data/sources.py"},

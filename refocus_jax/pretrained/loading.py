@@ -11,8 +11,8 @@ from refocus_jax.focus import Pyramid
 from refocus_jax.models import official_var
 from refocus_jax.models.tokenizer import DualTokenizer
 from refocus_jax.pretrained.models import Generator, Tokenizer
+from refocus_jax.runtime import bucket, weight_files
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.runtime import weight_files
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -51,7 +51,12 @@ def _official_arrays(source: Source, fits: weight_files.Fits) -> Mapping[str, An
 
 
 def _expanded(source: Source) -> str | Mapping[str, Any]:
-    return source if isinstance(source, Mapping) else os.path.expanduser(os.fspath(source))
+    if isinstance(source, Mapping):
+        return source
+    if bucket.is_url(source):
+        bucket.check_url("source", os.fspath(source))
+        return bucket.stage(os.fspath(source), only_reads=True)
+    return os.path.expanduser(os.fspath(source))
 
 
 def _replicated(params: Any) -> Any:

@@ -5,7 +5,6 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -13,8 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from refocus_jax.runtime import lease, processes, seals
+from refocus_jax.runtime import bucket, lease, processes, seals
 
+_COMMITTED = "commit_success.txt"  # in a bucket, orbax writes it when a checkpoint is complete
 _NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -39,7 +39,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2, keep_every: int = 0):
-        self._directory = Path(directory).absolute()  # orbax refuses relative paths
+        self._directory = bucket.place(directory)  # absolute, as orbax wants it
         kept: list[Any] = [ocp.checkpoint_managers.LatestN(keep)]
         if keep_every:
             kept.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
@@ -97,7 +97,7 @@ class Checkpoints:
                 "record": ocp.JsonCheckpointHandler("record.json"),
             },
             options=ocp.CheckpointManagerOptions(
-                create=False,
+                create=_in_bucket(self._directory),  # where folders only exist as parts of names
                 preservation_policy=self._kept,
                 lightweight_initialize=True,  # reads no files of existing checkpoints
             ),
@@ -105,9 +105,13 @@ class Checkpoints:
 
     def _set_aside(self) -> None:
         """Renames what has a step's name but is not a sound checkpoint: it is in the way, but must not be deleted."""
-        sound = {str(step) for step in self._steps() if step not in self._damaged}
-        for path in [path for path in self._directory.iterdir() if path.name.isdecimal() and path.name not in sound]:
-            _rename(path, f"damaged_{path.name}")
+        steps = self._steps()
+        sound = {str(step) for step in steps if step not in self._damaged}
+        for path in [path for path in self._paths() if path.name.isdecimal() and path.name not in sound]:
+            if _in_bucket(path) and int(path.name) not in steps:
+                path.rmtree()  # in a bucket, a save that was interrupted has its final name
+            else:
+                _rename(path, f"damaged_{path.name}")
         self._damaged = {}
 
     def latest_step(self) -> int | None:
@@ -159,13 +163,15 @@ class Checkpoints:
                     _rename(self._directory / str(later), f"replaced_{later}")
         processes.barrier(f"set back {self._directory}")
 
+    def _paths(self) -> list[Any]:
+        return list(self._directory.iterdir()) if self._directory.is_dir() else []
+
     def _steps(self) -> set[int]:
         """Steps of all folders that hold any part of a checkpoint, sound or not."""
-        if not self._directory.is_dir():
-            return set()
-        return {int(path.name) for path in self._directory.iterdir()
+        return {int(path.name) for path in self._paths()
                 if path.name.isdecimal() and path.name == str(int(path.name))
-                and any((path / item).exists() for item in ("state", "record"))}
+                and any((path / item).exists() for item in ("state", "record"))
+                and (not _in_bucket(path) or (path / _COMMITTED).exists())}
 
     def restore(
         self,
@@ -324,12 +330,19 @@ class Checkpoints:
         return _named({path: leaves[path] for path in wanted})
 
 
-def _rename(path: Path, name: str) -> None:
+def _in_bucket(path: Any) -> bool:
+    return bucket.is_url(path)
+
+
+def _rename(path: Any, name: str) -> None:
     """Gives a folder another name, with a number if there is one of that name."""
     aside, number = path.with_name(name), 1
     while aside.exists():
         aside, number = path.with_name(f"{name}_{number}"), number + 1
-    path.rename(aside)
+    if _in_bucket(path):
+        bucket.move(str(path), str(aside))
+    else:
+        path.rename(aside)
 
 
 def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:

@@ -27,7 +27,7 @@ BEAT_SECONDS = 2.0
 # A holder on another machine is considered dead if its file stays unchanged for this long.
 WATCH_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
-_FILE = ".writer.json"
+FILE = ".writer.json"
 _PROC = Path("/proc")
 
 
@@ -51,7 +51,7 @@ class Lease:
 
     def __init__(self, directory: str | os.PathLike, mode: str):
         self._directory, self._mode = Path(directory), mode
-        self._path, self._digest = self._directory / _FILE, ""
+        self._path, self._digest = self._directory / FILE, ""
         self._made, self._stop = False, threading.Event()
         self._beat: threading.Thread | None = None
 
@@ -62,7 +62,7 @@ class Lease:
     def __exit__(self, *exception: object) -> None:
         if self._beat is None:
             return
-        _held.remove(self)
+        held.remove(self)
         self._stop.set()
         self._beat.join()
         with contextlib.suppress(OSError):  # a file that remains names a process that has ended
@@ -80,7 +80,7 @@ class Lease:
             raise LeaseError(f"this run may no longer write into {self._directory}, and stops: {why}. Give another "
                              "directory, or start the same command again when no other run writes there")
 
-    def _is_own(self, found: "_Holder | None") -> bool:
+    def _is_own(self, found: "Holder | None") -> bool:
         return found is not None and found.digest == self._digest
 
     def _acquire(self) -> None:
@@ -92,7 +92,7 @@ class Lease:
         except OSError as error:
             raise OSError(f"{self._directory} cannot be written ({error.strerror}); give a directory that can be "
                           "written, or correct its permissions") from error
-        _held.append(self)
+        held.append(self)
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
         self._beat.start()
 
@@ -106,7 +106,7 @@ class Lease:
             if not self._is_dead(path, before):
                 return False
             dead, path = [*dead, path], before.successor(self._directory)
-        content = json.dumps(_describe_self(self._mode), indent=2).encode()
+        content = json.dumps(describe_self(self._mode), indent=2).encode()
         self._digest = _digest(content)
         try:
             with path.open("xb", buffering=0) as file:
@@ -130,7 +130,7 @@ class Lease:
             logging.warning("%s was held by %s, which is dead; this run continues there.", self._directory, before)
         return True
 
-    def _is_dead(self, path: Path, holder: "_Holder") -> bool:
+    def _is_dead(self, path: Path, holder: "Holder") -> bool:
         """Whether the holder is dead. False if the file belongs to another holder by now.
 
         Raises:
@@ -162,16 +162,16 @@ class Lease:
                 os.utime(self._path)  # works on a full disk too
 
 
-_held: list[Lease] = []
+held: list[Any] = []  # of this process, in files and in buckets
 
 
 def confirm() -> None:
     """Raises a LeaseError if this process has lost one of its leases. Must be called before something is written."""
-    for lease in _held:
+    for lease in held:
         lease.confirm()
 
 
-class _Holder:
+class Holder:
     """The holder that a lease file describes.
 
     Attributes:
@@ -189,7 +189,7 @@ class _Holder:
 
     def __str__(self) -> str:
         if not self._says:
-            return f"a run whose {_FILE} is damaged"
+            return f"a run whose {FILE} is damaged"
         process, host, mode, since = map(self._says.get, ("process", "host", "mode", "since"))
         return f"process {process} on {host} (--mode={mode}, since {since})"
 
@@ -199,7 +199,7 @@ class _Holder:
 
     def is_alive(self) -> bool | None:
         """Whether the holder is alive; None if this can only be found out by watching its file."""
-        here = _describe_self("")
+        here = describe_self("")
         if here["machine"] is not None and here["machine"] == self._says.get("machine"):
             return _started(self._says.get("process")) == self._says.get("started")
         # Slurm restarts a job only after it has ended.
@@ -209,7 +209,7 @@ class _Holder:
 
 def _succession(directory: Path) -> list[Path]:
     """The lease file and the files of unfinished takeovers, in order; the last one is the current holder's."""
-    path, found = directory / _FILE, []
+    path, found = directory / FILE, []
     while True:
         found.append(path)
         holder = _read(path)
@@ -217,10 +217,10 @@ def _succession(directory: Path) -> list[Path]:
             return found
 
 
-def _read(path: Path) -> _Holder | None:
+def _read(path: Path) -> Holder | None:
     try:
         with path.open("rb") as file:
-            return _Holder(file.read(), os.fstat(file.fileno()).st_mtime_ns)
+            return Holder(file.read(), os.fstat(file.fileno()).st_mtime_ns)
     except FileNotFoundError:
         return None
 
@@ -229,7 +229,8 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _describe_self(mode: str) -> dict[str, Any]:
+def describe_self(mode: str) -> dict[str, Any]:
+    """Describes this process as the holder of a lease."""
     process = os.getpid()
     job = os.environ.get("SLURM_JOB_ID")
     return {

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from refocus_jax.models.randomness import fold_in
-from refocus_jax.runtime import memory, overview
+from refocus_jax.runtime import bucket, memory, overview
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.runtime.mirror import Mirror
@@ -284,8 +284,10 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
                         with progress.during("evaluating"):
                             _evaluate(writer, step, evaluator(state, frozen))
                         metrics.restart_clock(step)
-                    if saves:
+                    if evaluates or saves:
                         metrics.flush()
+                        bucket.publish(directory)
+                    if saves:
                         saving = time.perf_counter()
                         checkpoints.save(step, state, {"position": {"examples": examples}, "made_with": made_with,
                                                        "resumed_from": resumed_from})

@@ -75,7 +75,7 @@ def test_install_copies_the_last_commit_to_all_machines():
         assert subprocess.run(["bash", "-n", "-c", script]).returncode == 0
     assert "sudo mount -t nfs 10.0.0.2:/share /mnt/shared" in mount[-1]
     assert "tar -xzf refocus_jax.tar.gz -C refocus_jax" in unpack[-1]
-    assert "uv pip install -q -e '.[tpu,tfds,report]'" in environment[-1]
+    assert "uv pip install -q -e '.[tpu,tfds,report,gcs]'" in environment[-1]
 
 
 def test_run_starts_the_program_on_all_machines_and_follows_the_first():
@@ -132,6 +132,14 @@ def test_train_goes_on_until_the_run_is_done(stand_in, states, does, actions, co
     assert (directory / "actions").read_text().split() == actions.split()
 
 
+def test_a_bucket_needs_no_shared_file_system():
+    settings = {name: value for name, value in SETTINGS.items() if name != "TPU_NFS"}
+    assert launch("--dry-run", "run", "--workdir=gs://bucket/run", **settings).returncode == 0
+    assert "mount" not in launch("--dry-run", "install", **settings).stdout
+    process = launch("--dry-run", "run", "--workdir=/mnt/shared/run", **settings)
+    assert process.returncode == 2 and "give --workdir=gs://BUCKET/..., or TPU_NFS and" in process.stderr
+
+
 def test_several_slices_train_together():
     several = {"TPU_NODE_COUNT": "2", "TPU_NETWORK": "net", "TPU_SUBNETWORK": "sub", "TPU_SERVICE_ACCOUNT": "me@x"}
     create, _ = printed("create", **several)
@@ -171,7 +179,7 @@ def test_create_ends_when_gcloud_fails(stand_in):
 
 @pytest.mark.parametrize(("action", "missing"), [
     ("create", "TPU_NAME"), ("create", "TPU_ZONE"), ("create", "TPU_TYPE"), ("create", "TPU_RUNTIME"),
-    ("install", "TPU_NFS"), ("run", "TPU_ZONE"), ("delete", "TPU_NAME")])
+    ("run", "TPU_ZONE"), ("delete", "TPU_NAME")])
 def test_a_missing_setting_is_named(action, missing):
     settings = {name: value for name, value in SETTINGS.items() if name != missing}
     process = launch("--dry-run", action, **settings)
@@ -183,9 +191,9 @@ def test_a_missing_setting_is_named(action, missing):
     ((), "the action is ''; give train, or create, install, run, stop or delete"),
     (("start",), "the action is 'start'"),
     (("delete", "--workdir=/mnt/shared/run"), "delete takes no arguments, but got: --workdir=/mnt/shared/run"),
-    (("run", "--config=configs/tiny.py"), "--workdir is ''; give --workdir=/mnt/shared/..."),
-    (("run", "--workdir=runs/tiny"), "--workdir is 'runs/tiny'; give --workdir=/mnt/shared/..."),
-    (("train", "--workdir=runs/tiny"), "--workdir is 'runs/tiny'; give --workdir=/mnt/shared/..."),
+    (("run", "--config=configs/tiny.py"), "--workdir is ''; give --workdir=gs://BUCKET/..., or TPU_NFS and"),
+    (("run", "--workdir=runs/tiny"), "--workdir is 'runs/tiny'; give --workdir=gs://BUCKET/..."),
+    (("train", "--workdir=runs/tiny"), "--workdir is 'runs/tiny'; give --workdir=gs://BUCKET/..."),
     (("train", *FLAGS), "train decides by what it sees, so it has no dry run"),
 ])
 def test_what_cannot_work_is_refused(arguments, message):

@@ -49,7 +49,7 @@ def pretend(directory: Path, **changes) -> Path:
     """Writes the lease file of a holder on another machine, which is dead unless somebody touches the file."""
     directory.mkdir(exist_ok=True)
     path = directory / ".writer.json"
-    path.write_text(json.dumps(lease._describe_self("encode") | {
+    path.write_text(json.dumps(lease.describe_self("encode") | {
         "host": "elsewhere", "process": 7, "machine": "another", **changes}))
     return path
 
@@ -161,7 +161,7 @@ def test_of_many_that_wait_for_a_dead_one_to_go_one_succeeds(tmp_path, broken_of
     """Also if another run has begun to take over and died before it was done."""
     path = pretend(tmp_path / "run")
     if broken_off:
-        content = json.dumps(lease._describe_self("train") | {"machine": "a third"})
+        content = json.dumps(lease.describe_self("train") | {"machine": "a third"})
         lease._read(path).successor(tmp_path / "run").write_text(content)
     outcomes, ended = [], threading.Event()
 

@@ -54,6 +54,18 @@ def test_an_official_generator_gives_vars_numbers(checkpoint, generator):
     assert generator.class_names == tuple("0123456789")
 
 
+def test_an_official_mvar_is_told_by_its_names(tmp_path):
+    settings, numbers, tokenizer, transformer = official.load("mvar_square")
+    weight_files.write(tmp_path / "mvar_d2.safetensors", transformer, {})
+    grids = settings["patch_nums"]
+    loaded = pretrained.load_generator(tmp_path / "mvar_d2.safetensors", grid_sizes=grids, tokenizer=tokenizer)
+    assert loaded.network.architecture == "mvar" and loaded.network.qk_norm
+    logits, expected = loaded.logits(maps(numbers["tokens"], grids), numbers["labels"]), numbers["logits"]
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+    without = {name: array for name, array in transformer.items() if not name.endswith("scale_mul_1H11")}
+    assert not official_var.infer_transformer(without, grids).qk_norm
+
+
 def test_mappings_are_loaded_as_files_are(checkpoint, generator):
     tokenizer = pretrained.load_tokenizer(checkpoint.tokenizer, grid_sizes=checkpoint.settings["patch_nums"])
     for given in (tokenizer, checkpoint.tokenizer):

@@ -239,7 +239,7 @@ def test_a_run_that_stops_lets_go(command, error, raised, tmp_path):
     ("", "--workdir is empty; give a directory"), (" ", "--workdir is empty"),
     ("{}/file", "--workdir is .*/file, which is a file; give a directory"),
     ("{}/file/runs/a", "--workdir is .*/a, below .*/file, which is a file; give a directory"),
-    ("gs://mine/run", "--workdir is gs://mine/run, which is not a directory; give one")])
+    ("s3://mine/run", "--workdir is s3://mine/run, where Orbax cannot write checkpoints; give gs://BUCKET")])
 @pytest.mark.parametrize("mode", ["train", "sample", "report"])
 def test_a_workdir_that_cannot_be_is_refused(command, workdir, message, mode, tmp_path):
     (tmp_path / "file").touch()

@@ -61,7 +61,7 @@ def test_a_config_and_data_are_enough_for_the_views(config, tmp_path, capsys):
     assert "Wiener gains of this run's views" in tables
     said = content["settings"]["skipped"]
     assert [reason.partition(":")[0] for reason in said] == [
-        "large on photographs", "a tokenizer", "generated images", "gates"]
+        "a tokenizer", "large on photographs", "generated images", "gates"]
     files = sorted(path.name for path in (workdir / "aliasing").iterdir())
     assert len(files) == 1 + len(shown) + len(content["pictures"])
     for picture in content["pictures"]:

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from benchmarks.study import measure, plan, recipes, report, rows, runs, tables
+from benchmarks.study import measure, plan, recipes, report, rows, runs, shift, tables
 from benchmarks.study.__main__ import main
 from refocus_jax import main as program
-from refocus_jax.config import build, check
+from refocus_jax.config import build, catalog, check
 from refocus_jax.judges import features
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import extractor as small_extractor
@@ -271,3 +271,29 @@ def test_the_command_explains_what_is_missing(tmp_path):
     found = subprocess.run([sys.executable, "-m", "benchmarks.study", "table", f"--directory={tmp_path}"],
                            capture_output=True, text=True)
     assert found.returncode == 1 and "holds no results; give the directory of `run`" in found.stderr
+
+
+def test_kappa_is_one_for_equal_tokens_and_near_zero_by_chance():
+    rng = np.random.default_rng(0)
+    tokens, groups = rng.integers(0, 8, (40, 64)), np.arange(40) % 10
+    assert shift.kappa(tokens, tokens, groups, 8) == (1, 1, 1)
+    value, low, high = shift.kappa(tokens, rng.integers(0, 8, (40, 64)), groups, 8)
+    assert low < 0 < high and abs(value) < 0.05
+    # Half of the tokens are equal: the other half agrees by chance, with probability 1/8.
+    half = np.where(rng.random((40, 64)) < 0.5, tokens, rng.integers(0, 8, (40, 64)))
+    value, low, high = shift.kappa(tokens, half, groups, 8)
+    assert low < 0.5 < high and high - low < 0.15
+
+
+def test_crops_differ_by_one_pixel_and_need_larger_images(tmp_path, images):
+    c = catalog.load("tests/fixtures/micro.py")
+    large = np.random.default_rng(0).integers(0, 255, (8, 10, 11, 3), np.uint8)
+    for name, x in (("large", large), ("equal", images[:8])):
+        np.savez(tmp_path / f"{name}.npz", x=x, y=np.arange(8) % 2, val=np.arange(8) % 2 == 0)
+    c.data.source = f"npz:{tmp_path}/large.npz"
+    here, right, labels = shift.crops(c)
+    assert here.shape == (4, 8, 8, 3) and (here[:, :, 1:] == right[:, :, :-1]).all() and len(labels) == 4
+    np.testing.assert_allclose(here[1], large[2, 1:9, 1:9] / 127.5 - 1, atol=1e-6)
+    c.data.source = f"npz:{tmp_path}/equal.npz"
+    with pytest.raises(ValueError, match="held-out image 0 of npz:.* has 8 x 8 pixels; a shift needs more than"):
+        shift.crops(c)

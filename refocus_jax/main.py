@@ -151,7 +151,8 @@ def main(argv):
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/refocus_jax"))
     processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if in_bucket and jax.process_count() > 1 and (
-            mode not in TRAINING or config.data.token_examples or config.evaluate.during_training):
+            mode not in TRAINING
+            or (mode != "tokenizer" and (config.data.token_examples or config.evaluate.during_training))):
         raise ValueError(f"--workdir is {workdir}, and there are {jax.process_count()} processes, which share no files "
                          "there; in a bucket, several processes can only train, with data.token_examples=0 and "
                          "evaluate.during_training=0")

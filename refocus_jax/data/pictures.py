@@ -1,5 +1,6 @@
-"""Labelled grids of images for people to look at, as uint8 arrays."""
+"""Labelled grids of images for people to look at, as uint8 arrays and as files."""
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,11 +9,28 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 2  # pixels between cells
 LABEL_SIZE = 11  # height of the labels' font in pixels
 BACKGROUND = 255
+_FRAME, _LAST_FRAME = 400, 2000  # milliseconds of a GIF's frames
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """Convert values in [-1, 1] to uint8, rounded and clipped."""
     return np.rint((np.clip(np.asarray(image, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def png(image_hwc: np.ndarray) -> bytes:
+    """Return a uint8 image (h, w, 3) as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image_hwc).save(file, format="PNG")
+    return file.getvalue()
+
+
+def gif(frames: Sequence[np.ndarray]) -> bytes:
+    """Return uint8 frames of one shape as a GIF that repeats forever and rests at the last one."""
+    first, *rest = map(Image.fromarray, frames)
+    file = io.BytesIO()
+    first.save(file, format="GIF", save_all=True, append_images=rest, loop=0,
+               duration=[_FRAME] * len(rest) + [_LAST_FRAME])
+    return file.getvalue()
 
 
 def enlarge(image_hwc: np.ndarray, side: int, smooth: bool) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Pictures as HTML that needs no other file: each image is part of its `<img>`."""
 
 import base64
-import io
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
-from PIL import Image
+
+from refocus_jax.data import pictures
 
 # Colours come from the page's theme, so that text is readable in light and in dark.
 STYLE = """
@@ -22,13 +22,6 @@ STYLE = """
 """
 
 
-def png(image_hwc: np.ndarray) -> bytes:
-    """Returns a uint8 image (h, w, 3) as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(image_hwc).save(file, format="PNG")
-    return file.getvalue()
-
-
 def figure(image_hwc: np.ndarray, caption: str, *, pixels: bool = False, more: str = "") -> str:
     """Returns a uint8 image with its caption.
 
@@ -38,7 +31,7 @@ def figure(image_hwc: np.ndarray, caption: str, *, pixels: bool = False, more: s
       pixels: Whether an enlarged image shows its pixels, instead of being smoothed.
       more: HTML after the caption.
     """
-    source = base64.b64encode(png(image_hwc)).decode()
+    source = base64.b64encode(pictures.png(image_hwc)).decode()
     return (f'<figure{" class=pixels" if pixels else ""}><img src="data:image/png;base64,{source}" '
             f'alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption>{more}</figure>')
 

@@ -1,13 +1,11 @@
 """What the tab Sample does, from its controls to pictures and files."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from refocus_jax.data import pictures
 from refocus_jax.demo import cards
@@ -15,7 +13,6 @@ from refocus_jax.pretrained.scales import Stage
 from refocus_jax.sampling.decode import SamplingSettings
 
 MAX_IMAGES = 4  # at a time
-_FRAME, _LAST_FRAME = 400, 2000  # milliseconds of a GIF's frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,15 +76,6 @@ def pull(frames: Sequence[np.ndarray], position: float) -> np.ndarray:
     after, share = min(before + 1, len(frames) - 1), position - 1 - before
     mixed = (1 - share) * frames[before].astype(np.float32) + share * frames[after].astype(np.float32)
     return np.rint(mixed).astype(np.uint8)
-
-
-def gif(frames: Sequence[np.ndarray]) -> bytes:
-    """Returns the frames as a GIF that repeats forever and rests at the last one."""
-    first, *rest = map(Image.fromarray, frames)
-    file = io.BytesIO()
-    first.save(file, format="GIF", save_all=True, append_images=rest, loop=0,
-               duration=[_FRAME] * len(rest) + [_LAST_FRAME])
-    return file.getvalue()
 
 
 def code_colours(codebook_vc: np.ndarray) -> np.ndarray:

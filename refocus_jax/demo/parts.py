@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from refocus_jax.data import pictures
 from refocus_jax.demo import cards, drawing, painting
 from refocus_jax.pretrained.models import Generator
 from refocus_jax.pretrained.scales import ScaleByScale, Stage
@@ -20,7 +21,6 @@ from refocus_jax.sampling.decode import SamplingSettings
 JOB: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 LOOK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _MIN_SIDE = 256  # of the pictures on the page, in pixels
-
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Demo:
     def files(self, picture_hwc: np.ndarray, frames: list[np.ndarray], settings: str) -> list[Any]:
         """Writes the files to download and returns the updates of their buttons."""
         folder, updates = Path(tempfile.mkdtemp(dir=self.folder)), []
-        for name, content in {"picture.png": cards.png(picture_hwc), "focus_pull.gif": drawing.gif(frames),
+        for name, content in {"picture.png": pictures.png(picture_hwc), "focus_pull.gif": pictures.gif(frames),
                               "settings.json": settings.encode()}.items():
             (folder / name).write_bytes(content)
             updates.append(gr.update(value=str(folder / name), interactive=True))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from refocus_jax.config import build
 from refocus_jax.data import pictures
@@ -45,13 +44,10 @@ def _write_folder(c: ConfigDict, workdir: str, generator: Generator, folder: Pat
         raise ValueError("export.format is 'folder', which hands over a run of this package, and the generator is the "
                          "file of generator.init_from; hand over that file, or give the --workdir of a run")
     model_folder.write(generator, workdir, folder, c.export.dtype)
-    for name, frames in _pictures(generator, settings).items():
-        with atomically(folder / "pictures" / name) as temporary:
-            first, *rest = [Image.fromarray(frame) for frame in frames]
-            first.save(temporary, format=Path(name).suffix[1:].upper(),
-                       **({"save_all": True, "append_images": rest, "duration": 700, "loop": 0} if rest else {}))
-    with atomically(folder / "README.md") as temporary:
-        temporary.write_text(card.card(generator, workdir, settings, c.export.license), encoding="utf-8")
+    text = card.card(generator, workdir, settings, c.export.license, _ROWS)
+    for name, content in {**_pictures(generator, settings), "README.md": text.encode()}.items():
+        with atomically(folder / name) as temporary:
+            temporary.write_bytes(content)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: weights, config, model card and pictures, {size / 1e6:.1f} MB. "
           f'pretrained.load_generator("{folder}") loads it')
@@ -60,8 +56,8 @@ def _write_folder(c: ConfigDict, workdir: str, generator: Generator, folder: Pat
               "publish it")
 
 
-def _pictures(generator: Generator, settings: SamplingSettings) -> dict[str, list[np.ndarray]]:
-    """Draws a picture of samples and an animation of the scales; returns frames (h, w, 3) uint8 by file name."""
+def _pictures(generator: Generator, settings: SamplingSettings) -> dict[str, bytes]:
+    """Draws a picture of samples and an animation of the scales; returns the files by name."""
     names = generator.class_names[:_ROWS]
     labels = np.tile(np.arange(len(names)), _COLUMNS)
     drawn = generator.sample(labels, seed=0, settings=settings)
@@ -70,4 +66,5 @@ def _pictures(generator: Generator, settings: SamplingSettings) -> dict[str, lis
     tokens = [np.asarray(tokens)[:len(names)] for tokens in drawn.tokens]
     scales = [np.asarray(generator.tokenizer.decode(tokens, upto=k + 1)) for k in range(len(tokens))]
     _, frames = pictures.focus_pull(scales, names, generator.network.grid_sizes)
-    return {"samples.png": [pictures.sample_grid(images.swapaxes(0, 1), names)], "focus_pull.gif": frames}
+    return {"pictures/samples.png": pictures.png(pictures.sample_grid(images.swapaxes(0, 1), names)),
+            "pictures/focus_pull.gif": pictures.gif(frames)}

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -27,7 +27,6 @@ from refocus_jax.runtime import weight_files
 from refocus_jax.runtime.files import write_json
 
 TOKENIZER = "tokenizer.safetensors"
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 def write(generator: Generator, workdir: str, folder: Path, dtype: str) -> None:
@@ -37,7 +36,7 @@ def write(generator: Generator, workdir: str, folder: Path, dtype: str) -> None:
       generator: The generator.
       workdir: The workdir that it was loaded from.
       folder: The folder; made if missing.
-      dtype: The data type of the weights in the files, a key of `DTYPES`.
+      dtype: The data type of the weights in the files: float32, float16 or bfloat16.
 
     Raises:
       ValueError: The folder holds something else.
@@ -53,7 +52,7 @@ def write(generator: Generator, workdir: str, folder: Path, dtype: str) -> None:
             (TOKENIZER, official_var.export_tokenizer(tokenizer.model.structure, tokenizer.params["structure"])),
             (MODEL, official_var.export_transformer(generator.network, generator.params))):
         weight_files.write(folder / name, {
-            key: array.astype(DTYPES[dtype]) if array.dtype == np.float32 else array for key, array in arrays.items()
+            key: array.astype(jnp.dtype(dtype)) if array.dtype == np.float32 else array for key, array in arrays.items()
         }, metadata)
     write_json(folder / "config.json", json.loads(without_paths(c).to_json()) | {"class_names": list(class_names)})
 

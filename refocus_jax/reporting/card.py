@@ -76,7 +76,7 @@ The {num_classes} classes: {names}.
 """
 
 
-def card(generator: Generator, workdir: str, settings: SamplingSettings, license: str) -> str:
+def card(generator: Generator, workdir: str, settings: SamplingSettings, license: str, rows: int) -> str:
     """Writes the card.
 
     Args:
@@ -84,12 +84,13 @@ def card(generator: Generator, workdir: str, settings: SamplingSettings, license
       workdir: The workdir that it was trained in, with the numbers that were measured there.
       settings: How its pictures were drawn.
       license: The licence; empty if it is not known.
+      rows: The number of classes in the picture of samples, if there are as many.
     """
     c, class_names = saved.read(workdir)
     structure, network = generator.tokenizer.model.structure, generator.network
     found = pytorch.differences(structure)
     names = ", ".join(class_names[:_LISTED]) + (", ..." if len(class_names) > _LISTED else "")
-    shown = min(len(class_names), 8)
+    shown = min(len(class_names), rows)
     method = "It draws an image as token maps from coarse to fine."
     if c.focus.psf != "none":
         method += (" Each coarser map describes the image through a defocus\nblur "

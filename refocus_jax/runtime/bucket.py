@@ -169,6 +169,8 @@ def publish(path: str | os.PathLike) -> None:
 def move(url: str, to: str) -> None:
     """Gives all objects below an address another address in the same bucket, by copies inside it."""
     (bucket, prefix), (_, other) = objects(url), objects(to)
-    for blob in answered(url, lambda **settings: list(bucket.list_blobs(prefix=prefix, **settings))):
+    found = answered(url, lambda **settings: list(bucket.list_blobs(prefix=prefix, **settings)))
+    for blob in found:
         answered(url, bucket.copy_blob, blob, bucket, f"{other}{blob.name.removeprefix(prefix)}")
+    for blob in found:  # only now, so that a kill leaves one of the two complete
         answered(url, blob.delete)

@@ -6,18 +6,17 @@ watches whether it changes, and takes it over if it does not.
 
 import json
 import logging
-import threading
 import time
-from typing import Any, Self
+from typing import Any
 
-from refocus_jax.runtime import bucket, lease, processes
+from refocus_jax.runtime import bucket, lease
 
 BEAT_SECONDS = 5.0  # a bucket accepts a write per object and second
 WATCH_SECONDS = 20.0
 _LOOK_SECONDS = 1.0
 
 
-class BucketLease:
+class BucketLease(lease.Holding):
     """As `lease.Lease`, for a workdir in a bucket.
 
     Args:
@@ -30,21 +29,11 @@ class BucketLease:
     """
 
     def __init__(self, url: str, mode: str):
+        super().__init__()
         self._url, self._content = url, json.dumps(lease.describe_self(mode), indent=2).encode()
-        self._lost, self._stop = "", threading.Event()
-        self._beat: threading.Thread | None = None
-        self._generation = 0
+        self._lost, self._generation = "", 0
 
-    def __enter__(self) -> Self:
-        processes.from_first(self._acquire)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._beat is None:
-            return
-        lease.held.remove(self)
-        self._stop.set()
-        self._beat.join()
+    def _release(self) -> None:
         if not self._lost:
             self._conditionally(self._object().delete)
 
@@ -61,9 +50,7 @@ class BucketLease:
     def _acquire(self) -> None:
         while not self._try():
             time.sleep(_LOOK_SECONDS)
-        lease.held.append(self)
-        self._beat = threading.Thread(target=self._keep_alive, daemon=True)
-        self._beat.start()
+        self._hold()
 
     def _try(self) -> bool:
         before = self._read()

@@ -97,7 +97,7 @@ class Checkpoints:
                 "record": ocp.JsonCheckpointHandler("record.json"),
             },
             options=ocp.CheckpointManagerOptions(
-                create=_in_bucket(self._directory),  # where folders only exist as parts of names
+                create=bucket.is_url(self._directory),  # where folders only exist as parts of names
                 preservation_policy=self._kept,
                 lightweight_initialize=True,  # reads no files of existing checkpoints
             ),
@@ -108,7 +108,7 @@ class Checkpoints:
         steps = self._steps()
         sound = {str(step) for step in steps if step not in self._damaged}
         for path in [path for path in self._paths() if path.name.isdecimal() and path.name not in sound]:
-            if _in_bucket(path) and int(path.name) not in steps:
+            if bucket.is_url(path) and int(path.name) not in steps:
                 path.rmtree()  # in a bucket, a save that was interrupted has its final name
             else:
                 _rename(path, f"damaged_{path.name}")
@@ -171,7 +171,7 @@ class Checkpoints:
         return {int(path.name) for path in self._paths()
                 if path.name.isdecimal() and path.name == str(int(path.name))
                 and any((path / item).exists() for item in ("state", "record"))
-                and (not _in_bucket(path) or (path / _COMMITTED).exists())}
+                and (not bucket.is_url(path) or (path / _COMMITTED).exists())}
 
     def restore(
         self,
@@ -330,16 +330,12 @@ class Checkpoints:
         return _named({path: leaves[path] for path in wanted})
 
 
-def _in_bucket(path: Any) -> bool:
-    return bucket.is_url(path)
-
-
 def _rename(path: Any, name: str) -> None:
     """Gives a folder another name, with a number if there is one of that name."""
     aside, number = path.with_name(name), 1
     while aside.exists():
         aside, number = path.with_name(f"{name}_{number}"), number + 1
-    if _in_bucket(path):
+    if bucket.is_url(path):
         bucket.move(str(path), str(aside))
     else:
         path.rename(aside)

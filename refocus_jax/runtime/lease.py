@@ -35,7 +35,48 @@ class LeaseError(RuntimeError):
     """Another run writes into the directory, or has taken it over."""
 
 
-class Lease:
+class Holding:
+    """What leases on directories and in buckets have in common: a context, and a thread that keeps the lease alive.
+
+    A subclass takes the lease in `_acquire`, which ends with `_hold`, and has `_keep_alive`, `_release` and `confirm`.
+    """
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._beat: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        processes.from_first(self._acquire)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._beat is None:
+            return
+        held.remove(self)
+        self._stop.set()
+        self._beat.join()
+        self._release()
+
+    def _hold(self) -> None:
+        held.append(self)
+        self._beat = threading.Thread(target=self._keep_alive, daemon=True)
+        self._beat.start()
+
+    def _acquire(self) -> None:
+        raise NotImplementedError
+
+    def _keep_alive(self) -> None:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        raise NotImplementedError
+
+    def confirm(self) -> None:
+        """Raises a LeaseError if this run no longer holds the lease."""
+        raise NotImplementedError
+
+
+class Lease(Holding):
     """Context in which only this run may write into a directory. All processes of the run must enter it.
 
     Process 0 holds the lease for all of them. Code that writes confirms the lease first, see `confirm`.
@@ -50,21 +91,11 @@ class Lease:
     """
 
     def __init__(self, directory: str | os.PathLike, mode: str):
+        super().__init__()
         self._directory, self._mode = Path(directory), mode
-        self._path, self._digest = self._directory / FILE, ""
-        self._made, self._stop = False, threading.Event()
-        self._beat: threading.Thread | None = None
+        self._path, self._digest, self._made = self._directory / FILE, "", False
 
-    def __enter__(self) -> Self:
-        processes.from_first(self._acquire)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._beat is None:
-            return
-        held.remove(self)
-        self._stop.set()
-        self._beat.join()
+    def _release(self) -> None:
         with contextlib.suppress(OSError):  # a file that remains names a process that has ended
             if self._is_own(_read(self._path)):
                 self._path.unlink()
@@ -92,9 +123,7 @@ class Lease:
         except OSError as error:
             raise OSError(f"{self._directory} cannot be written ({error.strerror}); give a directory that can be "
                           "written, or correct its permissions") from error
-        held.append(self)
-        self._beat = threading.Thread(target=self._keep_alive, daemon=True)
-        self._beat.start()
+        self._hold()
 
     def _try(self) -> bool:
         """Takes the lease if it is free or its holder is dead; returns False if something has changed meanwhile."""
@@ -162,7 +191,7 @@ class Lease:
                 os.utime(self._path)  # works on a full disk too
 
 
-held: list[Any] = []  # of this process, in files and in buckets
+held: list[Holding] = []
 
 
 def confirm() -> None:

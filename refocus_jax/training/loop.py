@@ -279,13 +279,13 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
                     saves = due and (last or stop or settings.saves(step))
                     if evaluates or saves or step + 1 not in profile.steps:
                         profile.stop(state)
-                    if evaluates:
+                    if evaluates or saves:
                         metrics.flush()
+                    if evaluates:
                         with progress.during("evaluating"):
                             _evaluate(writer, step, evaluator(state, frozen))
                         metrics.restart_clock(step)
                     if evaluates or saves:
-                        metrics.flush()
                         bucket.publish(directory)
                     if saves:
                         saving = time.perf_counter()

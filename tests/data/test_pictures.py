@@ -1,6 +1,9 @@
 """Pictures show the given images at the right places."""
 
+import io
+
 import numpy as np
+from PIL import Image
 
 from refocus_jax import focus
 from refocus_jax.data import pictures
@@ -50,3 +53,14 @@ def test_focus_pull_goes_from_coarse_to_fine():
     strip, frames = pictures.focus_pull(stages, ["a", "b", "c"], (1, 2, 4))
     assert [int(np.median(frame)) for frame in frames] == [0, 128, 255]
     assert strip.shape[0] >= 3 * 16
+
+
+def test_a_gif_has_all_frames_and_rests_at_the_last():
+    frames = [np.full((4, 4, 3), value, np.uint8) for value in (0, 100, 200)]
+    with Image.open(io.BytesIO(pictures.gif(frames))) as animation:
+        durations = []
+        for index, frame in enumerate(frames):
+            animation.seek(index)
+            durations.append(animation.info["duration"])
+            np.testing.assert_allclose(np.asarray(animation.convert("RGB")), frame, atol=1)
+        assert animation.n_frames == 3 and durations == [400, 400, 2000] and animation.info["loop"] == 0

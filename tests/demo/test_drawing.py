@@ -1,11 +1,9 @@
 """Requests, frames, tokens and files of the tab Sample."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from refocus_jax.demo import drawing
 from refocus_jax.pretrained.scales import Stage
@@ -43,17 +41,6 @@ def test_the_focus_pull_goes_from_the_first_frame_to_the_last():
     frames = [np.full((2, 2, 3), value, np.uint8) for value in (0, 100, 200)]
     for position, value in ((1, 0), (1.5, 50), (2, 100), (2.25, 125), (3, 200), (0, 0), (9, 200)):
         np.testing.assert_array_equal(drawing.pull(frames, position), np.full((2, 2, 3), value))
-
-
-def test_a_gif_has_all_frames_and_rests_at_the_last():
-    frames = [np.full((4, 4, 3), value, np.uint8) for value in (0, 100, 200)]
-    with Image.open(io.BytesIO(drawing.gif(frames))) as animation:
-        durations = []
-        for index, frame in enumerate(frames):
-            animation.seek(index)
-            durations.append(animation.info["duration"])
-            np.testing.assert_allclose(np.asarray(animation.convert("RGB")), frame, atol=1)
-        assert animation.n_frames == 3 and durations == [400, 400, 2000] and animation.info["loop"] == 0
 
 
 def test_similar_codes_have_similar_colours():

@@ -227,3 +227,26 @@ def test_a_run_that_is_killed_goes_on_elsewhere_without_losing_a_bit(url, tmp_pa
             assert checkpoints.latest_step() == 10
             found.append(checkpoints.restore(template, partial=True)["params"]["w"])
     assert (found[0] == found[1]).all()
+
+
+def test_a_move_that_is_interrupted_leaves_one_of_both_complete(url, monkeypatch):
+    found, prefix = bucket.objects(url)
+    for name in ("3/commit_success.txt", "3/record.json", "3/state/a"):
+        found.blob(f"{prefix}{name}").upload_from_string(name)
+    answered = bucket.answered
+    for failing in ("copy_blob", "delete"):
+        calls = []
+
+        def interrupted(url, call, *arguments, failing=failing, calls=calls, **settings):
+            calls.append(getattr(call, "__name__", ""))
+            if calls.count(failing) == 2:
+                raise KeyboardInterrupt
+            return answered(url, call, *arguments, **settings)
+
+        monkeypatch.setattr(bucket, "answered", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bucket.move(f"{url}/3", f"{url}/replaced_3_{failing}")
+        monkeypatch.setattr(bucket, "answered", answered)
+        complete = "3/" if failing == "copy_blob" else "replaced_3_delete/"
+        assert {name.removeprefix(complete) for name in names(url) if name.startswith(complete)} == {
+            "commit_success.txt", "record.json", "state/a"}

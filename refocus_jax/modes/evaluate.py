@@ -172,7 +172,7 @@ def _draw(c: ConfigDict, sampling: SamplingSettings, generator: Generator, origi
     if not kept:
         draw_into(folder, generator, sampling, draw, origin)
     samples = image_sets.of_path("evaluate.samples", str(path))
-    step = f", step {origin['step']}" if "step" in origin else ""
+    step = "" if origin.get("step") is None else f", step {origin['step']}"
     guidance = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sampling).items())
     says = f"{len(samples)} of {origin['generator']}{step} ({guidance}; seed {e.seed})"
     samples = dataclasses.replace(samples, says=says)

@@ -35,8 +35,8 @@ top-p {settings.top_p:g}. [The same after every scale](pictures/focus_pull.gif).
 
 {method}
 
-The transformer has {depth} blocks of width {width} and {student} parameters, the tokenizer {tokenizer}. refocus_jax
-{version} has trained it for {step} steps.
+The transformer has {depth} blocks of width {width} and {student} parameters, the tokenizer {tokenizer}.
+{trained}
 
 ## Use it
 
@@ -100,7 +100,9 @@ def card(generator: Generator, workdir: str, settings: SamplingSettings, license
         settings=settings, method=method, depth=network.depth,
         classes=f"{len(class_names)} classes", width=network.width, student=_count(generator.params),
         shown="all classes" if shown == len(class_names) else f"the first {shown} classes",
-        tokenizer=_count(generator.tokenizer.params["structure"]), version=refocus_jax.__version__, step=generator.step,
+        tokenizer=_count(generator.tokenizer.params["structure"]),
+        trained="" if generator.step is None else (
+            f"refocus_jax {refocus_jax.__version__} has trained it for {generator.step} steps."),
         pytorch=pytorch.constructors(network, structure), tokenizer_file=model_folder.TOKENIZER,
         model_file=model_folder.MODEL, num_classes=len(class_names), names=names,
         differences="" if not found else "\nThat code needs these changes before:\n\n" + "\n".join(

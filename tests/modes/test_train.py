@@ -235,8 +235,13 @@ def test_an_exported_folder_is_the_generator_without_its_training(workdir, small
     assert card.startswith("---\nlicense: cc-by-4.0\n") and "VAR(vae, num_classes=2, depth=" in card
     assert "| psnr_gain |" in card and "even, odd" in card
     # The modes take it as a workdir, and a second export replaces it.
-    chosen, _ = choose_generator(small(), str(folder))
+    chosen, origin = choose_generator(small(), str(folder))
     assert_same(chosen.params, back.params)
+    assert origin["step"] is None and "has trained it for" in card
+    c.export.output = str(tmp_path / "again")
+    export.run(c, str(folder))
+    assert "None steps" not in (tmp_path / "again" / "README.md").read_text()
+    c.export.output = str(folder)
     export.run(c, workdir)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("")

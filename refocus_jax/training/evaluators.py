@@ -22,7 +22,7 @@ from refocus_jax.models.tokenizer import DualTokenizer, to_unit_range
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.sampling.decode import SamplingSettings, sample, sample_keys
 from refocus_jax.training.codebook import count
-from refocus_jax.training.generator_task import GeneratorTask, token_losses
+from refocus_jax.training.generator_task import GeneratorTask, token_hits, token_losses
 
 
 def _jit(mesh, function):
@@ -204,8 +204,7 @@ class GeneratorEvaluator:
             inputs = task.inputs(frozen, batch["structure"])
             logits, captured = task.student_logits(params, batch["label"], inputs)
             losses = token_losses(logits, batch["structure"])
-            hits = (jnp.argmax(logits, -1) == batch["structure"]).astype(jnp.float32)
-            found = {"losses": losses, "hits": hits}
+            found = {"losses": losses, "hits": token_hits(logits, batch["structure"])}
             if task.teacher.enabled:
                 alias = task.evidence(batch["alias"], batch["label"])
                 output, _ = task.teach(params, frozen, captured, batch["label"], inputs, alias)

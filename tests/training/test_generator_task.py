@@ -120,6 +120,13 @@ def test_a_placebo_is_the_next_image_of_the_class_or_the_next_image(labels):
     np.testing.assert_array_equal(generator_task.placebo(jnp.asarray(labels)), expected)
 
 
+def test_a_token_is_hit_if_its_logit_is_the_largest():
+    rng = np.random.default_rng(0)
+    logits, tokens = rng.standard_normal((50, 6, 4)), rng.integers(0, 4, (50, 6))
+    hits = generator_task.token_hits(jnp.asarray(logits), jnp.asarray(tokens))
+    np.testing.assert_array_equal(hits, logits.argmax(-1) == tokens)
+
+
 def test_a_placebo_is_drawn_among_true_classes(stepper, frozen, tokens):
     """With all labels dropped, training on a placebo is training on the other images' tokens, bit for bit."""
     dropped = ("generator.train.label_dropout", 1.0)

@@ -31,7 +31,7 @@ def test_the_wheel_holds_the_package_its_data_and_the_configs(built):
     there = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("refocus_jax/**/*")
              if path.is_file() and path.suffix != ".pyc"}
     configs = {f"refocus_jax/configs/{path.name}" for path in ROOT.glob("configs/*.py")}
-    assert names >= there | configs and len(configs) == 8
+    assert names >= there | configs and len(configs) == 9
     assert not any(name.startswith(("tests", "benchmarks", "launch", "configs")) for name in names)
 
 
@@ -46,6 +46,19 @@ def test_packages_that_few_need_are_extras(built):
         conditions = [condition for found, condition in required if found == package]
         assert sorted(re.findall(r'extra == "(\w+)"', " ".join(conditions))) == sorted(["test", extra])
         assert all("extra ==" in condition for condition in conditions)
+
+
+def test_extras_that_are_named_somewhere_exist(built):
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        name, = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        known = set(re.findall(r"^Provides-Extra: (\S+)$", wheel.read(name).decode(), re.MULTILINE))
+    texts = [path.read_text() for pattern in ("*.md", "docs/**/*.md", "launch/*", "refocus_jax/**/*.py", ".ci/run",
+                                              ".github/**/*.yml") for path in ROOT.glob(pattern) if path.is_file()]
+    named = {extra for text in texts for extras in re.findall(r"(?:-e '?\.|refocus_jax)\[([\w,-]+)\]", text)
+             for extra in extras.split(",")}
+    notebook, = re.findall(r"EXTRA = (.*?)\n", (ROOT / "launch" / "colab_tpu.ipynb").read_text())
+    named |= set(re.findall(r'\\"([\w-]+)\\"', notebook))
+    assert named <= known and {"report", "test", "demo", "tpu", "cuda13"} <= named, named - known
 
 
 def test_the_wheel_serves_the_api_and_the_command_line_from_any_directory(built, tmp_path):

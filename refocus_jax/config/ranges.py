@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from refocus_jax.evaluation.image_sets import MIN_IMAGES
 from refocus_jax.models import autoencoder, transformer
+from refocus_jax.runtime import bucket
 
 
 class Range(NamedTuple):
@@ -61,7 +62,13 @@ DTYPE = one_of(("float32", "bfloat16"))
 # A choice among names that the dataclass or module using the setting checks.
 NAME = Range(lambda v: isinstance(v, str), "a name")
 # A file or folder, "" or a name, perhaps after a prefix as in npz:PATH. `~` is expanded in all of these settings.
-PATH = Range(lambda v: isinstance(v, str), "a path as text")
+PATH = Range(lambda v: isinstance(v, str) and not bucket.is_url(v),
+             "a path as text, on a file system (a bucket can be mounted)")
+PLACE = Range(lambda v: isinstance(v, str) and (not bucket.is_url(v) or bucket.is_address(v)),
+              "a path as text, or gs://BUCKET/FOLDER (other buckets can be mounted)")
+SOURCE = Range(lambda v: isinstance(v, str) and PLACE.fits(v.removeprefix("array_record:")),
+               "photos, npz:PATH, folder:PATH, array_record:PATH, array_record:gs://BUCKET/FOLDER or tfds:NAME "
+               "(convert other images of a bucket once, by --mode=convert, or mount it)")
 PATHS = tuple_of(PATH, "a tuple of paths, ('runs/a', 'runs/b')")
 SIDE = integer(lambda v: v >= 1, "1 or more: the side in pixels, as all images are square")
 STEPS = Range(lambda v: isinstance(v, list | tuple) and (not v or (len(v) == 2 and all(map(POSITIVE.fits, v))
@@ -82,6 +89,11 @@ PROGRAMS = tuple_of(NAME, "a tuple of programs, such as ('tokenizer', 'generator
 PARTS = Range(
     lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(part in ("tokenizer", "generator") for part in v),
     "('tokenizer', 'generator') or one of them")
+
+
+def is_path(range: Range) -> bool:
+    """Whether a setting of this range names a file or folder, or several."""
+    return range in (PATH, PATHS, PLACE, SOURCE)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -66,10 +66,11 @@ PATH = Range(lambda v: isinstance(v, str) and not bucket.is_url(v),
              "a path as text, on a file system (a bucket can be mounted)")
 PLACE = Range(lambda v: isinstance(v, str) and (not bucket.is_url(v) or bucket.is_address(v)),
               "a path as text, or gs://BUCKET/FOLDER (other buckets can be mounted)")
-SOURCE = Range(lambda v: isinstance(v, str) and PLACE.fits(v.removeprefix("array_record:")),
+SOURCE = Range(lambda v: isinstance(v, str) and (not bucket.is_url(v) or (
+    v.startswith("array_record:") and bucket.is_address(v.removeprefix("array_record:")))),
                "photos, npz:PATH, folder:PATH, array_record:PATH, array_record:gs://BUCKET/FOLDER or tfds:NAME "
                "(convert other images of a bucket once, by --mode=convert, or mount it)")
-PATHS = tuple_of(PATH, "a tuple of paths, ('runs/a', 'runs/b')")
+PATHS = tuple_of(PATH, "a tuple of paths on a file system, ('runs/a', 'runs/b')")
 SIDE = integer(lambda v: v >= 1, "1 or more: the side in pixels, as all images are square")
 STEPS = Range(lambda v: isinstance(v, list | tuple) and (not v or (len(v) == 2 and all(map(POSITIVE.fits, v))
                                                          and v[0] <= v[1])),

@@ -84,7 +84,6 @@ def write(directory: Path, collection: Collection, max_unreadable: float = 0.01)
     """
     processes.check_same("convert.source", collection.digest)
     _begin(directory, collection)
-    bucket.publish(directory)
     parts = {f"{split}-{i:05d}-of-{len(parts):05d}.array_record": part
              for split, parts in collection.splits.items() for i, part in enumerate(parts)}
     done = _finished(directory)
@@ -116,6 +115,7 @@ def _begin(directory: Path, collection: Collection) -> None:
                                  "from files of other sizes. Give the convert.source that made it, remove the folder, "
                                  "or write into another")
     write_json(directory / array_records.PARTIAL, description)
+    bucket.publish(directory)
 
 
 def _facts_path(directory: Path, name: str) -> Path:

@@ -153,11 +153,13 @@ def begin(directory: str | os.PathLike, description: Description) -> None:
             raise ValueError(f"{bucket.address(directory)} holds other tokens: {'; '.join(differing)}. Give the "
                              "settings that made them, remove the folder, or write into another (encode.output)")
     write_json(Path(directory, _PARTIAL), description.to_json())
+    bucket.publish(directory)
 
 
 def finish(directory: str | os.PathLike) -> None:
     """Declare a cache complete; only process 0 may call this."""
     os.replace(Path(directory, _PARTIAL), Path(directory, _COMPLETE))
+    bucket.publish(directory)
 
 
 def shard_path(directory: str | os.PathLike, description: Description, shard: int) -> Path:

@@ -79,7 +79,6 @@ def write(directory: str | Path, description: Description, source: Source, rule:
     """
     mesh = mesh_lib.make_mesh(jax.local_devices()) if mesh is None else mesh
     token_cache.begin(directory, description)
-    bucket.publish(directory)
     mine = range(description.num_shards)[jax.process_index()::jax.process_count()]
     paths = {shard: token_cache.shard_path(directory, description, shard) for shard in mine}
     written = bucket.sizes(Path(directory))
@@ -103,7 +102,6 @@ def write(directory: str | Path, description: Description, source: Source, rule:
     processes.barrier(f"shards of {bucket.address(directory)}")
     if jax.process_index() == 0:
         token_cache.finish(directory)
-        bucket.publish(directory)
     processes.barrier(f"all of {bucket.address(directory)}")
     bucket.refresh(Path(directory))
     return TokenCache(directory)

@@ -15,28 +15,10 @@ from refocus_jax.runtime import bucket, bucket_lease, lease
 from refocus_jax.runtime.bucket_lease import BucketLease
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import bucket as emulator
+from tests.fixtures.bucket import names
 from tests.training import test_loop
 
-pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
-
-
-@pytest.fixture(scope="module")
-def address():
-    with emulator.serve() as url:
-        yield url
-
-
-@pytest.fixture
-def url(address, tmp_path, monkeypatch):
-    """A new workdir in the bucket, staged below a home of its own."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    return f"{address}/{tmp_path.name}/run"
-
-
-def names(url):
-    found, prefix = bucket.objects(url)
-    return {blob.name.removeprefix(prefix) for blob in found.list_blobs(prefix=prefix)}
+pytestmark = emulator.WARNINGS
 
 
 def elsewhere(monkeypatch, tmp_path):
@@ -181,7 +163,7 @@ def test_other_addresses_are_refused(url, says):
         bucket.check_url("--workdir", url)
 
 
-def test_a_bucket_that_is_not_there_or_does_not_answer_is_named(address, monkeypatch):
+def test_a_bucket_that_is_not_there_or_does_not_answer_is_named(bucket_address, monkeypatch):
     with pytest.raises(OSError, match="gs://nowhere/run: 404 .*correct the address, or your rights"):
         bucket.stage("gs://nowhere/run", only_reads=True)
     monkeypatch.setattr(bucket, "_SECONDS", 0.5)

@@ -405,6 +405,10 @@ def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSo
     # Only this kind of source needs tfds, and importing it is slow.
     import tensorflow_datasets as tfds
 
+    if bucket.is_url(tfds.core.constants.DATA_DIR):
+        raise ValueError(f"data.source is tfds:{name}, and TFDS_DATA_DIR is {tfds.core.constants.DATA_DIR}; mount that "
+                         "bucket and give the folder, or give array_record:gs://BUCKET/FOLDER, which --mode=convert "
+                         "writes")
     # This package decodes the image files: without TensorFlow, tfds would not convert greyscale and CMYK images.
     decoders = {"image": tfds.decode.SkipDecoding()}
     try:

@@ -242,6 +242,9 @@ def _readable_records(path: str) -> int:
 class TokenCache:
     """A complete cache with random access: element i is example i of a `TokenSet`, read from disk or from a bucket.
 
+    Args:
+      directory: Folder of the cache, or its address.
+
     Raises:
       FileNotFoundError: If there is no complete cache.
       ValueError: If the cache is damaged.
@@ -251,6 +254,7 @@ class TokenCache:
         directory = bucket.open_data(directory)
         self.description = describe(directory)
         place = bucket.address(directory)
+        self.in_bucket = bucket.is_url(place)
         self._paths = [f"{place}/{_shard_name(self.description, i)}" for i in range(self.description.num_shards)]
         with ThreadPoolExecutor(32) as pool:  # opening a file is slow on the file systems of clusters
             counts = list(pool.map(_readable_records, self._paths))
@@ -294,4 +298,5 @@ def batches(tokens: TokenSet | TokenCache, *, batch_size: int, seed: int) -> pip
     Raises:
       ValueError: If the processes cannot share a batch evenly.
     """
-    return pipeline.Batches(pipeline.shuffled(tokens, seed), batch_size)
+    options = pipeline.WAITING if isinstance(tokens, TokenCache) and tokens.in_bucket else None
+    return pipeline.Batches(pipeline.shuffled(tokens, seed), batch_size, options=options)

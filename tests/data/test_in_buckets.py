@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import itertools
+import threading
+import time
 
 import jax
 import numpy as np
@@ -204,6 +206,28 @@ def test_tokens_in_a_bucket_are_those_on_disk(url, tmp_path):
     for expected, found in zip(*batches, strict=True):
         jax.tree.map(np.testing.assert_array_equal, expected, found)
     jax.tree.map(np.testing.assert_array_equal, here.sample(7), there.sample(7))
+
+
+def test_many_tokens_of_a_bucket_are_asked_for_at_once(url, monkeypatch):
+    """Every example is one question, and an answer takes a long time compared with one of a disk."""
+    test_token_cache.write(bucket.open_data(url, only_reads=False))
+    waiting, most, lock = 0, 0, threading.Lock()
+
+    def slow(cache, index):
+        nonlocal waiting, most
+        with lock:
+            waiting, most = waiting + 1, max(most, waiting + 1)
+        time.sleep(0.02)
+        with lock:
+            waiting -= 1
+        return found(cache, index)
+
+    found = token_cache.TokenCache.__getitem__
+    monkeypatch.setattr(token_cache.TokenCache, "__getitem__", slow)
+    with contextlib.closing(iter(token_cache.batches(token_cache.TokenCache(url), batch_size=8, seed=1))) as batches:
+        for _ in range(4):
+            next(batches)
+    assert most > 16
 
 
 def test_a_damaged_shard_of_tokens_is_named(url):

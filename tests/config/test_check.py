@@ -221,14 +221,14 @@ IN_BUCKETS = {"data.tokens", "tokenizer.pretrained", "convert.output", "encode.o
 def test_an_address_where_none_can_be_read_is_refused_with_the_name_of_the_setting(config):
     text = {name for name, value in settings(config()).items() if isinstance(value, str)}
     for name in text - NO_PATHS - IN_BUCKETS - {"data.source"}:
-        with pytest.raises(ValueError, match=f"^{name} is 'gs://bucket/a'; give a path .*on a file system"):
+        with pytest.raises(ValueError, match=f"^{name} is 'gs://bucket/a'; give a path .*bucket must be mounted"):
             check.check_ranges(config(**{name: "gs://bucket/a"}))
     for name in IN_BUCKETS:
         check.check_ranges(config(**{name: "gs://bucket/a"}))
         for wrong in ("s3://bucket/a", "gs://bucket", "gs://bucket/a/"):
             with pytest.raises(ValueError, match=f"^{name} is '{wrong}'; give a path as text, or gs://BUCKET/FOLDER"):
                 check.check_ranges(config(**{name: wrong}))
-    with pytest.raises(ValueError, match="^report.compare is .*; give a tuple of paths on a file system"):
+    with pytest.raises(ValueError, match="^report.compare is .*; give a tuple of paths, .* .a bucket must be mounted"):
         check.check_ranges(config(**{"report.compare": ("gs://bucket/a",)}))
 
 

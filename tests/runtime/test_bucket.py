@@ -65,6 +65,44 @@ def test_files_that_have_not_changed_are_neither_copied_nor_fetched(url, monkeyp
     assert calls == ["_list"]
 
 
+def test_a_refresh_gets_what_others_have_sent_below_a_path_and_leaves_the_rest_alone(url, tmp_path, monkeypatch):
+    local = Path(bucket.stage(url, only_reads=False))
+    (local / "config.json").write_text("{}")
+    (local / "tokens").mkdir()
+    (local / "tokens" / "old.json").write_text("old")
+    bucket.publish(local)
+    (local / "metrics.jsonl").write_text("not copied yet")
+    elsewhere(monkeypatch, tmp_path)
+    other = Path(bucket.stage(url, only_reads=False), "tokens")
+    for name in ("new.json", "a.array_record"):
+        (other / name).write_text(name)
+        bucket.send(other / name)
+    assert bucket.sizes(other) == {"a.array_record": 14} and not (other / "a.array_record").exists()
+    (other / "old.json").unlink()
+    bucket.publish(other)
+    assert bucket.sizes(local / "tokens") == {}
+    bucket.refresh(local / "tokens")
+    assert bucket.sizes(local / "tokens") == {"a.array_record": 14} and bucket.sizes(local) == {}
+    assert {path.name for path in (local / "tokens").iterdir()} == {"new.json"}
+    (local / "config.json").unlink()
+    bucket.publish(local)
+    assert names(url) == {"metrics.jsonl", "tokens/new.json", "tokens/a.array_record"}
+    assert bucket.address(local / "tokens") == f"{url}/tokens" and bucket.address("runs/tiny") == "runs/tiny"
+
+
+def test_only_the_holder_of_the_lease_sends(url, quick, monkeypatch):
+    on_another_machine(monkeypatch)
+    with BucketLease(url, "convert") as held:
+        local = bucket.open_data(url, only_reads=False)
+        (local / "a.array_record").write_text("a")
+        held._lost = "another run has taken it over"
+        with pytest.raises(lease.LeaseError, match="may no longer write into"):
+            bucket.send(local / "a.array_record")
+        held._lost = ""
+        bucket.send(local / "a.array_record")
+    assert names(url) == {"a.array_record"}
+
+
 def test_checkpoints_lie_in_the_bucket_and_come_back_bit_for_bit(url, tmp_path, monkeypatch):
     local = bucket.stage(url, only_reads=False)
     state = {"x": jnp.arange(12.0).reshape(3, 4), "y": jnp.ones(2, "bfloat16")}

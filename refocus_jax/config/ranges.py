@@ -92,9 +92,9 @@ PARTS = Range(
     "('tokenizer', 'generator') or one of them")
 
 
-def is_path(range: Range) -> bool:
+def is_path(limits: Range) -> bool:
     """Whether a setting of this range names a file or folder, or several."""
-    return range in (PATH, PATHS, PLACE, SOURCE)
+    return limits in (PATH, PATHS, PLACE, SOURCE)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -158,7 +158,9 @@ def _mark(folder: Path) -> dict[str, Any]:
 
 
 def _write_mark(folder: Path, mark: dict[str, Any]) -> None:
-    (folder / _MARK).write_text(json.dumps(mark))
+    temporary = folder / f"{_MARK}.tmp"
+    temporary.write_text(json.dumps(mark))
+    os.replace(temporary, folder / _MARK)  # a kill leaves the old one or the new one
 
 
 def _staged(path: Path) -> Path | None:

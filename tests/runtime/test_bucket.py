@@ -90,6 +90,20 @@ def test_a_refresh_gets_what_others_have_sent_below_a_path_and_leaves_the_rest_a
     assert bucket.address(local / "tokens") == f"{url}/tokens" and bucket.address("runs/tiny") == "runs/tiny"
 
 
+def test_a_kill_while_a_stage_is_described_does_no_harm(url, monkeypatch):
+    local = Path(bucket.stage(url, only_reads=False))
+    (local / "a.json").write_text("{}")
+
+    def write_half(path, text):
+        path.write_bytes(text.encode()[:9])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Path, "write_text", write_half)
+        bucket.publish(local)
+    assert bucket.stage(url, only_reads=False) == str(local) and (local / "a.json").read_text() == "{}"
+
+
 def test_only_the_holder_of_the_lease_sends(url, quick, monkeypatch):
     on_another_machine(monkeypatch)
     with BucketLease(url, "convert") as held:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from refocus_jax.evaluation.image_sets import MIN_IMAGES
 from refocus_jax.models import autoencoder, transformer
-from refocus_jax.runtime import bucket
+from refocus_jax.runtime import bucket, weight_files
 
 
 class Range(NamedTuple):
@@ -64,7 +64,8 @@ NAME = Range(lambda v: isinstance(v, str), "a name")
 # A file or folder, "" or a name, perhaps after a prefix as in npz:PATH. `~` is expanded in all of these settings.
 # Those that are a `PLACE` or a `SOURCE` may also be in a bucket.
 PATH = Range(lambda v: isinstance(v, str) and not bucket.is_url(v), "a path as text (a bucket must be mounted)")
-PLACE = Range(lambda v: isinstance(v, str) and (not bucket.is_url(v) or bucket.is_address(v)),
+PLACE = Range(lambda v: isinstance(v, str) and (not bucket.is_url(v) or (
+                  bucket.is_address(v) and not weight_files.is_weight_file(v))),
               "a path as text, or gs://BUCKET/FOLDER (other buckets must be mounted)")
 SOURCE = Range(lambda v: isinstance(v, str) and (not bucket.is_url(v) or (
                    v.startswith("array_record:") and bucket.is_address(v.removeprefix("array_record:")))),

@@ -225,7 +225,7 @@ def test_an_address_where_none_can_be_read_is_refused_with_the_name_of_the_setti
             check.check_ranges(config(**{name: "gs://bucket/a"}))
     for name in IN_BUCKETS:
         check.check_ranges(config(**{name: "gs://bucket/a"}))
-        for wrong in ("s3://bucket/a", "gs://bucket", "gs://bucket/a/"):
+        for wrong in ("s3://bucket/a", "gs://bucket", "gs://bucket/a/", "gs://bucket/a.pth"):
             with pytest.raises(ValueError, match=f"^{name} is '{wrong}'; give a path as text, or gs://BUCKET/FOLDER"):
                 check.check_ranges(config(**{name: wrong}))
     with pytest.raises(ValueError, match="^report.compare is .*; give a tuple of paths, .* .a bucket must be mounted"):

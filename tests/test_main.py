@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 
@@ -206,6 +207,14 @@ def test_a_workdir_is_written_by_one_run_at_a_time(command, mode, tmp_path):
 
     command(f"--mode={mode}", does=refused if mode in WRITING else lambda *_: None)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--mode=sample"], ["--mode=train", "--config.evaluate.during_training=100"],
+                                       ["--mode=generator", "--config.evaluate.during_training=100"]])
+def test_what_several_processes_cannot_do_in_a_bucket_is_refused(command, arguments, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="gs://bucket/run, and there are 2 processes.* can only convert, enc"):
+        command("--workdir=gs://bucket/run", *arguments)
 
 
 @pytest.mark.parametrize("mode, setting", [("convert", "convert.output"), ("encode", "encode.output"),

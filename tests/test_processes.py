@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 from refocus_jax.config import build, stages
+from refocus_jax.data import sources
 from refocus_jax.judges import features
 from refocus_jax.modes import evaluate, train
 from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime.checkpoint import Checkpoints
-from tests.fixtures import extractor, xla
+from tests.fixtures import bucket as emulator
+from tests.fixtures import extractor, packed, xla
+
+pytestmark = emulator.WARNINGS
 
 # The command line, with a small feature network.
 MAIN = """
@@ -43,6 +47,20 @@ def run_both(workdir, mode, settings):
     printed = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
     return printed
+
+
+def test_two_processes_convert_into_a_bucket(url, tmp_path):
+    rows = packed.examples(24)
+    for number in range(3):
+        packed.write_parquet(tmp_path / f"in/train-{number:05d}-of-00003.parquet", rows[8 * number:8 * number + 8])
+    printed = run_both(f"{url}/workdir", "convert", {"convert.source": f"parquet:{tmp_path}/in",
+                                                     "convert.output": f"{url}/images"})
+    assert f"{url}/images: 24 train images of 3 classes" in printed[0] and "All files are in" not in printed[0]
+    assert emulator.names(url) == {"images/images.json",
+                                   *(f"images/train-0000{i}-of-00003.array_record" for i in range(3))}
+    source = sources.load(f"array_record:{url}/images", "train")
+    expected = [row for index, row in enumerate(rows) if index % 10 != 9]  # every tenth is held out
+    assert [(record["image"], record["label"]) for record in map(source.records.__getitem__, range(22))] == expected
 
 
 def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypatch):

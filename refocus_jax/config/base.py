@@ -99,8 +99,9 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
         "fsdp": Setting(1, r.MESH_AXIS, "Devices along the axis that also divides parameters and optimizer state."),
     },
     "data": {
-        "source": Setting("tfds:imagenet2012", r.PATH, "The images: photos, npz:PATH, folder:PATH, array_record:PATH "
-                                                        "(from --mode=convert) or tfds:NAME."),
+        "source": Setting("tfds:imagenet2012", r.SOURCE, "The images: photos, npz:PATH, folder:PATH, array_record:PATH "
+                                                          "(from --mode=convert, also array_record:gs://...) or "
+                                                          "tfds:NAME."),
         "num_classes": Setting(SourceSettings.num_classes, r.CLASS_COUNT,
                                "Number of classes; None takes the source's."),
         "class_depth": Setting(SourceSettings.class_depth, r.COUNT,
@@ -118,8 +119,8 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
         "num_workers": Setting(8, r.COUNT, "Processes that prepare batches; 0 uses threads of the training process."),
         "validation_examples": Setting(2048, r.POSITIVE, "Largest number of held-out crops to evaluate."),
         "crops_per_image": Setting(1, r.POSITIVE, "Crops of every held-out image."),
-        "tokens": Setting("", r.PATH, "Folder of tokens that --mode=encode wrote, for stage 2; empty tokenizes every "
-                                      "batch."),
+        "tokens": Setting("", r.PLACE, "Folder of tokens that --mode=encode wrote, also gs://..., for stage 2; empty "
+                                       "tokenizes every batch."),
         "token_examples": Setting(0, r.COUNT, "Crops that stage 2 encodes into the workdir before it starts; 0 "
                                               "tokenizes every batch."),
     },
@@ -139,7 +140,7 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
                                                                   "focus/psf.py."),
     },
     "tokenizer": {
-        "pretrained": Setting("", r.PATH, "A workdir whose tokenizers this run uses instead of training stage 1, or "
+        "pretrained": Setting("", r.PLACE, "A workdir whose tokenizers this run uses instead of training stage 1, or "
                                           "an official vae_ch160v4096z32.pth."),
         "perceptual_network": Setting("efficientnet_lite0", r.PATH,
                                       "Network of loss.perceptual: efficientnet_lite0, vgg16:PATH (torchvision's file) "
@@ -276,11 +277,11 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
     "convert": {
         "source": Setting("", r.PATH, "What --mode=convert reads: parquet:PATH or tar:PATH, each a file or a folder of "
                                       "such files, or folder:PATH, as in data.source."),
-        "output": Setting("", r.PATH, "Folder for the packed images; default WORKDIR/images."),
+        "output": Setting("", r.PLACE, "Folder for the packed images, also gs://...; default WORKDIR/images."),
     },
     "encode": {
         "passes": Setting(1, r.POSITIVE, "Passes over all training images."),
-        "output": Setting("", r.PATH, "Folder for the tokens; default WORKDIR/tokens."),
+        "output": Setting("", r.PLACE, "Folder for the tokens, also gs://...; default WORKDIR/tokens."),
         "shard_size": Setting(8192, r.POSITIVE, "Examples per file."),
         "batch_size": Setting(32, r.POSITIVE, "Crops that a device encodes at a time."),
     },

@@ -14,7 +14,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from refocus_jax.config.base import SETTINGS, STAGES
-from refocus_jax.config.ranges import PATH, PATHS
+from refocus_jax.config.ranges import PATHS, is_path
 
 
 def check_ranges(c: Any) -> None:
@@ -31,11 +31,11 @@ def check_ranges(c: Any) -> None:
 def expand_paths(c: Any) -> None:
     """Expands `~` in all settings that are paths, also after a prefix: npz:~/images.npz."""
     for name, setting in SETTINGS.items():
-        if setting.range in (PATH, PATHS):
+        if is_path(setting.range):
             *sections, last = name.split(".")
             section = functools.reduce(operator.getitem, sections, c)
             value = section[last]
-            section[last] = expand_path(value) if setting.range is PATH else type(value)(map(expand_path, value))
+            section[last] = type(value)(map(expand_path, value)) if setting.range is PATHS else expand_path(value)
 
 
 def expand_path(path: str) -> str:

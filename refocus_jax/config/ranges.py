@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from refocus_jax.evaluation.image_sets import MIN_IMAGES
 from refocus_jax.models import autoencoder, transformer
+from refocus_jax.runtime import bucket, weight_files
 
 
 class Range(NamedTuple):
@@ -61,8 +62,16 @@ DTYPE = one_of(("float32", "bfloat16"))
 # A choice among names that the dataclass or module using the setting checks.
 NAME = Range(lambda v: isinstance(v, str), "a name")
 # A file or folder, "" or a name, perhaps after a prefix as in npz:PATH. `~` is expanded in all of these settings.
-PATH = Range(lambda v: isinstance(v, str), "a path as text")
-PATHS = tuple_of(PATH, "a tuple of paths, ('runs/a', 'runs/b')")
+# Those that are a `PLACE` or a `SOURCE` may also be in a bucket.
+PATH = Range(lambda v: isinstance(v, str) and not bucket.is_url(v), "a path as text (a bucket must be mounted)")
+PLACE = Range(lambda v: isinstance(v, str) and (not bucket.is_url(v) or (
+                  bucket.is_address(v) and not weight_files.is_weight_file(v))),
+              "a path as text, or gs://BUCKET/FOLDER (other buckets must be mounted)")
+SOURCE = Range(lambda v: isinstance(v, str) and (not bucket.is_url(v) or (
+                   v.startswith("array_record:") and bucket.is_address(v.removeprefix("array_record:")))),
+               "photos, npz:PATH, folder:PATH, array_record:PATH, array_record:gs://BUCKET/FOLDER or tfds:NAME "
+               "(convert other images of a bucket once, by --mode=convert, or mount it)")
+PATHS = tuple_of(PATH, "a tuple of paths, ('runs/a', 'runs/b') (a bucket must be mounted)")
 SIDE = integer(lambda v: v >= 1, "1 or more: the side in pixels, as all images are square")
 STEPS = Range(lambda v: isinstance(v, list | tuple) and (not v or (len(v) == 2 and all(map(POSITIVE.fits, v))
                                                          and v[0] <= v[1])),
@@ -82,6 +91,11 @@ PROGRAMS = tuple_of(NAME, "a tuple of programs, such as ('tokenizer', 'generator
 PARTS = Range(
     lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(part in ("tokenizer", "generator") for part in v),
     "('tokenizer', 'generator') or one of them")
+
+
+def is_path(limits: Range) -> bool:
+    """Whether a setting of this range names a file or folder, or several."""
+    return limits in (PATH, PATHS, PLACE, SOURCE)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource  
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from refocus_jax.data.images import SixteenBits
+from refocus_jax.runtime import bucket
 from refocus_jax.runtime.files import atomically, read_json
 
 FORMAT_VERSION = 1
@@ -56,11 +57,6 @@ class Shard:
             "skipped": tuple(content["skipped"]),
             "sixteen_bits": {name: SixteenBits(*found) for name, found in content["sixteen_bits"].items()}})
 
-    def is_whole(self, directory: Path) -> bool:
-        """Return whether the file is there and has its size."""
-        path = directory / self.name
-        return path.is_file() and path.stat().st_size == self.size
-
 
 class Written(NamedTuple):
     """What `write` has written: the number of records, the size of the file in bytes, and BLAKE2 of all records."""
@@ -94,7 +90,9 @@ def write(path: Path, records: Iterable[bytes]) -> Written:
                 writer.close()  # says what went wrong before
             except RuntimeError as error:
                 raise OSError(str(error)) from error
-        return Written(count, temporary.stat().st_size, digest.hexdigest())
+        size = temporary.stat().st_size
+    bucket.send(path)
+    return Written(count, size, digest.hexdigest())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +130,7 @@ class Index:
                        splits={split: tuple(map(Shard.from_json, shards))
                                for split, shards in content["splits"].items()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); remove it, and convert the images again "
+            raise ValueError(f"{bucket.address(path)} is damaged ({error!r}); remove it, and convert the images again "
                              "(--mode=convert)") from error
 
     @classmethod
@@ -146,23 +144,25 @@ class Index:
         index = cls.find(directory)
         if index is None:
             begun = "only the beginning of a conversion" if (directory / PARTIAL).exists() else f"no {COMPLETE}"
-            raise FileNotFoundError(f"data.source is array_record:{directory}, where there is {begun}; make it by "
-                                    f"--mode=convert with convert.output={directory}, or correct the path")
+            place = bucket.address(directory)
+            raise FileNotFoundError(f"data.source is array_record:{place}, where there is {begun}; make it by "
+                                    f"--mode=convert with convert.output={place}, or correct the path")
+        sizes = bucket.sizes(directory)
         for shards in index.splits.values():
             for shard in shards:
-                if not shard.is_whole(directory):
-                    raise damaged(directory / shard.name, f"it should have {shard.size} bytes")
+                if sizes.get(shard.name) != shard.size:
+                    raise damaged(bucket.address(directory / shard.name), f"it should have {shard.size} bytes")
         return index
 
 
 def check_version(path: Path, content: Mapping[str, Any]) -> None:
     """Raise a ValueError if an index has another format than this program reads."""
     if content["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"{path} has format {content['format_version']}, and this program reads {FORMAT_VERSION}; "
-                         "convert the images again (--mode=convert) into an empty folder")
+        raise ValueError(f"{bucket.address(path)} has format {content['format_version']}, and this program reads "
+                         f"{FORMAT_VERSION}; convert the images again (--mode=convert) into an empty folder")
 
 
-def damaged(path: Path, reason: object) -> ValueError:
+def damaged(path: str, reason: object) -> ValueError:
     """Return the error for a file of records that is missing or damaged."""
     return ValueError(f"{path} is missing or damaged ({reason}); remove it and make it again: give the command of "
                       "--mode=convert that made it")
@@ -179,7 +179,8 @@ class Records:
 
     def __init__(self, directory: Path, shards: Sequence[Shard], chosen: np.ndarray | None = None):
         shards = [shard for shard in shards if shard.images]
-        self._paths = [directory / shard.name for shard in shards]
+        place = bucket.address(directory)
+        self._paths = [f"{place}/{shard.name}" for shard in shards]
         self._ends = np.cumsum([shard.images for shard in shards])
         self._records = ArrayRecordDataSource(
             [f"{path}[0:{shard.images}]" for path, shard in zip(self._paths, shards, strict=True)]) if shards else ()

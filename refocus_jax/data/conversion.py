@@ -19,7 +19,7 @@ from refocus_jax.data import array_records, folders, images, manifest, parquet, 
 from refocus_jax.data.array_records import Index, Shard
 from refocus_jax.data.shards import Collection, LabelledFile, Part
 from refocus_jax.data.sources import MAX_CLASSES, FileSource, SourceSettings
-from refocus_jax.runtime import processes
+from refocus_jax.runtime import bucket, processes
 from refocus_jax.runtime.files import atomically, read_json, write_json
 from refocus_jax.runtime.progress import Progress
 
@@ -92,12 +92,15 @@ def write(directory: Path, collection: Collection, max_unreadable: float = 0.01)
     with Progress(len(missing), 0, "convert", first="reading the first file") as progress:
         for step, name in enumerate(missing, start=1):
             shard = _convert(parts[name], directory / name, collection.class_names)
-            with atomically(_facts_path(directory, name)) as temporary:
+            facts = _facts_path(directory, name)
+            with atomically(facts) as temporary:
                 temporary.write_text(json.dumps(dataclasses.asdict(shard)), encoding="utf-8")
+            bucket.send(facts)
             count += shard.images
             progress.update(step, {"images/s": count / (time.monotonic() - began)})
-    processes.barrier(f"files of {directory}")
+    processes.barrier(f"files of {bucket.address(directory)}")
     processes.from_first(functools.partial(_finish, directory, collection, list(parts), max_unreadable))
+    bucket.refresh(directory)
     return Index.read(directory)
 
 
@@ -108,10 +111,11 @@ def _begin(directory: Path, collection: Collection) -> None:
         if found := read_json(directory / name, list(description)):
             array_records.check_version(directory / name, found)
             if found["source"] != description["source"]:
-                raise ValueError(f"convert.output is {directory}, which was made from other files, or from files of "
-                                 "other sizes. Give the convert.source that made it, remove the folder, or write "
-                                 "into another")
+                raise ValueError(f"convert.output is {bucket.address(directory)}, which was made from other files, or "
+                                 "from files of other sizes. Give the convert.source that made it, remove the folder, "
+                                 "or write into another")
     write_json(directory / array_records.PARTIAL, description)
+    bucket.publish(directory)
 
 
 def _facts_path(directory: Path, name: str) -> Path:
@@ -123,7 +127,8 @@ def _finished(directory: Path) -> dict[str, Shard]:
     index = Index.find(directory)
     known = [shard for shards in index.splits.values() for shard in shards] if index else []
     known += map(Shard.from_json, filter(None, map(read_json, directory.glob("*.array_record.json"))))
-    return {shard.name: shard for shard in known if shard.is_whole(directory)}
+    sizes = bucket.sizes(directory)
+    return {shard.name: shard for shard in known if sizes.get(shard.name) == shard.size}
 
 
 def _convert(part: Part, path: Path, class_names: tuple[str, ...] | None) -> Shard:
@@ -165,10 +170,11 @@ def _finish(directory: Path, collection: Collection, names: list[str], max_unrea
     Raises:
       ValueError: Too many images cannot be read, or a file of another process is missing.
     """
+    bucket.refresh(directory)
     done = _finished(directory)
     if lost := [name for name in names if name not in done]:
-        raise ValueError(f"{directory / lost[0]} is missing; give all processes the same convert.output, on a file "
-                         "system that all of them see, and the command again")
+        raise ValueError(f"{bucket.address(directory / lost[0])} is missing; give all processes the same "
+                         "convert.output, on a file system that all of them see, and the command again")
     found = [done[name] for name in names]
     problems = [problem for shard in found for problem in shard.skipped]
     count = sum(shard.images for shard in found) + len(problems)
@@ -182,3 +188,4 @@ def _finish(directory: Path, collection: Collection, names: list[str], max_unrea
     write_json(directory / array_records.COMPLETE, index.to_json())
     for path in (directory / array_records.PARTIAL, *(_facts_path(directory, name) for name in names)):
         path.unlink(missing_ok=True)
+    bucket.publish(directory)

@@ -21,6 +21,8 @@ from refocus_jax.data.sources import Source
 
 # Each thread prepares whole batches, in order; more threads would only hold more batches in memory.
 READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+# For small examples in a bucket, which sends them one by one: the threads only wait.
+WAITING = grain.ReadOptions(num_threads=64, prefetch_buffer_size=64)
 
 # grain's shuffle takes milliseconds per example for a handful of examples, but microseconds from a thousand on. So a
 # smaller source is repeated to this length before it is shuffled.
@@ -38,6 +40,7 @@ class Batches:
       examples: The examples, by random access; a remainder that does not fill a batch is left out.
       batch_size: Number of examples in a global batch.
       num_workers: Number of worker processes that prepare batches; 0 uses threads of this process.
+      options: The threads of a process; None takes `READ_OPTIONS`.
 
     Raises:
       ValueError: If the processes cannot share a `batch_size` evenly.
@@ -46,6 +49,7 @@ class Batches:
     examples: grain.MapDataset
     batch_size: int
     num_workers: int = 0
+    options: grain.ReadOptions | None = None
 
     def __post_init__(self):
         if self.batch_size < 1 or self.batch_size % jax.process_count():
@@ -59,14 +63,15 @@ class Batches:
         """Return an iterator over the batches that starts at an example; its `close()` ends the workers."""
         share = _Share(self.examples, self.batch_size, example)
         return iter(_read_ahead(share.batch(self.batch_size // jax.process_count(), drop_remainder=True),
-                                self.num_workers))
+                                self.num_workers, self.options))
 
 
-def _read_ahead(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
+def _read_ahead(batches: grain.MapDataset, num_workers: int,
+                read_options: grain.ReadOptions | None = None) -> grain.IterDataset:
     if num_workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which are not parsed outside of absl.app
     options = grain.MultiprocessingOptions(num_workers=num_workers)
-    return batches.to_iter_dataset(READ_OPTIONS).mp_prefetch(options, worker_init_fn=_ignore_ctrl_c)
+    return batches.to_iter_dataset(read_options or READ_OPTIONS).mp_prefetch(options, worker_init_fn=_ignore_ctrl_c)
 
 
 def _ignore_ctrl_c(number: int, count: int) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 
 from refocus_jax.data import array_records, folders, images, manifest, notices, npz
-from refocus_jax.runtime import extras
+from refocus_jax.runtime import bucket, extras
 
 SPLITS = ("train", "validation")
 
@@ -141,7 +141,7 @@ def _open(spec: str, settings: SourceSettings) -> Callable[[str], Source]:
     if kind == "folder":
         return _open_folder(Path(argument).expanduser(), settings)
     if kind == "array_record":
-        return _open_array_record(Path(argument).expanduser(), settings)
+        return _open_array_record(bucket.open_data(os.path.expanduser(argument)), settings)
     if kind == "tfds":
         return _open_tfds(argument, settings)
     raise ValueError(f"data.source is {spec!r}, which is unknown; use photos, npz:PATH, folder:PATH, "
@@ -381,7 +381,7 @@ def _images_of(member: folders.ClassFolder, split: str) -> Sequence[str]:
 
 def _open_array_record(directory: Path, settings: SourceSettings) -> Callable[[str], EncodedSource]:
     """Open what `--mode=convert` wrote. If it has no validation files, every tenth record is held out."""
-    place, index = f"array_record:{directory}", array_records.Index.read(directory)
+    place, index = f"array_record:{bucket.address(directory)}", array_records.Index.read(directory)
     sixteen_bits = {name: found for shards in index.splits.values() for shard in shards
                     for name, found in shard.sixteen_bits.items()}
     sixteen_bit_max = images.choose_white(f"data.source {place}", sixteen_bits, settings.sixteen_bit_max)
@@ -405,6 +405,10 @@ def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSo
     # Only this kind of source needs tfds, and importing it is slow.
     import tensorflow_datasets as tfds
 
+    if bucket.is_url(tfds.core.constants.DATA_DIR):
+        raise ValueError(f"data.source is tfds:{name}, and TFDS_DATA_DIR is {tfds.core.constants.DATA_DIR}; mount that "
+                         "bucket and give the folder, or give array_record:gs://BUCKET/FOLDER, which --mode=convert "
+                         "writes")
     # This package decodes the image files: without TensorFlow, tfds would not convert greyscale and CMYK images.
     decoders = {"image": tfds.decode.SkipDecoding()}
     try:

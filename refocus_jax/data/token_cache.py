@@ -22,6 +22,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from flax.traverse_util import flatten_dict
 
 from refocus_jax.data import pipeline
+from refocus_jax.runtime import bucket
 from refocus_jax.runtime.files import write_json
 
 FORMAT_VERSION = 2
@@ -109,9 +110,10 @@ class Description:
             if version == FORMAT_VERSION:
                 return cls(**content | {name: tuple(content[name]) for name in ("grid_sizes", "class_names")})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); make the tokens again (--mode=encode)") from error
-        raise ValueError(f"{path} has format {version}, and this program reads {FORMAT_VERSION}; make the tokens "
-                         "again (--mode=encode), or use the version of the program that made them")
+            raise ValueError(f"{bucket.address(path)} is damaged ({error!r}); make the tokens again "
+                             "(--mode=encode)") from error
+        raise ValueError(f"{bucket.address(path)} has format {version}, and this program reads {FORMAT_VERSION}; "
+                         "make the tokens again (--mode=encode), or use the version of the program that made them")
 
 
 def differences(there: Description, here: Description, *, all_fields: bool = False) -> list[str]:
@@ -148,23 +150,29 @@ def begin(directory: str | os.PathLike, description: Description) -> None:
     for name in (_COMPLETE, _PARTIAL):
         path = Path(directory, name)
         if path.exists() and (differing := differences(Description.read(path), description, all_fields=True)):
-            raise ValueError(f"{directory} holds other tokens: {'; '.join(differing)}. Give the settings that made "
-                             "them, remove the folder, or write into another (encode.output)")
+            raise ValueError(f"{bucket.address(directory)} holds other tokens: {'; '.join(differing)}. Give the "
+                             "settings that made them, remove the folder, or write into another (encode.output)")
     write_json(Path(directory, _PARTIAL), description.to_json())
+    bucket.publish(directory)
 
 
 def finish(directory: str | os.PathLike) -> None:
     """Declare a cache complete; only process 0 may call this."""
     os.replace(Path(directory, _PARTIAL), Path(directory, _COMPLETE))
+    bucket.publish(directory)
 
 
 def shard_path(directory: str | os.PathLike, description: Description, shard: int) -> Path:
     """Return the path of a shard."""
-    return Path(directory, f"tokens-{shard:05d}-of-{description.num_shards:05d}.array_record")
+    return Path(directory, _shard_name(description, shard))
+
+
+def _shard_name(description: Description, shard: int) -> str:
+    return f"tokens-{shard:05d}-of-{description.num_shards:05d}.array_record"
 
 
 def write_shard(path: Path, records: np.ndarray) -> None:
-    """Write one shard atomically: it is complete, or it does not exist."""
+    """Write one shard atomically: it is complete, or it does not exist. In a bucket it becomes one object."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     writer = ArrayRecordWriter(str(temporary), "group_size:1")  # random access needs it
@@ -172,6 +180,7 @@ def write_shard(path: Path, records: np.ndarray) -> None:
         writer.write(record.tobytes())
     writer.close()
     os.replace(temporary, path)
+    bucket.send(path)
 
 
 @jax.tree_util.register_dataclass
@@ -200,7 +209,7 @@ def describe(directory: str | os.PathLike) -> Description:
     """Read the description of a complete cache.
 
     Args:
-      directory: Folder of the cache.
+      directory: Folder of the cache, or its address in a bucket.
 
     Returns:
       The description.
@@ -209,18 +218,20 @@ def describe(directory: str | os.PathLike) -> Description:
       FileNotFoundError: If there is no complete cache.
       ValueError: If the description is damaged or has another format.
     """
-    path = Path(directory, _COMPLETE)
+    directory = bucket.open_data(directory)
+    path = directory / _COMPLETE
     if not path.exists():
-        begun = "only the beginning of a cache" if Path(directory, _PARTIAL).exists() else f"no {_COMPLETE}"
-        raise FileNotFoundError(f"data.tokens is {directory}, where there is {begun}; make the tokens (--mode=encode "
-                                f"with encode.output={directory}), or correct the path")
+        begun = "only the beginning of a cache" if (directory / _PARTIAL).exists() else f"no {_COMPLETE}"
+        place = bucket.address(directory)
+        raise FileNotFoundError(f"data.tokens is {place}, where there is {begun}; make the tokens (--mode=encode "
+                                f"with encode.output={place}), or correct the path")
     return Description.read(path)
 
 
-def _readable_records(path: Path) -> int:
+def _readable_records(path: str) -> int:
     """Return how many records a shard has; 0 if its end, where the count is stored, is damaged."""
     try:
-        reader = ArrayRecordReader(str(path))
+        reader = ArrayRecordReader(path)
         count = reader.num_records()
         reader.close()  # raises the errors
     except RuntimeError:
@@ -229,7 +240,10 @@ def _readable_records(path: Path) -> int:
 
 
 class TokenCache:
-    """A complete cache with random access: element i is example i of a `TokenSet`, read from disk.
+    """A complete cache with random access: element i is example i of a `TokenSet`, read from disk or from a bucket.
+
+    Args:
+      directory: Folder of the cache, or its address.
 
     Raises:
       FileNotFoundError: If there is no complete cache.
@@ -237,19 +251,22 @@ class TokenCache:
     """
 
     def __init__(self, directory: str | os.PathLike):
-        self.description, self._directory = describe(directory), directory
-        paths = [shard_path(directory, self.description, i) for i in range(self.description.num_shards)]
+        directory = bucket.open_data(directory)
+        self.description = describe(directory)
+        place = bucket.address(directory)
+        self.in_bucket = bucket.is_url(place)
+        self._paths = [f"{place}/{_shard_name(self.description, i)}" for i in range(self.description.num_shards)]
         with ThreadPoolExecutor(32) as pool:  # opening a file is slow on the file systems of clusters
-            counts = list(pool.map(_readable_records, paths))
+            counts = list(pool.map(_readable_records, self._paths))
         for shard, count in enumerate(counts):
             if count != (expected := len(self.description.examples_of(shard))):
                 raise self._damaged(shard, f"{count} of its {expected} examples can be read")
         self._records = grain.sources.ArrayRecordDataSource(
-            [f"{path}[0:{count}]" for path, count in zip(paths, counts, strict=True)])
+            [f"{path}[0:{count}]" for path, count in zip(self._paths, counts, strict=True)])
 
     def _damaged(self, shard: int, reason: object) -> ValueError:
-        return ValueError(f"{shard_path(self._directory, self.description, shard)} is missing or damaged ({reason}); "
-                          "remove it and make it again (--mode=encode)")
+        return ValueError(f"{self._paths[shard]} is missing or damaged ({reason}); remove it and make it again "
+                          "(--mode=encode)")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -281,4 +298,5 @@ def batches(tokens: TokenSet | TokenCache, *, batch_size: int, seed: int) -> pip
     Raises:
       ValueError: If the processes cannot share a batch evenly.
     """
-    return pipeline.Batches(pipeline.shuffled(tokens, seed), batch_size)
+    options = pipeline.WAITING if isinstance(tokens, TokenCache) and tokens.in_bucket else None
+    return pipeline.Batches(pipeline.shuffled(tokens, seed), batch_size, options=options)

@@ -62,7 +62,7 @@ def without_paths(c: ConfigDict) -> ConfigDict:
     c = c.copy_and_resolve_references()
     kind, colon, path = c.data.source.partition(":")
     c.update_from_flattened_dict({name: setting.default for name, setting in SETTINGS.items()
-                                  if setting.range in (r.PATH, r.PATHS)})
+                                  if r.is_path(setting.range)})
     c.data.source = f"{kind}{colon}{Path(path).name}"
     return c
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from refocus_jax.runtime import lease
+from refocus_jax.runtime import bucket, lease
 
 
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
@@ -80,8 +80,8 @@ def read_json(path: str | os.PathLike, needed: Sequence[str] = ()) -> dict[str, 
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 raise a ValueError too
-        raise ValueError(f"{path} is damaged ({error}); remove it, and the command that wrote it makes it "
-                         "again") from error
+        raise ValueError(f"{bucket.address(path)} is damaged ({error}); remove it, and the command that wrote it "
+                         "makes it again") from error
     return content
 
 

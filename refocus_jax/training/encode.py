@@ -19,8 +19,8 @@ from refocus_jax.data.sources import Source
 from refocus_jax.data.token_cache import Description, TokenCache, TokenSet
 from refocus_jax.models.randomness import seed_of
 from refocus_jax.models.tokenizer import DualTokenizer, flatten_tokens, to_unit_range
+from refocus_jax.runtime import bucket, processes
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.runtime import processes
 from refocus_jax.runtime.progress import Progress
 
 
@@ -81,7 +81,8 @@ def write(directory: str | Path, description: Description, source: Source, rule:
     token_cache.begin(directory, description)
     mine = range(description.num_shards)[jax.process_index()::jax.process_count()]
     paths = {shard: token_cache.shard_path(directory, description, shard) for shard in mine}
-    missing = [shard for shard, path in paths.items() if not path.exists()]
+    written = bucket.sizes(Path(directory))
+    missing = [shard for shard, path in paths.items() if path.name not in written]
     ranges = [indices[i:i + description.batch_size] for shard in missing
               for indices in [description.examples_of(shard)] for i in range(0, len(indices), description.batch_size)]
     if ranges:
@@ -98,10 +99,11 @@ def write(directory: str | Path, description: Description, source: Source, rule:
                     token_cache.write_shard(paths[shard], np.concatenate(parts))
                     parts = []
                 progress.update(done, {})
-    processes.barrier(f"shards of {directory}")
+    processes.barrier(f"shards of {bucket.address(directory)}")
     if jax.process_index() == 0:
         token_cache.finish(directory)
-    processes.barrier(f"all of {directory}")
+    processes.barrier(f"all of {bucket.address(directory)}")
+    bucket.refresh(Path(directory))
     return TokenCache(directory)
 
 

@@ -215,6 +215,31 @@ def test_home_is_expanded_in_every_setting_that_is_a_path(config, monkeypatch):
     assert c.report.compare == ("/home/me/a", "runs/~b", "/c")
 
 
+IN_BUCKETS = {"data.tokens", "tokenizer.pretrained", "convert.output", "encode.output"}
+
+
+def test_an_address_where_none_can_be_read_is_refused_with_the_name_of_the_setting(config):
+    text = {name for name, value in settings(config()).items() if isinstance(value, str)}
+    for name in text - NO_PATHS - IN_BUCKETS - {"data.source"}:
+        with pytest.raises(ValueError, match=f"^{name} is 'gs://bucket/a'; give a path .*bucket must be mounted"):
+            check.check_ranges(config(**{name: "gs://bucket/a"}))
+    for name in IN_BUCKETS:
+        check.check_ranges(config(**{name: "gs://bucket/a"}))
+        for wrong in ("s3://bucket/a", "gs://bucket", "gs://bucket/a/", "gs://bucket/a.pth"):
+            with pytest.raises(ValueError, match=f"^{name} is '{wrong}'; give a path as text, or gs://BUCKET/FOLDER"):
+                check.check_ranges(config(**{name: wrong}))
+    with pytest.raises(ValueError, match="^report.compare is .*; give a tuple of paths, .* .a bucket must be mounted"):
+        check.check_ranges(config(**{"report.compare": ("gs://bucket/a",)}))
+
+
+def test_a_source_in_a_bucket_must_have_been_converted(config):
+    check.check_ranges(config(**{"data.source": "array_record:gs://bucket/images"}))
+    for wrong in ("npz:gs://bucket/a.npz", "folder:gs://bucket/a", "gs://bucket/a", "array_record:s3://bucket/a",
+                  "tfds:gs://bucket/a"):
+        with pytest.raises(ValueError, match=f"^data.source is '{wrong}'; give .*convert other images .*or mount it"):
+            check.check_ranges(config(**{"data.source": wrong}))
+
+
 @pytest.mark.parametrize("given, expanded", [
     ("npz:~/a.npz", "npz:/home/me/a.npz"), ("folder:~/a b/", "folder:/home/me/a b/"), ("vgg16:~/v.pth",
     "vgg16:/home/me/v.pth"), ("inception:~/i.pth", "inception:/home/me/i.pth"), ("~", "/home/me"),

@@ -371,6 +371,12 @@ def test_tfds_reads_train_and_test(tfds_data_dir):
             assert record["label"] == record["image"].max() % 2
 
 
+def test_tfds_in_a_bucket_is_refused(tfds_data_dir, monkeypatch):
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", "gs://bucket/tfds")
+    with pytest.raises(ValueError, match="tfds:tiny, and TFDS_DATA_DIR is gs://bucket/tfds; mount that bucket"):
+        sources.load("tfds:tiny", "train")
+
+
 def test_tfds_explains_how_to_prepare_missing_data(tfds_data_dir):
     expected = ("data.source is tfds:imagenet2012, .*not prepared.*ILSVRC2012_img_train.tar.*array_record.*tensorflow.*"
                 "or give array_record:PATH")

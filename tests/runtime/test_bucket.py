@@ -15,28 +15,10 @@ from refocus_jax.runtime import bucket, bucket_lease, lease
 from refocus_jax.runtime.bucket_lease import BucketLease
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import bucket as emulator
+from tests.fixtures.bucket import names
 from tests.training import test_loop
 
-pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
-
-
-@pytest.fixture(scope="module")
-def address():
-    with emulator.serve() as url:
-        yield url
-
-
-@pytest.fixture
-def url(address, tmp_path, monkeypatch):
-    """A new workdir in the bucket, staged below a home of its own."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    return f"{address}/{tmp_path.name}/run"
-
-
-def names(url):
-    found, prefix = bucket.objects(url)
-    return {blob.name.removeprefix(prefix) for blob in found.list_blobs(prefix=prefix)}
+pytestmark = emulator.WARNINGS
 
 
 def elsewhere(monkeypatch, tmp_path):
@@ -81,6 +63,58 @@ def test_files_that_have_not_changed_are_neither_copied_nor_fetched(url, monkeyp
     bucket.publish(local)
     assert bucket.stage(url, only_reads=False) == str(local)
     assert calls == ["_list"]
+
+
+def test_a_refresh_gets_what_others_have_sent_below_a_path_and_leaves_the_rest_alone(url, tmp_path, monkeypatch):
+    local = Path(bucket.stage(url, only_reads=False))
+    (local / "config.json").write_text("{}")
+    (local / "tokens").mkdir()
+    (local / "tokens" / "old.json").write_text("old")
+    bucket.publish(local)
+    (local / "metrics.jsonl").write_text("not copied yet")
+    elsewhere(monkeypatch, tmp_path)
+    other = Path(bucket.stage(url, only_reads=False), "tokens")
+    for name in ("new.json", "a.array_record"):
+        (other / name).write_text(name)
+        bucket.send(other / name)
+    assert bucket.sizes(other) == {"a.array_record": 14} and not (other / "a.array_record").exists()
+    (other / "old.json").unlink()
+    bucket.publish(other)
+    assert bucket.sizes(local / "tokens") == {}
+    bucket.refresh(local / "tokens")
+    assert bucket.sizes(local / "tokens") == {"a.array_record": 14} and bucket.sizes(local) == {}
+    assert {path.name for path in (local / "tokens").iterdir()} == {"new.json"}
+    (local / "config.json").unlink()
+    bucket.publish(local)
+    assert names(url) == {"metrics.jsonl", "tokens/new.json", "tokens/a.array_record"}
+    assert bucket.address(local / "tokens") == f"{url}/tokens" and bucket.address("runs/tiny") == "runs/tiny"
+
+
+def test_a_kill_while_a_stage_is_described_does_no_harm(url, monkeypatch):
+    local = Path(bucket.stage(url, only_reads=False))
+    (local / "a.json").write_text("{}")
+
+    def write_half(path, text):
+        path.write_bytes(text.encode()[:9])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Path, "write_text", write_half)
+        bucket.publish(local)
+    assert bucket.stage(url, only_reads=False) == str(local) and (local / "a.json").read_text() == "{}"
+
+
+def test_only_the_holder_of_the_lease_sends(url, quick, monkeypatch):
+    on_another_machine(monkeypatch)
+    with BucketLease(url, "convert") as held:
+        local = bucket.open_data(url, only_reads=False)
+        (local / "a.array_record").write_text("a")
+        held._lost = "another run has taken it over"
+        with pytest.raises(lease.LeaseError, match="may no longer write into"):
+            bucket.send(local / "a.array_record")
+        held._lost = ""
+        bucket.send(local / "a.array_record")
+    assert names(url) == {"a.array_record"}
 
 
 def test_checkpoints_lie_in_the_bucket_and_come_back_bit_for_bit(url, tmp_path, monkeypatch):
@@ -181,7 +215,7 @@ def test_other_addresses_are_refused(url, says):
         bucket.check_url("--workdir", url)
 
 
-def test_a_bucket_that_is_not_there_or_does_not_answer_is_named(address, monkeypatch):
+def test_a_bucket_that_is_not_there_or_does_not_answer_is_named(bucket_address, monkeypatch):
     with pytest.raises(OSError, match="gs://nowhere/run: 404 .*correct the address, or your rights"):
         bucket.stage("gs://nowhere/run", only_reads=True)
     monkeypatch.setattr(bucket, "_SECONDS", 0.5)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,13 @@ from refocus_jax.config import build, stages
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.data.crops import CropRule
 from refocus_jax.models.randomness import seed_of
+from refocus_jax.runtime import bucket, processes
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.runtime import processes
 from refocus_jax.runtime.digests import digests
 from refocus_jax.training import encode
+from tests.fixtures import bucket as emulator
+
+pytestmark = emulator.WARNINGS
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +99,40 @@ def test_processes_write_a_part_each_and_the_first_declares_it_complete(written,
     monkeypatch.setattr(processes, "barrier", lambda name: None)
     write(tmp_path)
     assert contents(tmp_path) == contents(written)
+
+
+def test_in_a_bucket_processes_write_a_part_each_and_read_all(written, write, url, monkeypatch):
+    """Into a folder of a workdir, as for `data.token_examples`; the processes have no files in common."""
+    index, found, sent, send = 1, {}, [], bucket.send
+
+    def run():
+        found[index] = write(Path(bucket.stage(url, only_reads=False), "tokens"))
+
+    def barrier(name):
+        nonlocal index
+        assert url in name  # the same in all processes, whatever their own folders are
+        if index == 0 and name.startswith("shards"):
+            assert "tokens/token_cache.partial.json" in emulator.names(url)
+        if index == 1 and not found:  # process 0 does its part while process 1 waits
+            assert emulator.names(url) == {"tokens/tokens-00001-of-00003.array_record"}
+            index = 0
+            run()
+            index = 1
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(processes, "barrier", barrier)
+    monkeypatch.setattr(bucket, "send", lambda path: (sent.append(path.name), send(path)))
+    run()
+    index = 0
+    monkeypatch.setattr(processes, "barrier", lambda name: None)
+    run()  # now there is nothing to do
+    assert emulator.names(url) == {f"tokens/{name}" for name in contents(written)}
+    assert sorted(sent) == sorted(name for name in contents(written) if name.endswith(".array_record"))
+    expected = token_cache.TokenCache(written)
+    for cache in found.values():
+        for example in (0, 11, 12, 29):
+            jax.tree.map(np.testing.assert_array_equal, cache[example], expected[example])
 
 
 def test_an_interrupted_cache_goes_on_with_the_missing_shards(written, write, tmp_path, monkeypatch):

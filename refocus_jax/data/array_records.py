@@ -174,23 +174,20 @@ class Records:
     Args:
       directory: The folder.
       shards: The files.
-      chosen: Numbers of the records that are elements, in their order; None takes all.
     """
 
-    def __init__(self, directory: Path, shards: Sequence[Shard], chosen: np.ndarray | None = None):
+    def __init__(self, directory: Path, shards: Sequence[Shard]):
         shards = [shard for shard in shards if shard.images]
         place = bucket.address(directory)
         self._paths = [f"{place}/{shard.name}" for shard in shards]
         self._ends = np.cumsum([shard.images for shard in shards])
         self._records = ArrayRecordDataSource(
             [f"{path}[0:{shard.images}]" for path, shard in zip(self._paths, shards, strict=True)]) if shards else ()
-        self._chosen = np.arange(len(self._records)) if chosen is None else chosen
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        index = int(self._chosen[index])
         try:
             record = self._records[index]
         except RuntimeError as error:  # ArrayRecord verifies the bytes that it reads

@@ -193,18 +193,23 @@ class FileSource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedSource:
-    """Records whose `image` is the bytes of an image file, decoded when accessed."""
+    """Records whose `image` is the bytes of an image file, decoded when accessed.
+
+    `chosen` holds the numbers of the records that are elements, in their order; None takes all.
+    """
 
     name: str
     records: Sequence[dict] | array_records.Records = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
     fingerprint: str
     sixteen_bit_max: int = 0
+    chosen: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records if self.chosen is None else self.chosen)
 
     def __getitem__(self, index: int) -> Record:
+        index = index if self.chosen is None else int(self.chosen[index])
         record, where = self.records[index], f"record {index} of {self.name}"
         label = int(record["label"])
         if not 0 <= label < len(self.class_names):
@@ -220,6 +225,12 @@ def _digest(*content: Any) -> Any:
 def _held_out(count: int) -> np.ndarray:
     """Return which of `count` images are held out, bool (count,)."""
     return np.arange(count) % _HELD_OUT_PERIOD == _HELD_OUT_PERIOD - 1
+
+
+def _every_tenth(count: int, split: str) -> np.ndarray:
+    """Return the numbers of the records of a split if every tenth of `count` is held out."""
+    held_out = _held_out(count)
+    return np.flatnonzero(held_out if split == "validation" else ~held_out)
 
 
 # These are left out: drawings and text, the second view of the motorcycle, and two nearly empty images (cell, clock).
@@ -390,12 +401,11 @@ def _open_array_record(directory: Path, settings: SourceSettings) -> Callable[[s
         shards, chosen = index.splits.get(split, ()), None
         if "validation" not in index.splits:
             shards = index.splits["train"]
-            held_out = _held_out(sum(shard.images for shard in shards))
-            chosen = np.flatnonzero(held_out if split == "validation" else ~held_out)
+            chosen = _every_tenth(sum(shard.images for shard in shards), split)
         fingerprint = _digest(index.class_names, sixteen_bit_max, [shard.digest for shard in shards],
                               None if chosen is None else split).hexdigest()
-        return EncodedSource(place, array_records.Records(directory, shards, chosen), index.class_names, fingerprint,
-                             sixteen_bit_max)
+        return EncodedSource(place, array_records.Records(directory, shards), index.class_names, fingerprint,
+                             sixteen_bit_max, chosen)
 
     return opened
 
@@ -428,9 +438,11 @@ def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSo
 def _tfds_split(name: str, splits: dict[str, Any], settings: SourceSettings, split: str) -> EncodedSource:
     import tensorflow_datasets as tfds
 
-    tfds_split = "test" if split == "validation" and "validation" not in splits else split
+    held_out = next((name for name in ("validation", "test") if name in splits), None)
+    tfds_split = held_out if held_out and split == "validation" else "train"
     if tfds_split not in splits:
-        raise ValueError(f"data.source is tfds:{name}, which has no {tfds_split} split but {sorted(splits)}")
+        raise ValueError(f"data.source is tfds:{name}, which has no {tfds_split} split but {sorted(splits)}; "
+                         "use another dataset")
     records = splits[tfds_split]
     features = dict(records.dataset_info.features.items())
     image, label = features.get("image"), features.get("label")
@@ -442,9 +454,10 @@ def _tfds_split(name: str, splits: dict[str, Any], settings: SourceSettings, spl
     # whenever it reads them, so damaged data are not mistaken for the same data.
     info = records.dataset_info.splits[tfds_split]
     shards = [(os.path.basename(path), os.path.getsize(path)) for path in info.filepaths]
+    chosen = None if held_out else _every_tenth(len(records), split)
     fingerprint = _digest(records.dataset_info.full_name, tfds_split, info.shard_lengths, info.num_bytes, shards,
-                          label.names, settings.sixteen_bit_max).hexdigest()
-    return EncodedSource(f"tfds:{name}", records, tuple(label.names), fingerprint, settings.sixteen_bit_max)
+                          label.names, settings.sixteen_bit_max, *([] if held_out else [split])).hexdigest()
+    return EncodedSource(f"tfds:{name}", records, tuple(label.names), fingerprint, settings.sixteen_bit_max, chosen)
 
 
 def _how_to_prepare(name: str, data_dir: str) -> str:

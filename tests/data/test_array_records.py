@@ -36,7 +36,8 @@ def write(directory, sizes=SIZES, sixteen_bits=None):
 
 
 def stored(source):
-    return [(record["image"], record["label"]) for record in map(source.records.__getitem__, range(len(source)))]
+    chosen = range(len(source)) if source.chosen is None else source.chosen
+    return [(record["image"], record["label"]) for record in map(source.records.__getitem__, chosen)]
 
 
 def test_a_record_is_laid_out_as_documented(tmp_path):

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import pickle
 import shutil
 import time
 import types
@@ -320,8 +321,9 @@ def test_without_tensorflow_datasets_the_setting_and_the_remedy_are_named(hide):
 
 
 @pytest.fixture
-def tfds_data_dir(tmp_path, monkeypatch):
-    """A real array_record dataset `tiny` with splits train and test, in the default data dir of tfds."""
+def tfds_data_dir(request, tmp_path, monkeypatch):
+    """A real array_record dataset `tiny`, by default with splits train and test, in the default data dir of tfds."""
+    numbers = getattr(request, "param", {"train": range(8), "test": range(100, 103)})
     tfds = pytest.importorskip("tensorflow_datasets")
 
     def encoded(image):
@@ -343,7 +345,6 @@ def tfds_data_dir(tmp_path, monkeypatch):
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, _):
-            numbers = {"train": range(8), "test": range(100, 103)}
             return {split: self._generate_examples(chosen) for split, chosen in numbers.items()}
 
         def _generate_examples(self, numbers):
@@ -369,6 +370,15 @@ def test_tfds_reads_train_and_test(tfds_data_dir):
             record = source[i]
             assert record["image"].shape == (5, 6, 3) and record["image"].dtype == np.uint8
             assert record["label"] == record["image"].max() % 2
+
+
+@pytest.mark.parametrize("tfds_data_dir", [{"train": range(30)}], indirect=True)
+def test_tfds_without_a_held_out_split_holds_out_every_tenth(tfds_data_dir):
+    """As tf_flowers is."""
+    train, validation = sources.load_splits("tfds:tiny")
+    assert (len(train), len(validation)) == (27, 3) and train.fingerprint != validation.fingerprint
+    assert sorted(values(train) + values(validation)) == list(range(30))
+    assert pickle.loads(pickle.dumps(validation))[2]["label"] == validation[2]["label"]
 
 
 def test_tfds_in_a_bucket_is_refused(tfds_data_dir, monkeypatch):
@@ -415,8 +425,9 @@ def test_tfds_refuses_datasets_without_class_labels(monkeypatch):
     monkeypatch.setattr(tfds, "data_source", lambda *_, **__: opened)
     with pytest.raises(ValueError, match="has .*'text'.*; use a dataset with an image and a class label"):
         sources.load("tfds:captions", "train")
-    with pytest.raises(ValueError, match="no test split"):
-        sources.load("tfds:captions", "validation")
+    opened["test"] = opened.pop("train")
+    with pytest.raises(ValueError, match="has no train split but .'test'.; "):
+        sources.load("tfds:captions", "train")
 
 
 def test_tfds_tells_one_preparation_from_another(tfds_data_dir):

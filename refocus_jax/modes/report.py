@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from refocus_jax.reporting import health, runs
 from refocus_jax.reporting.health import Verdict
 from refocus_jax.reporting.runs import RecordedRun
-from refocus_jax.runtime import extras
+from refocus_jax.runtime import bucket, extras
 from refocus_jax.runtime.files import atomically, read_json
 
 
@@ -36,12 +36,12 @@ def run(c: ConfigDict, workdir: str) -> None:
         temporary.write_text(page, encoding="utf-8")
     for name, verdict in verdicts.items():
         print(f"{name}: {verdict}\n")
-    print(f"{path}, {path.stat().st_size / 2**20:.1f} MiB; it needs no other file and no network")
+    print(f"{bucket.address(path)}, {path.stat().st_size / 2**20:.1f} MiB; it needs no other file and no network")
 
 
 def _named(found: Sequence[RecordedRun]) -> dict[str, RecordedRun]:
     """Names runs by the last parts of their paths, or by the whole paths if the last parts are not distinct."""
-    for names in ([run.path.resolve().name for run in found], [str(run.path) for run in found]):
+    for names in ([run.name for run in found], [run.place for run in found]):
         if len(set(names)) == len(names):
             return dict(zip(names, found, strict=True))
     raise ValueError(f"report.compare names a workdir twice: {', '.join(names)}; give each once, and not --workdir "

@@ -252,12 +252,12 @@ def make(runs: Sequence[RecordedRun], about: Mapping[str, Any]) -> Reference:
     shaping = settings(runs[0].config)
     for run in runs:
         if found := differing(shaping, settings(run.config)):
-            raise ValueError(f"{run.path} differs from {runs[0].path}: {'; '.join(found)}; give runs that differ only "
-                             "in their seeds")
+            raise ValueError(f"{run.place} differs from {runs[0].place}: {'; '.join(found)}; give runs that differ "
+                             "only in their seeds")
         for stage in (stage for stage in STAGES if stage in runs[0].stages or stage in run.stages):
             last, steps = run.stages[stage].last_step if stage in run.stages else 0, run.steps(stage)
             if last < steps:
-                raise ValueError(f"{run.path}: {stage} has logged step {last} of {steps}; let it finish")
+                raise ValueError(f"{run.place}: {stage} has logged step {last} of {steps}; let it finish")
     curves, final = {}, {}
     for stage in runs[0].stages:
         steps, stages = runs[0].steps(stage), [run.stages[stage] for run in runs]
@@ -291,7 +291,7 @@ def compare(reference: Reference, run: RecordedRun) -> Verdict:
       ValueError: The run has other settings, or has logged nothing that can be compared yet.
     """
     if found := differing(reference.settings, settings(run.config)):
-        raise ValueError(f"{run.path} is another experiment than the reference: {'; '.join(found)}; only runs with "
+        raise ValueError(f"{run.place} is another experiment than the reference: {'; '.join(found)}; only runs with "
                          "the same settings can be compared")
     departures, missing, last_steps, compared = [], [], {}, 0
     for stage, bands in reference.curves.items():
@@ -313,7 +313,7 @@ def compare(reference: Reference, run: RecordedRun) -> Verdict:
             elif any(stretch < finished for stretch in stretches):
                 missing.append(f"{stage}, {name}")
     if not compared:
-        raise ValueError(f"{run.path} has nothing to compare yet: "
+        raise ValueError(f"{run.place} has nothing to compare yet: "
                          + (", ".join(f"{s} is at step {n} of {m}" for s, (n, m) in last_steps.items())
                             or "no stage has begun") + f"; a tenth of a stage is enough (1/{POINTS} is left out)")
     return Verdict(reference, compared, departures, missing, last_steps)

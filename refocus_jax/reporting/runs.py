@@ -10,7 +10,7 @@ import numpy as np
 
 from refocus_jax.config import saved
 from refocus_jax.config.base import STAGES
-from refocus_jax.runtime import command_line
+from refocus_jax.runtime import bucket, command_line
 from refocus_jax.runtime.files import read_json
 from refocus_jax.runtime.writer import read_metrics
 
@@ -65,9 +65,14 @@ class RecordedRun:
     evaluation: Mapping[str, Any] | None = None
 
     @property
+    def place(self) -> str:
+        """Its address in a bucket if it is there, or else its path."""
+        return bucket.address(self.path)
+
+    @property
     def name(self) -> str:
-        """The last part of its path."""
-        return self.path.resolve().name
+        """The last part of its address or path."""
+        return self.place.rpartition("/")[2] if bucket.is_url(self.place) else self.path.resolve().name
 
     def steps(self, stage: str) -> int:
         """Returns the number of steps that a stage is to train."""
@@ -76,7 +81,7 @@ class RecordedRun:
     def command(self, mode: str) -> str:
         """Returns the command that runs a mode in this workdir; with CONFIG for the config if it is not known."""
         known = [found.made_on["settings"] for found in self.stages.values() if found.made_on.get("settings")]
-        return command_line.command(known[-1] if known else ["--config=CONFIG"], str(self.path), mode)
+        return command_line.command(known[-1] if known else ["--config=CONFIG"], self.place, mode)
 
     def last_numbers(self, stage: str) -> dict[str, float]:
         """Returns the numbers of the last evaluation of a stage that has begun, and those of --mode=evaluate."""

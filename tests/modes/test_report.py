@@ -10,6 +10,7 @@ from benchmarks import reference
 from configs import tiny
 from refocus_jax import main
 from refocus_jax.modes import report
+from refocus_jax.runtime import bucket
 from tests.fixtures import workdirs
 
 
@@ -70,3 +71,14 @@ def test_a_full_disk_is_said_in_a_line_and_the_former_page_stays(tmp_path, monke
     with pytest.raises(OSError, match=r"report.html cannot be written \(No space left on device\); make room"):
         report.run(config(**{"report.reference": ""}), str(run))
     assert (run / "report.html").read_text() == before and not list(run.glob(".*.tmp"))
+
+
+def test_a_report_of_a_run_in_a_bucket_names_its_address(url, capsys):
+    """And not the folder that its files are fetched into, which is removed at the end."""
+    made = workdirs.write(Path(bucket.stage(url, only_reads=False)), stages=("tokenizer",), until=0.1)
+    bucket.publish(made)
+    fetched = bucket.stage(url, only_reads=True)
+    report.run(config(), fetched)
+    assert f"{url}/report.html, " in capsys.readouterr().out
+    page = Path(fetched, "report.html").read_text()
+    assert "<title>ReFocus-VAR: run" in page and f"--workdir={url} " in page and fetched not in page

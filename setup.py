@@ -52,6 +52,7 @@ setup(
     packages=[*find_packages(include=["refocus_jax", "refocus_jax.*"]), "refocus_jax.configs"],
     package_dir={"refocus_jax.configs": "configs"},
     package_data={"refocus_jax": ["py.typed"],
+                  "refocus_jax.pretrained": ["small/*", "small/pictures/*"],
                   "refocus_jax.reporting": ["page.html.jinja", "references/tiny.json"]},
     install_requires=[
         "absl-py>=2.1",

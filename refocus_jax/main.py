@@ -52,6 +52,8 @@ MODES = {
 }
 # These modes replace one file each, or none, and may run while a training is running.
 READING = ("report", "plan", "config", "demo")
+# Flags of --mode=demo, unless they are given: it then shows the small model that comes with the package.
+DEMO = {"config": "small", "workdir": ""}
 SHARED = ("train", "tokenizer", "generator", "convert", "encode")  # by several processes with a workdir in a bucket
 # What can be done with a workdir after training.
 NEXT = {"sample": "To draw more samples:", "report": "For a page with curves and pictures:"}
@@ -72,13 +74,23 @@ _TRACEBACK = flags.DEFINE_bool("traceback", False, "Shows with an error where in
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Reads the flags and loads the config; an error in them ends the program with a line that explains it."""
-    argv = _with_paths(argv)
+    argv = _with_paths(_with_defaults(argv))
     try:
         rest = flags.FLAGS(argv)
         _ = _CONFIG.value and _CONFIG.value.keys()  # raises the error that loading the config has raised, if any
         return rest
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         sys.exit(f"{explain(argv, error)}\nSee --help for the flags, and --mode=config for the settings.")
+
+
+def _with_defaults(argv: Sequence[str]) -> list[str]:
+    """Adds the flags of `DEMO` that are not given, if the mode is `demo`."""
+    given = "\n".join(argv)
+    if not re.search(r"^--?mode[=\n]demo$", given, re.MULTILINE):
+        return [*argv]
+    missing = [f"--{name}={value}" for name, value in DEMO.items()
+               if not re.search(rf"^--?{name}(=|$)", given, re.MULTILINE)]
+    return [argv[0], *missing, *argv[1:]]  # in front, because settings are only known after the config
 
 
 def _with_paths(argv: Sequence[str]) -> list[str]:
@@ -142,7 +154,7 @@ def main(argv):
     in_bucket = bucket.is_url(workdir)
     if in_bucket:
         bucket.check_url("--workdir", workdir)
-    else:
+    elif workdir or mode != "demo":
         workdir = check.check_workdir(workdir)
     config = _CONFIG.value.copy_and_resolve_references()
     check.check_ranges(config)

@@ -42,11 +42,12 @@ def command(monkeypatch, tmp_path):
     monkeypatch.chdir(Path(main.__file__).parents[1])
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
-    def run(*arguments, does=lambda config, workdir: None, program=main.main):
+    def run(*arguments, does=lambda config, workdir: None, program=main.main,
+            given=("--config=tiny", f"--workdir={tmp_path}/run")):
         called = []
         monkeypatch.setattr(main, "find", lambda mode: lambda *given: (called.append(given), does(*given)))
         # ml_collections looks for settings here.
-        monkeypatch.setattr(sys, "argv", ["main", "--config=tiny", f"--workdir={tmp_path}/run", *arguments])
+        monkeypatch.setattr(sys, "argv", ["main", *given, *arguments])
         try:
             program(main.parse(sys.argv))
         finally:
@@ -57,6 +58,14 @@ def command(monkeypatch, tmp_path):
         return config, workdir
 
     return run
+
+
+@pytest.mark.parametrize("mode", [("--mode=demo",), ("--mode", "demo"), ("-mode=demo",)])
+def test_the_demo_needs_neither_config_nor_workdir(command, mode, tmp_path):
+    config, workdir = command(*mode, "--config.demo.port=7001", given=())
+    assert (config.image_size, config.demo.port, workdir) == (64, 7001, "")
+    assert command(*mode, given=(f"--workdir={tmp_path}",))[1] == str(tmp_path)
+    assert command(*mode, given=("--config=d16:k4",))[0].grid_sizes == (2, 4, 8, 16)
 
 
 @pytest.mark.parametrize("arguments, message", [

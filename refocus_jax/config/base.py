@@ -140,8 +140,9 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
                                                                   "focus/psf.py."),
     },
     "tokenizer": {
-        "pretrained": Setting("", r.PLACE, "A workdir whose tokenizers this run uses instead of training stage 1, or "
-                                          "an official vae_ch160v4096z32.pth."),
+        "pretrained": Setting("", r.PLACE, "A workdir or an exported folder whose tokenizers this run uses instead of "
+                                           "training stage 1, an official vae_ch160v4096z32.pth, or small for those "
+                                           "of the model that comes with the package."),
         "perceptual_network": Setting("efficientnet_lite0", r.PATH,
                                       "Network of loss.perceptual: efficientnet_lite0, vgg16:PATH (torchvision's file) "
                                       "or none."),
@@ -208,8 +209,9 @@ _SECTIONS: dict[str, dict[str, Setting]] = {
         "architecture": Setting(Transformer.architecture, r.one_of(ARCHITECTURES), "The student: VAR's transformer, or "
                                 "M-VAR's, whose attention stays within a scale and whose Mamba-2 mixers carry a state "
                                 "from scale to scale."),
-        "init_from": Setting("", r.PATH, "A workdir, or an official file such as var_d16.pth, whose transformer stage "
-                                         "2 starts from."),
+        "init_from": Setting("", r.PATH, "A workdir, an exported folder, or an official file such as var_d16.pth, "
+                                         "whose transformer stage 2 starts from; small is the model that comes with "
+                                         "the package. A workdir without a run draws with it."),
         "init_classes": Setting("same", r.one_of(("same", "new")), "Whether this run's classes are those of init_from "
                                 "(same) or others (new); new initializes their embedding again, except for the null "
                                 "class."),

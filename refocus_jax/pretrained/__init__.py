@@ -6,7 +6,8 @@
     generator = pretrained.load_generator("runs/tiny")
     images = generator.images(generator.sample([0, 1, 2], seed=0, settings=pretrained.SamplingSettings(cfg=2.0)))
 
-With the official VAR's files: `load_generator("var_d16.pth")`, with `vae_ch160v4096z32.pth` in the same folder.
+`load_generator("small")` loads a small model that comes with the package. With the official VAR's files:
+`load_generator("var_d16.pth")`, with `vae_ch160v4096z32.pth` in the same folder.
 """
 
 from refocus_jax.pretrained.loading import load_config, load_generator, load_tokenizer

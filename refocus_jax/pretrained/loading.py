@@ -1,4 +1,4 @@
-"""Loads tokenizers and generators from workdirs and official VAR files."""
+"""Loads tokenizers and generators from workdirs, folders to hand over, official VAR files, and this package."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 OFFICIAL_TOKENIZER = "vae_ch160v4096z32"  # the one that all official generators were trained on
 
-MODEL = "model.safetensors"  # of a folder, see `model_folder`
+# The files of a folder to hand over, see `model_folder`.
+MODEL, TOKENIZER = "model.safetensors", "tokenizer.safetensors"
+# The name of the model that comes with this package, in such a folder.
+SMALL = "small"
 
-# A workdir, a folder to hand over (see `model_folder`), an official file (.pth, .pt or .safetensors), or arrays by
-# official name.
+# A workdir, a folder to hand over, an official file (.pth, .pt or .safetensors), arrays by official name, or SMALL.
 Source = str | os.PathLike | Mapping[str, Any]
 
 
@@ -35,12 +37,31 @@ def load_config(workdir: str | os.PathLike) -> "tuple[ConfigDict, tuple[str, ...
     """
     from refocus_jax.pretrained import workdirs
 
-    return workdirs.config(os.fspath(workdir))
+    return workdirs.config(located(workdir))
+
+
+def located(source: str | os.PathLike) -> str:
+    """Returns the path of a source. `SMALL` is the model that comes with this package, unless there is such a path."""
+    if os.fspath(source) != SMALL or os.path.exists(SMALL):
+        return os.fspath(source)
+    return str(Path(__file__).with_name(SMALL))
 
 
 def is_model_folder(source: str | os.PathLike) -> bool:
-    """Returns whether a folder is one that `--config.export.format=folder` has written."""
-    return all(Path(source, name).is_file() for name in (MODEL, "config.json"))
+    """Returns whether a source is a folder that `--config.export.format=folder` has written, or `SMALL`."""
+    return source != "" and all(Path(located(source), name).is_file() for name in (MODEL, "config.json"))
+
+
+def weight_file(source: str, name: str) -> str | None:
+    """Returns the file, or the file in a folder to hand over, that a source's weights are in; None for a workdir.
+
+    Args:
+      source: The source.
+      name: MODEL or TOKENIZER, the file to take from a folder.
+    """
+    if is_model_folder(source):
+        return str(Path(located(source), name))
+    return source if weight_files.is_weight_file(source) else None
 
 
 def _official_arrays(source: Source, fits: weight_files.Fits) -> Mapping[str, Any] | None:
@@ -56,7 +77,7 @@ def _expanded(source: Source) -> str | Mapping[str, Any]:
     if bucket.is_url(source):
         bucket.check_url("source", os.fspath(source))
         return bucket.stage(os.fspath(source), only_reads=True)
-    return os.path.expanduser(os.fspath(source))
+    return os.path.expanduser(located(source))
 
 
 def _replicated(params: Any) -> Any:
@@ -74,8 +95,9 @@ def load_tokenizer(source: Source, *, grid_sizes: Sequence[int] | None = None,
     """Loads the tokenizers of a workdir's latest checkpoint, or one tokenizer from a folder or an official source.
 
     Args:
-      source: A workdir, a folder of `--config.export.format=folder`, a file (`vae_ch160v4096z32.pth`, `.safetensors`
-        with the same names, shards, or an entry of a training state: `FILE#trainer.vae_local`), or the arrays by name.
+      source: A workdir, a folder of `--config.export.format=folder`, "small" for the model that comes with this
+        package, a file (`vae_ch160v4096z32.pth`, `.safetensors` with the same names, shards, or an entry of a training
+        state: `FILE#trainer.vae_local`), or the arrays by name.
       grid_sizes: The sides of the token maps, only for an official source, whose arrays do not contain them; default
         VAR's ten scales.
       norm_groups: The groups of the group normalizations, only for an official source; default 32.
@@ -137,9 +159,9 @@ def load_generator(source: Source, *, tokenizer: Tokenizer | Source | None = Non
     """Loads the student of a workdir's checkpoint with its tokenizer, or a VAR from an official source.
 
     Args:
-      source: A workdir, a folder of `--config.export.format=folder`, a file (`var_d16.pth` ... `var_d36.pth`,
-        `.safetensors` with the same names, shards, or a training state, whose fitting entry is taken unless one is
-        named: `FILE#trainer.var_wo_ddp`), or the arrays by name.
+      source: A workdir, a folder of `--config.export.format=folder`, "small" for the model that comes with this
+        package, a file (`var_d16.pth` ... `var_d36.pth`, `.safetensors` with the same names, shards, or a training
+        state, whose fitting entry is taken unless one is named: `FILE#trainer.var_wo_ddp`), or the arrays by name.
       tokenizer: The tokenizer, only for an official generator; default the official file in the same folder.
       grid_sizes: The sides of the token maps, only for an official source, whose arrays may not contain them; default
         VAR's.

@@ -21,12 +21,10 @@ from refocus_jax.config import ranges as r
 from refocus_jax.config.base import SETTINGS
 from refocus_jax.models import official_var
 from refocus_jax.pretrained import parameters, pytorch
-from refocus_jax.pretrained.loading import MODEL, is_model_folder
+from refocus_jax.pretrained.loading import MODEL, TOKENIZER, is_model_folder
 from refocus_jax.pretrained.models import Generator, Tokenizer
 from refocus_jax.runtime import weight_files
 from refocus_jax.runtime.files import write_json
-
-TOKENIZER = "tokenizer.safetensors"
 
 
 def write(generator: Generator, workdir: str, folder: Path, dtype: str) -> None:
@@ -82,13 +80,13 @@ def tokenizer(folder: str | os.PathLike) -> Tokenizer:
       ValueError: A file is damaged, or does not fit the config.json.
     """
     c, _ = _read(Path(folder))
-    params = parameters.structure_tokenizer(c, str(Path(folder, TOKENIZER)), official=False)
+    params = parameters.structure_tokenizer(c, str(folder))
     return Tokenizer(model=build.tokenizer(c), params=parameters.replicated(params))
 
 
 def generator(folder: str | os.PathLike) -> Generator:
     """Loads the generator of a folder; raises the same errors as `tokenizer`."""
     c, class_names = _read(Path(folder))
-    params = parameters.official_student(c, len(class_names), str(Path(folder, MODEL)), any_classes=False)
+    params = parameters.student_of_file(c, len(class_names), str(folder), any_classes=False)
     return Generator(network=build.student(c, len(class_names)), params=parameters.replicated(params),
                      tokenizer=tokenizer(folder), class_names=tuple(class_names))

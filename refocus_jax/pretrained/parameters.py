@@ -1,4 +1,4 @@
-"""Loads the parameters of a config's networks from workdirs, official VAR files or installed files."""
+"""Loads the parameters of a config's networks from workdirs, folders to hand over, VAR's files or installed files."""
 
 import os
 from typing import Any, NamedTuple
@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from refocus_jax.config import build
+from refocus_jax.config import build, saved
 from refocus_jax.models import official_var
+from refocus_jax.pretrained.loading import MODEL, TOKENIZER, is_model_folder, located, weight_file
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import weight_files
 from refocus_jax.runtime.checkpoint import Checkpoints
@@ -37,14 +38,14 @@ def _check_fit(source: str, found: Any, expected: Any, names: dict[str, str]) ->
 
 
 def tokenizer(c: ConfigDict, source: str, mesh) -> Found:
-    """Loads the `DualTokenizer` parameters of a workdir's latest checkpoint, or of an official VQVAE's file.
+    """Loads the `DualTokenizer` parameters of a workdir's latest checkpoint, or of files, see `weight_file`.
 
     Raises:
       FileNotFoundError: There is no such file or checkpoint.
       ValueError: It does not fit the config.
     """
-    if weight_files.is_weight_file(source):
-        return Found(mesh_lib.put_whole(structure_tokenizer(c, source, official=True), mesh_lib.replicated(mesh)))
+    if weight_file(source, TOKENIZER):
+        return Found(mesh_lib.put_whole(structure_tokenizer(c, source), mesh_lib.replicated(mesh)))
     with Checkpoints(os.path.join(source, "tokenizer", "checkpoints")) as checkpoints:
         restored = checkpoints.restore(_tokenizer_template(c, mesh), partial=True)
         return Found(restored["params"], checkpoints.latest_step())
@@ -61,13 +62,12 @@ def replicated(params: Any) -> Any:
     return mesh_lib.put_whole(params, mesh_lib.replicated(mesh_lib.make_mesh()))
 
 
-def structure_tokenizer(c: ConfigDict, source: str, *, official: bool) -> Any:
-    """Reads the parameters of a file with VAR's names, on the host.
+def structure_tokenizer(c: ConfigDict, source: str) -> Any:
+    """Reads the parameters of a file with VAR's names, or in a folder to hand over, on the host.
 
     Args:
       c: The config that they must fit.
-      source: The file.
-      official: Whether it is a tokenizer of VAR, whose scales add up, and not one that this package has written.
+      source: The file or folder.
 
     Raises:
       FileNotFoundError: There is no such file.
@@ -79,12 +79,14 @@ def structure_tokenizer(c: ConfigDict, source: str, *, official: bool) -> Any:
                          "tokenizer.pretrained out to train tokenizers")
     expected = build.tokenizer(c).structure
     found, params = official_var.import_tokenizer(
-        weight_files.read(source, official_var.is_tokenizer), c.grid_sizes, c.tokenizer.model.norm_groups)
+        weight_files.read(_file(source, TOKENIZER), official_var.is_tokenizer), c.grid_sizes,
+        c.tokenizer.model.norm_groups)
+    # The file does not say whether scales add up. In VAR they do; a folder's config.json tells.
+    residual = not is_model_folder(source) or saved.read(located(source))[0].tokenizer.model.residual
     _check_fit(source, found.autoencoder, expected.autoencoder, {
         name: f"tokenizer.model.{name}" for name in ("channels", "channel_multipliers", "num_residual_blocks")})
-    _check_fit(source, found.quantizer, expected.quantizer, {
-        name: f"tokenizer.model.{name}"
-        for name in ("vocab_size", "latent_channels", "num_phi", *["residual"] * official)})
+    _check_fit(source, found.quantizer.clone(residual=residual), expected.quantizer, {
+        name: f"tokenizer.model.{name}" for name in ("vocab_size", "latent_channels", "num_phi", "residual")})
     return {"structure": params}
 
 
@@ -95,12 +97,12 @@ def _tokenizer_template(c: ConfigDict, mesh) -> Any:
 
 def student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: bool = False,
             step: int | None = None) -> Found:
-    """Loads the student's parameters of a workdir's checkpoint (their average if kept), or of a VAR's file.
+    """Loads the student's parameters of a workdir's checkpoint (their average if kept), or of files.
 
     Args:
       c: The config that they must fit.
       num_classes: The number of classes that they must have.
-      source: The workdir or the file.
+      source: The workdir, or what holds files, see `weight_file`.
       mesh: The mesh of devices to load them on.
       any_classes: Whether the source may have any number of classes.
       step: The step of the workdir's checkpoint; default the latest.
@@ -109,8 +111,8 @@ def student(c: ConfigDict, num_classes: int, source: str, mesh, *, any_classes: 
       FileNotFoundError: There is no such file or checkpoint.
       ValueError: It does not fit the config.
     """
-    if weight_files.is_weight_file(source):
-        return Found(on_mesh(official_student(c, num_classes, source, any_classes), mesh))
+    if weight_file(source, MODEL):
+        return Found(on_mesh(student_of_file(c, num_classes, source, any_classes), mesh))
     with Checkpoints(os.path.join(source, "generator", "checkpoints")) as checkpoints:
         template = _student_template(c, num_classes, source, checkpoints, mesh, any_classes)
         restored = checkpoints.restore(template, step=step, partial=True)
@@ -125,17 +127,21 @@ def check_student(c: ConfigDict, num_classes: int, workdir: str, mesh, *, any_cl
         checkpoints.check_fit(template, partial=True)
 
 
-def official_student(c: ConfigDict, num_classes: int, source: str, any_classes: bool) -> Any:
-    """Reads the parameters of an official VAR's file, on the host; raises the same errors as `student`."""
+def student_of_file(c: ConfigDict, num_classes: int, source: str, any_classes: bool) -> Any:
+    """Reads a student under VAR's names, from a file or a folder, on the host; raises the same errors as `student`."""
     expected = build.student(c, num_classes)
     found, params = official_var.import_transformer(
-        weight_files.read(source, official_var.is_transformer), c.grid_sizes, c.generator.model.num_heads)
+        weight_files.read(_file(source, MODEL), official_var.is_transformer), c.grid_sizes, c.generator.model.num_heads)
     _check_fit(source, found, expected, {"vocab_size": "tokenizer.model.vocab_size",
                                          "latent_channels": "tokenizer.model.latent_channels",
                                          "architecture": "generator.architecture"} | {
         name: f"generator.model.{name}" for name in ("depth", "width", "num_heads", "qk_norm", "shared_modulation")})
     _check_classes(source, found.num_classes, num_classes, any_classes)
     return params
+
+
+def _file(source: str, name: str) -> str:
+    return weight_file(source, name) or source  # what is missing is named by whoever reads it
 
 
 def on_mesh(params: Any, mesh) -> Any:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from refocus_jax.config import build, stages
 from refocus_jax.config.run import Run, open_run
 from refocus_jax.pretrained import parameters
-from refocus_jax.runtime import weight_files
+from refocus_jax.pretrained.loading import MODEL, TOKENIZER, weight_file
 from refocus_jax.runtime.digests import digests
 from refocus_jax.training import encode
 
@@ -18,7 +18,7 @@ class Prepared(NamedTuple):
     Attributes:
       run: The run.
       tokenizers: The parameters of the tokenizers if the checks had to read them; None if stage 2 has to read them.
-      student: The parameters of the official file that stage 2 starts from, on the host; None if there is none.
+      student: The parameters of the file that stage 2 starts from, on the host; None if there is none.
     """
 
     run: Run
@@ -59,7 +59,7 @@ def _tokenizers(run: Run) -> Any:
     generator = stages.trained(run.workdir, "generator")
     if source:
         try:
-            if c.data.tokens or generator or weight_files.is_weight_file(source):
+            if c.data.tokens or generator or weight_file(source, TOKENIZER):
                 return parameters.tokenizer(c, source, run.mesh).params
             parameters.check_tokenizer(c, source, run.mesh)
         except FileNotFoundError as error:
@@ -72,14 +72,14 @@ def _tokenizers(run: Run) -> Any:
 
 
 def _student(run: Run) -> Any:
-    """Reads the official parameters that stage 2 starts from; those of a workdir are only checked, and read later."""
+    """Reads the parameters in files that stage 2 starts from; those of a workdir are only checked, and read later."""
     c, source = run.config, run.config.generator.init_from
     if not source:
         return None
     any_classes = c.generator.init_classes == "new"
     try:
-        if weight_files.is_weight_file(source):
-            return parameters.official_student(c, run.num_classes, source, any_classes)
+        if weight_file(source, MODEL):
+            return parameters.student_of_file(c, run.num_classes, source, any_classes)
         parameters.check_student(c, run.num_classes, source, run.mesh, any_classes=any_classes)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"generator.init_from is {source!r}: {error}") from error

@@ -15,7 +15,7 @@ IMAGENET_CLASSES = 1000
 # Millions of student parameters, docs/var_facts.md (the official sizes with V = 4096, the paper's with 8192).
 SIZES = {"d12": (133.2, 136.3), "d16": (310.3, 314.5), "d20": (600.9, 606.2), "d24": (1033.4, 1039.7),
          "d30": (2010.0, 2017.9), "d36_512": (2353.9, 2363.3)}
-CONFIGS = (*SIZES, "d16_1024", "tiny")
+CONFIGS = (*SIZES, "d16_1024", "small", "tiny")
 # Each argument of a config, on the smallest one.
 VARIANTS = ("k4", "residual", "var", "norefocus", "gaussian", "noteacher", "shared", "mvar", "mvar,var")
 

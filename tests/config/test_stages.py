@@ -232,7 +232,7 @@ def test_a_checkpoint_is_chosen_by_its_step(place, tmp_path):
     assert found.identity == before.identity and origin["step"] == found.step == 4
     with pytest.raises(FileNotFoundError, match=r"No checkpoint of step 5 in .* one of \[4, 6\]"):
         pretrained.load_generator(place.workdir, step=5)
-    with pytest.raises(ValueError, match="resume_step is 4, and the generator is the file of generator.init_from"):
+    with pytest.raises(ValueError, match="resume_step is 4, and the generator is that of generator.init_from"):
         choose_generator(place.config(resume_step=4, **{"generator.init_from": "var.pth"}), str(tmp_path / "none"))
     # A finished run that goes on from an earlier step is not finished.
     place.prepare(**{"generator.train.steps": 6, "seed": 1})

@@ -57,7 +57,7 @@ def test_it_trains_both_stages(executed):
 
 
 @pytest.mark.parametrize(("cell", "number"), [
-    ("tokenizer-pictures", 2), ("generator-pictures", 2), ("curves", 1), ("sample", 1)])
+    ("tokenizer-pictures", 2), ("generator-pictures", 2), ("curves", 1), ("small", 1), ("sample", 1)])
 def test_pictures_are_shown(executed, cell, number):
     cells, _ = executed
     pictures = shown(cells[cell])

@@ -253,6 +253,26 @@ def test_an_exported_folder_is_the_generator_without_its_training(workdir, small
         pretrained.load_generator(folder)
 
 
+def test_a_run_starts_from_an_exported_folder(workdir, small, tmp_path):
+    """With a learning rate of 0 it ends where it started; a folder of other scales is refused."""
+    c, folder = small(), str(tmp_path / "model")
+    c.export.update(format="folder", output=folder, dtype="float32")
+    export.run(c, workdir)
+    c = small("noteacher")
+    c.generator.init_from = folder
+    served, origin = choose_generator(c, str(tmp_path / "run"))
+    assert origin["generator"] == folder
+    c.tokenizer.pretrained = folder
+    c.generator.optimizer.learning_rate = 0.0
+    c.generator.train.steps = 1
+    train.run(c, str(tmp_path / "run"))
+    run = pretrained.load_generator(str(tmp_path / "run"))
+    assert_same((run.params, run.tokenizer.params["structure"]), (served.params, served.tokenizer.params["structure"]))
+    c.tokenizer.model.residual = True
+    with pytest.raises(ValueError, match="tokenizer.model.residual is False, the config's True"):
+        train.run(c, str(tmp_path / "other"))
+
+
 def test_export_refuses_what_var_would_decode_otherwise(workdir, small, tmp_path):
     c = small()
     c.export.output = str(tmp_path / "student.safetensors")

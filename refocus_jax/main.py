@@ -53,7 +53,7 @@ MODES = {
 # These modes replace one file each, or none, and may run while a training is running.
 READING = ("report", "plan", "config", "demo")
 # Flags of --mode=demo, unless they are given: it then shows the small model that comes with the package.
-DEMO = {"config": "small", "workdir": ""}
+DEMO = {"config": "small", "workdir": "small"}
 SHARED = ("train", "tokenizer", "generator", "convert", "encode")  # by several processes with a workdir in a bucket
 # What can be done with a workdir after training.
 NEXT = {"sample": "To draw more samples:", "report": "For a page with curves and pictures:"}
@@ -154,7 +154,7 @@ def main(argv):
     in_bucket = bucket.is_url(workdir)
     if in_bucket:
         bucket.check_url("--workdir", workdir)
-    elif workdir or mode != "demo":
+    else:
         workdir = check.check_workdir(workdir)
     config = _CONFIG.value.copy_and_resolve_references()
     check.check_ranges(config)

@@ -63,7 +63,7 @@ def command(monkeypatch, tmp_path):
 @pytest.mark.parametrize("mode", [("--mode=demo",), ("--mode", "demo"), ("-mode=demo",)])
 def test_the_demo_needs_neither_config_nor_workdir(command, mode, tmp_path):
     config, workdir = command(*mode, "--config.demo.port=7001", given=())
-    assert (config.image_size, config.demo.port, workdir) == (64, 7001, "")
+    assert (config.image_size, config.demo.port, workdir) == (64, 7001, "small")
     assert command(*mode, given=(f"--workdir={tmp_path}",))[1] == str(tmp_path)
     assert command(*mode, given=("--config=d16:k4",))[0].grid_sizes == (2, 4, 8, 16)
 

@@ -438,7 +438,7 @@ def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSo
 def _tfds_split(name: str, splits: dict[str, Any], settings: SourceSettings, split: str) -> EncodedSource:
     import tensorflow_datasets as tfds
 
-    held_out = next((name for name in ("validation", "test") if name in splits), None)
+    held_out = next((known for known in ("validation", "test") if known in splits), None)
     tfds_split = held_out if held_out and split == "validation" else "train"
     if tfds_split not in splits:
         raise ValueError(f"data.source is tfds:{name}, which has no {tfds_split} split but {sorted(splits)}; "

@@ -7,15 +7,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from refocus_jax.config import build
-from refocus_jax.pretrained import loading
 from refocus_jax.pretrained.choice import choose_generator
 from refocus_jax.runtime import extras, processes
 
 
 def run(c: ConfigDict, workdir: str) -> None:
     """Serves the page on 127.0.0.1 at `demo.port` until Ctrl-C. Uploads and results are deleted at the end.
-
-    Without a workdir and `generator.init_from`, it shows the small model that comes with this package.
 
     Raises:
       ValueError: `sampling.smooth` is True, or there are several processes.
@@ -27,8 +24,6 @@ def run(c: ConfigDict, workdir: str) -> None:
     settings = build.sampling_settings(c)
     if settings.smooth:
         raise ValueError("sampling.smooth is True, which the page does not support; set it to False")
-    if not workdir and not c.generator.init_from:
-        c.generator.init_from = loading.SMALL
     generator, origin = choose_generator(c, workdir)
     with tempfile.TemporaryDirectory(prefix="refocus_jax_demo_") as folder:
         # gradio reads them when it is imported: it counts its users, and keeps uploads forever.

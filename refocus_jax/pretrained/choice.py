@@ -12,7 +12,7 @@ from refocus_jax.runtime import bucket, weight_files
 
 def has_started(workdir: str | os.PathLike) -> bool:
     """Returns whether a run has started in a workdir."""
-    return workdir != "" and os.path.exists(os.path.join(workdir, "config.json"))
+    return os.path.exists(os.path.join(workdir, "config.json"))
 
 
 def has_generator(c: ConfigDict, workdir: str) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from refocus_jax import pretrained
 from refocus_jax.config import catalog
 from refocus_jax.pretrained import loading
+from refocus_jax.pretrained.choice import choose_generator
 from tests.fixtures import workdirs
 
 FOLDER = Path(loading.__file__).with_name("small")
@@ -48,6 +49,13 @@ def test_it_draws_the_colours_of_its_flowers(generator):
     assert np.isfinite(images).all() and np.abs(images).max() <= 1
     daisies, sunflowers = (images[..., 0] - images[..., 2]).mean(axis=(1, 2))
     assert sunflowers > daisies + 0.1
+
+
+def test_a_mode_shows_it_where_its_name_is_the_workdir(generator, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen, origin = choose_generator(catalog.load("small"), "small")
+    assert origin == {"generator": "small", "step": None} and chosen.class_names == generator.class_names
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_its_name_comes_first(tmp_path, monkeypatch):

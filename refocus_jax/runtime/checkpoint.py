@@ -14,7 +14,9 @@ from flax import traverse_util
 
 from refocus_jax.runtime import bucket, lease, processes, seals
 
-_COMMITTED = "commit_success.txt"  # in a bucket, orbax writes it when a checkpoint is complete
+# In a bucket, a checkpoint counts if it has the first, which orbax writes last. A damaged one gets the second instead,
+# which says why: to rename it would copy gigabytes.
+_COMMITTED, _DAMAGED = "commit_success.txt", "damaged.txt"
 _NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -53,7 +55,8 @@ class Checkpoints:
 
         The checkpoint appears under its final name only when it is complete. The arrays may be donated and
         the record changed as soon as this returns. An error while writing is raised by the next call.
-        The first save renames damaged checkpoints to `damaged_STEP`, so that their steps can be saved again.
+        The first save renames damaged checkpoints to `damaged_STEP`, so that their steps can be saved again. In a
+        bucket it marks them instead, and a save of the same step replaces them, with a warning.
 
         Args:
           step: Must be later than the latest checkpoint's.
@@ -81,6 +84,10 @@ class Checkpoints:
         try:
             if self._writer is None:
                 self._writer = self._open_writer()
+            marker = self._directory / str(step) / _DAMAGED
+            if jax.process_index() == 0 and marker.exists():
+                logging.warning("%s is saved again, and orbax deletes the damaged one: %s", marker.parent,
+                                marker.read_text())
             self._writer.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             raise self._save_failed(error) from error
@@ -104,14 +111,17 @@ class Checkpoints:
         )
 
     def _set_aside(self) -> None:
-        """Renames what has a step's name but is not a sound checkpoint: it is in the way, but must not be deleted."""
-        steps = self._steps()
-        sound = {str(step) for step in steps if step not in self._damaged}
+        """Sets aside what has a step's name but is not a sound checkpoint: it must neither count nor be deleted."""
+        steps, damaged = self._steps(), {str(step): why for step, why in self._damaged.items()}
+        sound = {str(step) for step in steps} - damaged.keys()
         for path in [path for path in self._paths() if path.name.isdecimal() and path.name not in sound]:
-            if bucket.is_url(path) and int(path.name) not in steps:
-                path.rmtree()  # in a bucket, a save that was interrupted has its final name
-            else:
+            if not bucket.is_url(path):
                 _rename(path, f"damaged_{path.name}")
+            elif path.name in damaged:  # after a kill in between it still counts, and is read once more
+                (path / _DAMAGED).write_text(damaged[path.name])
+                (path / _COMMITTED).unlink()
+            elif int(path.name) not in steps and not (path / _DAMAGED).exists():
+                path.rmtree()  # in a bucket, a save that was interrupted has its final name
         self._damaged = {}
 
     def latest_step(self) -> int | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
 
 from refocus_jax.runtime import bucket, bucket_lease, lease
@@ -138,24 +139,72 @@ def test_checkpoints_lie_in_the_bucket_and_come_back_bit_for_bit(url, tmp_path, 
         assert checkpoints.latest_step() == 8
 
 
-def test_an_interrupted_save_does_not_count_and_a_damaged_one_is_set_aside(url, caplog):
-    local, state = bucket.stage(url, only_reads=False), {"x": jnp.arange(6.0)}
-    template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+def damaged_and_interrupted(url):
+    """Checkpoints 1, 2 and 3, of which 2 is damaged and 3 incomplete; returns their folder, x of step 1, its shape."""
+    local, x = bucket.stage(url, only_reads=False), jnp.arange(6.0)
     with Checkpoints(f"{local}/checkpoints", keep=9) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(step, {"x": step * state["x"]})
+            checkpoints.save(step, {"x": step * x})
     found, prefix = bucket.objects(url)
     found.blob(f"{prefix}checkpoints/3/commit_success.txt").delete()
     record = found.blob(f"{prefix}checkpoints/2/record/record.json")
     record.upload_from_string(record.download_as_bytes().replace(b"float32", b"float16"))
-    with Checkpoints(f"{local}/checkpoints", keep=9) as checkpoints:
+    return f"{local}/checkpoints", x, {"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)}
+
+
+def of_step(url, step):
+    return {name for name in names(url) if name.startswith(f"checkpoints/{step}/")}
+
+
+def test_an_interrupted_save_does_not_count_and_a_damaged_one_is_marked_and_not_read_again(url, caplog, monkeypatch):
+    directory, x, template = damaged_and_interrupted(url)
+    before = of_step(url, 2)
+    with Checkpoints(directory, keep=2) as checkpoints:
         assert checkpoints.latest_step() == 2
-        assert (checkpoints.restore(template)["x"] == state["x"]).all() and checkpoints.latest_step() == 1
+        assert (checkpoints.restore(template)["x"] == x).all() and checkpoints.latest_step() == 1
         assert "step 2" in caplog.text and "changed after it was saved" in caplog.text
+        assert of_step(url, 2) == before  # reading alone never writes
+        checkpoints.save(4, {"x": 4 * x})
+    assert of_step(url, 2) == before - {"checkpoints/2/commit_success.txt"} | {"checkpoints/2/damaged.txt"}
+    assert of_step(url, 1) and not of_step(url, 3)  # of the two that are kept, none is the damaged one
+    found, prefix = bucket.objects(url)
+    for blob in [*found.list_blobs(prefix=f"{prefix}checkpoints/4/")]:
+        blob.delete()
+    caplog.clear()
+    with Checkpoints(directory, keep=9) as checkpoints:  # of a later run, whose latest is the one before again
+        assert checkpoints.latest_step() == 1
+        assert (checkpoints.restore(template)["x"] == x).all() and "damaged" not in caplog.text
+        with pytest.raises(FileNotFoundError, match="No checkpoint of step 2 in .*Choose one of .1."):
+            checkpoints.record(2)
         for step in (2, 3):
-            checkpoints.save(step, {"x": 10 * step * state["x"]})
-        assert (checkpoints.restore(template)["x"] == 30 * state["x"]).all()
-    assert {name.split("/")[1] for name in names(url)} == {"1", "2", "3", "damaged_2"}
+            checkpoints.save(step, {"x": 10 * step * x})
+        assert "/2 is saved again, and orbax deletes the damaged one: ValueError: record.json " in caplog.text
+        for step in (2, 3):
+            assert (checkpoints.restore(template, step=step)["x"] == 10 * step * x).all()
+    assert {name.split("/")[1] for name in names(url)} == {"1", "2", "3"}
+    assert "checkpoints/2/damaged.txt" not in names(url)
+
+
+@pytest.mark.parametrize("killed_in", ["write_text", "unlink", "save"])
+def test_a_kill_while_a_damaged_one_is_marked_or_replaced_loses_no_sound_one(url, monkeypatch, killed_in):
+    directory, x, template = damaged_and_interrupted(url)
+
+    def kill(place, *arguments, **settings):
+        if killed_in == "save":  # and orbax has deleted some of it
+            (place.directory / "2/damaged.txt").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt), Checkpoints(directory, keep=9) as found:
+        found.restore(template)
+        killed.setattr(ocp.CheckpointManager if killed_in == "save" else type(bucket.place(directory)), killed_in, kill)
+        found.save(2, {"x": 20 * x})
+    if killed_in != "save":  # it is not taken for an interrupted save, which is deleted without a word
+        assert "checkpoints/2/commit_success.txt" in names(url)
+    with Checkpoints(directory, keep=9) as checkpoints:
+        assert (checkpoints.restore(template)["x"] == x).all() and checkpoints.latest_step() == 1
+        checkpoints.save(2, {"x": 20 * x})
+    with Checkpoints(directory, keep=9) as checkpoints:
+        assert (checkpoints.restore(template)["x"] == 20 * x).all() and checkpoints.latest_step() == 2
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@
 | `folder:PATH`       | the ImageFolder layout; files that cannot be read are listed and skipped             |
 | `array_record:PATH` | the files that `--mode=convert` wrote                                                |
 | `tfds:NAME`         | a prepared TensorFlow Dataset, read without TensorFlow                               |
+
+The last two are also read from a bucket: `array_record:gs://BUCKET/FOLDER`, or `TFDS_DATA_DIR=gs://BUCKET/FOLDER`.
 """
 
 import dataclasses
@@ -210,7 +212,11 @@ class EncodedSource:
 
     def __getitem__(self, index: int) -> Record:
         index = index if self.chosen is None else int(self.chosen[index])
-        record, where = self.records[index], f"record {index} of {self.name}"
+        where = f"record {index} of {self.name}"
+        try:
+            record = self.records[index]
+        except RuntimeError as error:  # ArrayRecord verifies the bytes that it reads
+            raise ValueError(f"{where} is damaged ({error}); copy the dataset again, or prepare it again") from error
         label = int(record["label"])
         if not 0 <= label < len(self.class_names):
             raise ValueError(f"{where} has label {label}; use a dataset with labels in [0, {len(self.class_names)})")
@@ -415,10 +421,12 @@ def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSo
     # Only this kind of source needs tfds, and importing it is slow.
     import tensorflow_datasets as tfds
 
-    if bucket.is_url(tfds.core.constants.DATA_DIR):
-        raise ValueError(f"data.source is tfds:{name}, and TFDS_DATA_DIR is {tfds.core.constants.DATA_DIR}; mount that "
-                         "bucket and give the folder, or give array_record:gs://BUCKET/FOLDER, which --mode=convert "
-                         "writes")
+    data_dir = tfds.core.constants.DATA_DIR
+    if bucket.is_url(data_dir):
+        if not bucket.is_address(data_dir):
+            raise ValueError(f"data.source is tfds:{name}, and TFDS_DATA_DIR is {data_dir}; give gs://BUCKET/FOLDER, "
+                             "or a folder (other buckets can be mounted)")
+        bucket.list_files(data_dir)  # tfds and ArrayRecord would wait for a bucket that does not answer
     # This package decodes the image files: without TensorFlow, tfds would not convert greyscale and CMYK images.
     decoders = {"image": tfds.decode.SkipDecoding()}
     try:
@@ -431,7 +439,7 @@ def _open_tfds(name: str, settings: SourceSettings) -> Callable[[str], EncodedSo
             "tfds:NAME:VERSION of a dataset that is prepared in array_record format"
         ) from error
     if not splits:
-        raise FileNotFoundError(_how_to_prepare(name, tfds.core.constants.DATA_DIR))
+        raise FileNotFoundError(_how_to_prepare(name, data_dir))
     return functools.partial(_tfds_split, name, splits, settings)
 
 
@@ -453,7 +461,12 @@ def _tfds_split(name: str, splits: dict[str, Any], settings: SourceSettings, spl
     # Version and shards distinguish one preparation of the dataset from another. ArrayRecord verifies its bytes
     # whenever it reads them, so damaged data are not mistaken for the same data.
     info = records.dataset_info.splits[tfds_split]
-    shards = [(os.path.basename(path), os.path.getsize(path)) for path in info.filepaths]
+    place = str(records.dataset_info.data_dir)
+    sizes = bucket.list_files(place)
+    if missing := [file for file in info.filenames if file not in sizes]:
+        raise FileNotFoundError(f"data.source is tfds:{name}, of which {place}/{missing[0]} is missing; copy all of "
+                                "its files there, or prepare it again")
+    shards = [(file, sizes[file]) for file in info.filenames]
     chosen = None if held_out else _every_tenth(len(records), split)
     fingerprint = _digest(records.dataset_info.full_name, tfds_split, info.shard_lengths, info.num_bytes, shards,
                           label.names, settings.sixteen_bit_max, *([] if held_out else [split])).hexdigest()

@@ -193,6 +193,18 @@ def sizes(path: Path) -> dict[str, int]:
     return {file.name: size for file, size in found if file.parent == path.absolute()}
 
 
+def list_files(folder: str) -> dict[str, int]:
+    """Returns the sizes in bytes of the files in a folder or in a place of a bucket, by name; deeper ones do not count.
+
+    Raises:
+      OSError: It cannot be read.
+    """
+    if not is_url(folder):
+        return {file.name: file.stat().st_size for file in Path(folder).iterdir()}
+    bucket, prefix = objects(folder)
+    return {blob.name.removeprefix(prefix): blob.size for blob in answered(folder, _list, bucket, prefix, "/")}
+
+
 def send(path: Path) -> None:
     """Copies one file to the bucket, if it is staged; a file of records then remains only there.
 

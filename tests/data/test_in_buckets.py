@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from refocus_jax.data import array_records, conversion, pipeline, sources, token
 from refocus_jax.data.crops import CropRule
 from refocus_jax.data.sources import SourceSettings
 from refocus_jax.runtime import bucket, processes
-from tests.data import test_token_cache
+from tests.data import test_sources, test_token_cache
 from tests.fixtures import bucket as emulator
 from tests.fixtures import packed
 from tests.fixtures.bucket import names
@@ -195,6 +196,77 @@ def test_a_bucket_that_is_not_there_or_does_not_answer_is_named_before_it_is_rea
     for opened in (lambda url: sources.load(f"array_record:{url}", "train"), token_cache.TokenCache):
         with pytest.raises(OSError, match="gs://bucket/data"):
             opened("gs://bucket/data")
+
+
+@pytest.fixture
+def tfds_here_and_there(url, tmp_path, monkeypatch):
+    """The same dataset of tfds in a folder and in the bucket; a function that opens the splits of one of them."""
+    def loaded(data_dir, name="tiny"):
+        monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", data_dir)
+        return sources.load_splits(f"tfds:{name}")
+
+    def prepare(**numbers):
+        test_sources.prepare_tfds(tmp_path / "tfds", numbers)
+        found, prefix = bucket.objects(url)
+        for file in filter(Path.is_file, (tmp_path / "tfds").rglob("*")):
+            found.blob(f"{prefix}{file.relative_to(tmp_path / 'tfds')}").upload_from_filename(str(file))
+        return str(tmp_path / "tfds"), url
+
+    return prepare, loaded
+
+
+@pytest.mark.parametrize("numbers", [{"train": range(30)}, {"train": range(12), "test": range(100, 111)}])
+def test_a_dataset_of_tfds_in_a_bucket_is_the_one_on_disk(tfds_here_and_there, numbers):
+    prepare, loaded = tfds_here_and_there
+    for here, there in zip(*map(loaded, prepare(**numbers)), strict=True):
+        assert (here.fingerprint, here.class_names, len(here)) == (there.fingerprint, there.class_names, len(there))
+        for index in range(len(here)):
+            jax.tree.map(np.testing.assert_array_equal, here[index], there[index])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_of_tfds_are_those_of_the_disk(tfds_here_and_there, num_workers):
+    prepare, loaded = tfds_here_and_there
+    rule, found = CropRule(image_size=4, resize_ratio=1.125, flip=True), []
+    for place, workers in zip(prepare(train=range(40)), (0, num_workers), strict=True):
+        batches = pipeline.training_batches(loaded(place)[0], rule, batch_size=8, seed=3, num_workers=workers)
+        with contextlib.closing(iter(batches)) as endless:
+            found.append([*itertools.islice(endless, 4)])
+    for here, there in zip(*found, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, here, there)
+
+
+def test_what_is_missing_of_tfds_in_a_bucket_is_named(tfds_here_and_there, monkeypatch):
+    prepare, loaded = tfds_here_and_there
+    _, url = prepare(train=range(8), test=range(3))
+    with pytest.raises(FileNotFoundError, match=f"tfds:mnist, which is not prepared in {url} .set TFDS_DATA_DIR"):
+        loaded(url, "mnist")
+    with pytest.raises(ValueError, match="tfds:nothing, but tensorflow_datasets knows no dataset of this name"):
+        loaded(url, "nothing")
+    found, prefix = bucket.objects(url)
+    name = "tiny/1.0.0/tiny-test.array_record-00000-of-00001"
+    found.blob(f"{prefix}{name}").delete()
+    with pytest.raises(FileNotFoundError, match=f"data.source is tfds:tiny, of which {url}/{name} is missing; copy "):
+        loaded(url)
+    with pytest.raises(OSError, match="gs://nowhere/tfds: 404 .*correct the address, or your rights"):
+        loaded("gs://nowhere/tfds")
+    monkeypatch.setattr(bucket, "_SECONDS", 0.5)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:1")
+    with pytest.raises(OSError, match=url):
+        loaded(url)
+
+
+def test_a_damaged_record_of_tfds_in_a_bucket_is_named(tfds_here_and_there):
+    prepare, loaded = tfds_here_and_there
+    _, url = prepare(train=range(8), test=range(3))
+    source, _ = loaded(url)
+    found, prefix = bucket.objects(url)
+    blob = found.blob(f"{prefix}tiny/1.0.0/tiny-train.array_record-00000-of-00001")
+    damaged = bytearray(blob.download_as_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    blob.upload_from_string(bytes(damaged))
+    with pytest.raises(ValueError, match="record 0 of tfds:tiny is damaged .*; copy the dataset again"):
+        source[0]
 
 
 def test_tokens_in_a_bucket_are_those_on_disk(url, tmp_path):

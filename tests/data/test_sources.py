@@ -1,6 +1,5 @@
 """Every kind of source: what it yields, that its splits are disjoint, and what it refuses."""
 
-import functools
 import io
 import json
 import os
@@ -320,10 +319,8 @@ def test_without_tensorflow_datasets_the_setting_and_the_remedy_are_named(hide):
     assert len(sources.load("photos", "train"))
 
 
-@pytest.fixture
-def tfds_data_dir(request, tmp_path, monkeypatch):
-    """A real array_record dataset `tiny`, by default with splits train and test, in the default data dir of tfds."""
-    numbers = getattr(request, "param", {"train": range(8), "test": range(100, 103)})
+def prepare_tfds(data_dir, numbers):
+    """Prepares a real array_record dataset `tiny`."""
     tfds = pytest.importorskip("tensorflow_datasets")
 
     def encoded(image):
@@ -353,11 +350,14 @@ def tfds_data_dir(request, tmp_path, monkeypatch):
                 image = coloured(i) if i % 2 else np.full((5, 6), i, np.uint8)
                 yield i, {"image": encoded(image), "label": i % 2}
 
-    Tiny(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    opened_here = functools.partial(
-        tfds.data_source, data_dir=tmp_path, builder_kwargs={"file_format": "array_record"}
-    )
-    monkeypatch.setattr(tfds, "data_source", opened_here)
+    Tiny(data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
+@pytest.fixture
+def tfds_data_dir(request, tmp_path, monkeypatch):
+    """A dataset `tiny`, by default with splits train and test, in the default data dir of tfds."""
+    prepare_tfds(tmp_path, getattr(request, "param", {"train": range(8), "test": range(100, 103)}))
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
 
 
 def test_tfds_reads_train_and_test(tfds_data_dir):
@@ -381,10 +381,18 @@ def test_tfds_without_a_held_out_split_holds_out_every_tenth(tfds_data_dir):
     assert pickle.loads(pickle.dumps(validation))[2]["label"] == validation[2]["label"]
 
 
-def test_tfds_in_a_bucket_is_refused(tfds_data_dir, monkeypatch):
-    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", "gs://bucket/tfds")
-    with pytest.raises(ValueError, match="tfds:tiny, and TFDS_DATA_DIR is gs://bucket/tfds; mount that bucket"):
+@pytest.mark.parametrize("data_dir", ["s3://bucket/tfds", "gs://bucket"])
+def test_tfds_in_other_places_is_refused(tfds_data_dir, monkeypatch, data_dir):
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", data_dir)
+    with pytest.raises(ValueError, match=f"tfds:tiny, and TFDS_DATA_DIR is {data_dir}; give gs://BUCKET/FOLDER, or a "):
         sources.load("tfds:tiny", "train")
+
+
+def test_tfds_names_a_file_that_is_missing(tfds_data_dir, tmp_path):
+    (shard,) = tmp_path.rglob("tiny-test.*")
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"data.source is tfds:tiny, of which {shard} is missing; copy all "):
+        sources.load("tfds:tiny", "validation")
 
 
 def test_tfds_explains_how_to_prepare_missing_data(tfds_data_dir):

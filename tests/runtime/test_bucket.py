@@ -88,6 +88,7 @@ def test_a_refresh_gets_what_others_have_sent_below_a_path_and_leaves_the_rest_a
     (local / "config.json").unlink()
     bucket.publish(local)
     assert names(url) == {"metrics.jsonl", "tokens/new.json", "tokens/a.array_record"}
+    assert bucket.list_files(url) == {"metrics.jsonl": len("not copied yet")}
     assert bucket.address(local / "tokens") == f"{url}/tokens" and bucket.address("runs/tiny") == "runs/tiny"
 
 

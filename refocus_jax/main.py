@@ -162,11 +162,10 @@ def main(argv):
     if not jax.config.jax_compilation_cache_dir:  # the variable JAX_COMPILATION_CACHE_DIR sets another
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/refocus_jax"))
     processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if in_bucket and jax.process_count() > 1 and (
-            mode not in SHARED or (mode in ("train", "generator") and config.evaluate.during_training)):
+    if in_bucket and jax.process_count() > 1 and mode not in SHARED:
         raise ValueError(f"--workdir is {workdir}, and there are {jax.process_count()} processes, which share no files "
-                         "there; in a bucket, several processes can only convert, encode and train, with "
-                         "evaluate.during_training=0")
+                         f"there; in a bucket, several processes can only convert, encode and train, and --mode={mode} "
+                         "runs in one")
     with contextlib.ExitStack() as context:
         directories = dict.fromkeys(map(_resolved, written(mode, config, workdir)))
         for directory in directories:

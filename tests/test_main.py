@@ -218,12 +218,10 @@ def test_a_workdir_is_written_by_one_run_at_a_time(command, mode, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--mode=sample"], ["--mode=train", "--config.evaluate.during_training=100"],
-                                       ["--mode=generator", "--config.evaluate.during_training=100"]])
-def test_what_several_processes_cannot_do_in_a_bucket_is_refused(command, arguments, monkeypatch):
+def test_what_several_processes_cannot_do_in_a_bucket_is_refused(command, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="gs://bucket/run, and there are 2 processes.* can only convert, enc"):
-        command("--workdir=gs://bucket/run", *arguments)
+    with pytest.raises(ValueError, match="gs://bucket/run, and there are 2 processes.* train, and --mode=sample runs"):
+        command("--workdir=gs://bucket/run", "--mode=sample")
 
 
 @pytest.mark.parametrize("mode, setting", [("convert", "convert.output"), ("encode", "encode.output"),

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from refocus_jax.data import sources
 from refocus_jax.judges import features
 from refocus_jax.modes import evaluate, train
 from refocus_jax.pretrained.prepare import prepare
+from refocus_jax.runtime import bucket
 from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import bucket as emulator
 from tests.fixtures import extractor, packed, xla
@@ -32,14 +34,22 @@ features.load = extractor.load
 app.run(main.main)
 """
 
+# Only what stage 2 does with `evaluate.during_training` before it trains.
+MEASURE = MAIN.replace("app.run", """
+from refocus_jax.config.run import open_run
+from refocus_jax.modes import train
+main.find = lambda mode: lambda config, workdir: print(
+    train._sample_distance(open_run(config, workdir, "generator")).reference.pool.tolist())
+app.run""")
 
-def run_both(workdir, mode, settings):
+
+def run_both(workdir, mode, settings, program=MAIN):
     """The command line in two processes of four devices; both must succeed."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {"XLA_FLAGS": xla.flags(devices=4)}
-    command = [sys.executable, "-c", MAIN, "--config=tests/fixtures/micro.py", f"--mode={mode}",
+    command = [sys.executable, "-c", program, "--config=tests/fixtures/micro.py", f"--mode={mode}",
                f"--workdir={workdir}", "--config.mesh.fsdp=2", f"--coordinator=localhost:{port}",
                "--num_processes=2", *(f"--config.{name}={value}" for name, value in settings.items())]
     started = [subprocess.Popen([*command, f"--process_id={i}"], env=environment, text=True, stdout=subprocess.PIPE,
@@ -49,18 +59,26 @@ def run_both(workdir, mode, settings):
     return printed
 
 
-def test_two_processes_convert_into_a_bucket(url, tmp_path):
-    rows = packed.examples(24)
+def test_two_processes_convert_into_a_bucket_and_measure_there(url, tmp_path):
+    rows = packed.examples(120)
     for number in range(3):
-        packed.write_parquet(tmp_path / f"in/train-{number:05d}-of-00003.parquet", rows[8 * number:8 * number + 8])
+        packed.write_parquet(tmp_path / f"in/train-{number:05d}-of-00003.parquet", rows[40 * number:40 * number + 40])
     printed = run_both(f"{url}/workdir", "convert", {"convert.source": f"parquet:{tmp_path}/in",
                                                      "convert.output": f"{url}/images"})
-    assert f"{url}/images: 24 train images of 3 classes" in printed[0] and "All files are in" not in printed[0]
+    assert f"{url}/images: 120 train images of 3 classes" in printed[0] and "All files are in" not in printed[0]
     assert emulator.names(url) == {"images/images.json",
                                    *(f"images/train-0000{i}-of-00003.array_record" for i in range(3))}
     source = sources.load(f"array_record:{url}/images", "train")
-    assert [(record["image"], record["label"]) for record in map(source.records.__getitem__, range(24))] == rows
-    assert list(source.chosen) == [index for index in range(24) if index % 10 != 9]  # every tenth is held out
+    assert [(record["image"], record["label"]) for record in map(source.records.__getitem__, range(120))] == rows
+    assert list(source.chosen) == [index for index in range(120) if index % 10 != 9]  # every tenth is held out
+
+    settings = {"data.source": f"array_record:{url}/images", "evaluate.during_training": 10,
+                "tokenizer.train.batch_size": 8, "generator.train.batch_size": 8}
+    printed = run_both(f"{url}/workdir", "generator", settings, MEASURE)
+    (kept,) = Path(bucket.stage(f"{url}/workdir", only_reads=True)).glob("evaluation/features_*/pool.npy")
+    assert len(np.load(kept)) == 12  # the held-out images, measured once
+    for lines in printed:
+        assert str(np.load(kept).tolist()) in lines
 
 
 def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypatch):

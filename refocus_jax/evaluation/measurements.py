@@ -18,8 +18,8 @@ from refocus_jax.data import pipeline
 from refocus_jax.evaluation import digests
 from refocus_jax.evaluation.image_sets import Images, ImageSet
 from refocus_jax.judges.features import BATCH_PER_DEVICE, Extractor, Features
+from refocus_jax.runtime import bucket, processes
 from refocus_jax.runtime import mesh as mesh_lib
-from refocus_jax.runtime import processes
 from refocus_jax.runtime.files import write_json, writing
 from refocus_jax.runtime.progress import Progress
 
@@ -85,7 +85,9 @@ def keep(directory: Path, name: str, made_with: dict[str, Any], images: ImageSet
             with writing(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(temporary, folder)
-        processes.barrier(f"{folder} is complete")
+            bucket.publish(folder)
+        processes.barrier(f"{bucket.address(folder)} is complete")
+        bucket.refresh(folder)
     return {path.stem: np.load(path, "r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
 

@@ -1,11 +1,12 @@
-"""Makes plans for many configs and machines, the tables of docs/measurements/plan.md, without having the machines.
+"""Makes plans for many configs and machines without having the machines.
 
     pip install -e '.[plan-tpu,plan-gpu]'
     python -m benchmarks.plan --directory=runs/plan                      # everything; hours on two cores
     python -m benchmarks.plan --directory=runs/plan --what=stage2 --configs d12 d16 --targets gpu:a100:1x8
 
 Each plan is made by a process, `python -m refocus_jax.main --mode=plan`, which writes its plan.json into the directory.
-Existing plans are not made again. Rows are printed as soon as they are ready.
+Existing plans are not made again. Rows are printed as soon as they are ready. The tables are in
+docs/measurements/plan.md and docs/mvar.md.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 TARGETS = ("tpu:v5e:4x4", "tpu:v5e:8x8", "tpu:v4:4x4x4", "tpu:v5p:4x4x4", "tpu:v6e:4x4", "gpu:a100:1x8", "gpu:h100:1x8",
            "gpu:a100:8x8")
 CONFIGS = ("d12", "d16", "d20", "d24", "d30", "d36_512", "d16_1024")
+ARCHITECTURES = ("d16", "d16:mvar", "d24", "d24:mvar")
 # What is planned: configs, programs and settings. Stage 2 reads tokens from a cache.
 TOKENS = "--config.data.token_examples=1000000"
 WHAT = {
@@ -25,7 +27,10 @@ WHAT = {
     "search": (("d16", "d24"), ("generator",), (TOKENS, "--config.plan.search_batch=True")),
     "stage1": (("d16", "d16:k4"), ("tokenizer",), ()),
     "sample": (("d16",), ("sample",), ()),
+    "mvar": (ARCHITECTURES, ("generator",), (TOKENS,)),
+    "mvar_sample": (ARCHITECTURES, ("sample",), ("--config.sample.batch_size=64",)),
 }
+ALL = tuple(dict.fromkeys(config for configs, _, _ in WHAT.values() for config in configs))
 
 
 def plan(workdir: Path, config: str, target: str, programs: tuple[str, ...], settings: tuple[str, ...]) -> dict | None:
@@ -75,7 +80,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--what", nargs="+", choices=[*WHAT, "teacher"], default=[*WHAT, "teacher"])
-    parser.add_argument("--configs", nargs="+", choices=(*CONFIGS, "d16:k4"), default=(*CONFIGS, "d16:k4"))
+    parser.add_argument("--configs", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--targets", nargs="+", default=TARGETS)
     given = parser.parse_args()
     for what in given.what:

@@ -21,7 +21,7 @@ import numpy as np
 from refocus_jax.focus import GRID_SIZES, Pyramid
 from refocus_jax.planning import flops, targets
 
-PYRAMIDS = {"tiny": Pyramid(grid_sizes=(1, 2, 4, 8), stride=8, rho_max=3.0),
+PYRAMIDS = {"tiny": Pyramid(grid_sizes=(1, 2, 4, 8), stride=8, rho_max=12.0),
             "var10": Pyramid(grid_sizes=GRID_SIZES["var10"], stride=16, rho_max=12.0)}
 
 

@@ -1,6 +1,7 @@
 """Kills a run repeatedly and restarts it, and compares its final files with those of a run that was not killed.
 
     python -m benchmarks.kills --config=tiny:smoke --kills=30 --directory=runs/kills
+    python -m benchmarks.kills --kills=10 --directory=runs/kills --bucket=gs://BUCKET/kills  # killed in a bucket
 
 Every second kill comes during a save. The others come at a random moment after the start, which may be during imports,
 compilation, evaluation or the change of stages. If a run finishes before it has been killed often enough, another one
@@ -13,11 +14,13 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,22 +29,42 @@ from flax import traverse_util
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from refocus_jax.reporting.runs import OF_THE_MACHINE, STAGES
+from refocus_jax.runtime import bucket
 
 
-def start(config: str, workdir: Path, cache: Path, log) -> subprocess.Popen:
+def start(config: str, workdir: Path | str, cache: Path, log) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "refocus_jax.main", f"--config={config}", f"--workdir={workdir}"],
                             env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}, stdout=log, stderr=log)
 
 
-def unfinished(workdir: Path) -> set[Path]:
+def objects(url: str) -> dict[str, Any]:
+    """Lists the objects in a place of a bucket, by their names there."""
+    found, prefix = bucket.objects(url)
+    return {blob.name.removeprefix(prefix): blob for blob in found.list_blobs(prefix=prefix)}
+
+
+def unfinished(workdir: Path | str) -> set[str]:
     """Lists checkpoints that are being written, or that a kill has left unfinished."""
-    return set(workdir.glob("*/checkpoints/*.orbax-checkpoint-tmp*"))
+    if not bucket.is_url(workdir):
+        return {str(path) for path in Path(workdir).glob("*/checkpoints/*.orbax-checkpoint-tmp*")}
+    names = objects(str(workdir)).keys()
+    begun = {match[0] for match in map(re.compile(r"\w+/checkpoints/\d+/").match, names) if match}
+    return {checkpoint for checkpoint in begun if f"{checkpoint}commit_success.txt" not in names}
 
 
-def kill_until_done(config: str, workdir: Path, cache: Path, kills: int, seed: int, longest: float) -> list[str]:
+def fetch(url: str, folder: Path) -> Path:
+    """Copies what is in a place of a bucket into a folder, and returns the folder."""
+    for name, blob in objects(url).items():
+        if not name.endswith("/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            blob.download_to_filename(folder / name)
+    return folder
+
+
+def kill_until_done(config: str, workdir: Path | str, cache: Path, kills: int, seed: int, longest: float) -> list[str]:
     """Runs the command until it ends by itself, killing it up to `kills` times; returns when each kill came."""
     rng, killed = random.Random(seed), []
-    with open(workdir.with_suffix(".log"), "w") as log:
+    with open(cache.with_name(f"{Path(workdir).name}.log"), "w") as log:
         while True:
             left = unfinished(workdir)
             process, began = start(config, workdir, cache, log), time.monotonic()
@@ -109,6 +132,7 @@ def main():
     parser.add_argument("--config", default="tiny:smoke")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--bucket", help="gs://BUCKET/FOLDER, a new place for the runs that are killed")
     parser.add_argument("--longest", type=float, default=30.0, help="seconds after the start at which a kill may come")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -118,11 +142,14 @@ def main():
     moments, differing = [], []
     while len(moments) < given.kills:
         killed = given.directory / f"killed_{len(moments)}"
-        found = kill_until_done(given.config, killed, cache, given.kills - len(moments), given.seed + len(moments),
+        workdir = f"{given.bucket}/{killed.name}" if given.bucket else killed
+        found = kill_until_done(given.config, workdir, cache, given.kills - len(moments), given.seed + len(moments),
                                 given.longest)
         if not found:
             parser.error(f"a run finished before it was killed; give a --longest of less than {given.longest}")
         moments += found
+        if given.bucket:
+            fetch(workdir, killed)
         differing += differences(whole, killed)
         print(f"{len(found)} kills: {', '.join(found)}; {len(contents(whole))} items compared, {len(differing)} "
               f"differ: {differing}", flush=True)

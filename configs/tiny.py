@@ -50,12 +50,12 @@ with them. Runs on other processors may differ more than these three do: an earl
 on one machine and 24.44 on another, with the same seed.
 
 Each run had one core of a busy machine to itself: seed 2 took 35 minutes, 33 minutes of processor time and 1.6 GiB of
-memory, about half of the time for each stage. Until then, ρ_max was 3 pixels and the student had four heads of 32 channels. That
-version gave 24.47 dB, 591.1 bits per image, 0.0053 nats and a distance of 122.1 (seed 2), and took 15 minutes on two
-quiet cores (26 minutes of processor time).
+memory, about half of the time for each stage. Until then, ρ_max was 3 pixels and the student had four heads of 32
+channels. That version gave 24.47 dB, 591.1 bits per image, 0.0053 nats and a distance of 122.1 (seed 2), and took 15
+minutes on two quiet cores (26 minutes of processor time).
 
-There, without the perceptual loss (docs/measurements/perceptual.md), stage 1 was 1.19 dB better than the thumbnail with an
-overall perplexity of 503, and with VAR's pyramid (`tiny:var --mode=tokenizer --config.tokenizer.model.num_phi=4`)
+There, without the perceptual loss (docs/measurements/perceptual.md), stage 1 was 1.19 dB better than the thumbnail with
+an overall perplexity of 503, and with VAR's pyramid (`tiny:var --mode=tokenizer --config.tokenizer.model.num_phi=4`)
 0.61 dB better with 502.
 """
 

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refocus_jax.focus import GRID_SIZES, Pyramid
+from refocus_jax.config import build, catalog
+from refocus_jax.focus import Pyramid
 from refocus_jax.planning import flops, targets
 
-PYRAMIDS = {"tiny": Pyramid(grid_sizes=(1, 2, 4, 8), stride=8, rho_max=12.0),
-            "var10": Pyramid(grid_sizes=GRID_SIZES["var10"], stride=16, rho_max=12.0)}
+CONFIGS = {"tiny": "tiny", "var10": "d16"}
 
 
 def focused(pyramid: Pyramid, implementation: str, image_bhwc: jax.Array) -> list[jax.Array]:
@@ -64,7 +64,8 @@ def main():
     unit = {"tpu": "Mcycles", "gpu": "GFLOP"}.get((given.topology or "").partition(":")[0], "processor s")
     print(f"| views | batch | {unit}, convolution | matrices | ratio | "
           "largest difference |\n| --- | --- | --- | --- | --- | --- |")
-    for name, pyramid in PYRAMIDS.items():
+    for name, config in CONFIGS.items():
+        pyramid = build.tokenizer(catalog.load(config)).optics
         shape = (given.batch, pyramid.image_size, pyramid.image_size, 3)
         image = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
         both = [jax.jit(functools.partial(focused, pyramid, how)) for how in ("convolution", "matrices")]

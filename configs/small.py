@@ -21,7 +21,7 @@ def get_config(argument=None):
     t.discriminator.channels = 16
     t.optimizer.learning_rate = 1.5e-3
     t.train.update(steps=2800, evaluate_every=700)
-    g.model.update(depth=6, width=128, num_heads=2, remat="products")
+    g.model.update(depth=6, remat="products")
     g.teacher.num_alias_blocks = 1
     g.optimizer.update(learning_rate=1.5e-3, final=0.02)
     g.train.update(batch_size=16, steps=2500, evaluate_every=1250, save_every=250, ema_decay=0.998)

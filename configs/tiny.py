@@ -54,7 +54,7 @@ memory, about half of the time for each stage. Until then, ρ_max was 3 pixels a
 channels. That version gave 24.47 dB, 591.1 bits per image, 0.0053 nats and a distance of 122.1 (seed 2), and took 15
 minutes on two quiet cores (26 minutes of processor time).
 
-There, without the perceptual loss (docs/measurements/perceptual.md), stage 1 was 1.19 dB better than the thumbnail with
+That version without the perceptual loss (docs/measurements/perceptual.md) was 1.19 dB better than the thumbnail with
 an overall perplexity of 503, and with VAR's pyramid (`tiny:var --mode=tokenizer --config.tokenizer.model.num_phi=4`)
 0.61 dB better with 502.
 """

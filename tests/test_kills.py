@@ -1,5 +1,8 @@
 """A run that is killed, even during saves, ends bit for bit like one that is not: benchmarks/kills.py on `micro`."""
 
+import re
+import sys
+
 import pytest
 
 from benchmarks import kills
@@ -19,13 +22,11 @@ def test_killed_runs_lose_nothing(tmp_path):
 
 
 @pytest.mark.slow  # fifteen starts of the program
-def test_ten_kills_in_a_bucket_lose_nothing(url, tmp_path):
-    kills.kill_until_done(CONFIG, tmp_path / "whole", tmp_path / "cache", 0, 0, 0.0)
-    found = []
-    while len(found) < 10:
-        workdir = f"{url}/{len(found)}"
-        killed = kills.kill_until_done(CONFIG, workdir, tmp_path / "cache", 10 - len(found), len(found), 8.0)
-        assert killed
-        found += killed
-        assert kills.differences(tmp_path / "whole", kills.fetch(workdir, tmp_path / workdir[-1])) == []
-    assert sum("in a save" in moment for moment in found) >= 3
+def test_ten_kills_in_a_bucket_lose_nothing(url, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kills", f"--config={CONFIG}", "--kills=10", f"--directory={tmp_path}",
+                                      f"--bucket={url}", "--longest=8"])
+    with pytest.raises(SystemExit) as ended:
+        kills.main()
+    *_, last = printed = capsys.readouterr().out.splitlines()
+    assert not ended.value.code, printed
+    assert int(re.fullmatch(r"10 kills, (\d+) of them in a save", last)[1]) >= 3

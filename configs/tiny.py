@@ -49,10 +49,14 @@ refocus_jax/reporting/references/tiny.json; `python -m benchmarks.reference comp
 with them. Runs on other processors may differ more than these three do: an earlier version of this config gave 24.28 dB
 on one machine and 24.44 on another, with the same seed.
 
-Each run had one core of a busy machine to itself: seed 2 took 35 minutes, 33 minutes of processor time and 1.6 GiB of
-memory, about half of the time for each stage. Until then, ρ_max was 3 pixels and the student had four heads of 32
-channels. That version gave 24.47 dB, 591.1 bits per image, 0.0053 nats and a distance of 122.1 (seed 2), and took 15
-minutes on two quiet cores (26 minutes of processor time).
+The three runs had one core each of a busy machine: seed 2 took 35 minutes, 33 minutes of processor time and 1.6 GiB of
+memory, about half of the time for each stage. The first command on both cores, in another fresh clone and next to other
+work, took 26 minutes with its installation and 33 minutes of processor time: 24.30 dB, 1.45 dB better than the
+thumbnail, 579.6 bits per image, and a teacher that is ahead by 0.0069 (0.0049 to 0.0088) nats.
+
+Before these runs, ρ_max was 3 pixels and the student had four heads of 32 channels. That version gave 24.47 dB, 591.1
+bits per image, 0.0053 nats and a distance of 122.1 (seed 2), and took 15 minutes on two quiet cores (26 minutes of
+processor time).
 
 That version without the perceptual loss (docs/measurements/perceptual.md) was 1.19 dB better than the thumbnail with
 an overall perplexity of 503, and with VAR's pyramid (`tiny:var --mode=tokenizer --config.tokenizer.model.num_phi=4`)

@@ -5,9 +5,10 @@
     python -m benchmarks.sample --student mvar        # the same of M-VAR's transformer
 
 Everything is in float32 on random weights and compiled beforehand. Every line gives seconds, the FLOPs that the
-computation needs (`planning.flops`), and their rate as a fraction of that of a 4096^3 float32 product. Products are
-timed right before and after every run, because the speed of a shared machine varies; seconds and fractions are medians
-over `--repeat` runs. The results are in docs/measurements/speed.md.
+computation needs (`planning.flops`), their rate as a fraction of that of a 4096^3 float32 product, and the memory that
+the compiled program takes: its arguments, which include the weights, and its intermediate results. Products are timed
+right before and after every run, because the speed of a shared machine varies; seconds and fractions are medians over
+`--repeat` runs. The results are in docs/measurements/speed.md.
 """
 
 import argparse
@@ -32,6 +33,7 @@ def report(what: str, function, arguments, repeat: int, counted=None) -> None:
     """Compiles, runs and prints one line; `counted` is the computation without remat, to count its FLOPs."""
     compiled, compilation = compile_timed(function, arguments)
     needed = flops.count(counted or function, *arguments)
+    memory = compiled.memory_analysis()
     seconds(lambda: compiled(*arguments))
     rates, times = [matrix_rate()], []
     for _ in range(repeat):
@@ -39,7 +41,8 @@ def report(what: str, function, arguments, repeat: int, counted=None) -> None:
         rates.append(matrix_rate())
     fractions = [needed / t / (0.5 * (a + b)) for t, a, b in zip(times, rates[:-1], rates[1:], strict=True)]
     print(f"| {what} | {compilation:.0f} | {statistics.median(times):.2f} | {needed / 1e12:.3f} | "
-          f"{statistics.median(rates) / 1e9:.0f} | {statistics.median(fractions):.0%} |", flush=True)
+          f"{statistics.median(rates) / 1e9:.0f} | {statistics.median(fractions):.0%} | "
+          f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30:.2f} |", flush=True)
 
 
 def sampling(config, batches, repeat: int) -> None:
@@ -99,8 +102,8 @@ def main():
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
-    print("| what | compile s | s | TFLOP | product GFLOP/s | of the product's rate |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| what | compile s | s | TFLOP | product GFLOP/s | of the product's rate | GiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     if "sample" in given.what:
         sampling(float32(d16.get_config(f"architecture={given.student},var")), given.batches, given.repeat)
     if "tokenize" in given.what:

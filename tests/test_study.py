@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from benchmarks.study import measure, plan, recipes, report, rows, runs, shift, tables
+from benchmarks.study import information, measure, plan, recipes, report, rows, runs, shift, tables
 from benchmarks.study.__main__ import main
 from refocus_jax import main as program
 from refocus_jax.config import build, catalog, check
@@ -46,7 +47,7 @@ def test_a_row_can_be_trained_behind_its_tokenizer(study, name):
         check.check(c, 1)
         assert (c.seed, c.data.source) == (1, "photos")
     assert build.generator_task(second, 3).teacher.enabled == ("noteacher" not in name and row.block != "B"
-                                                               and not name.startswith("var"))
+                                                               and not name.startswith("var") and name != "mvar_var")
     trained, read = build.tokenizer(first), build.tokenizer(second)
     assert read.structure == trained.structure
     assert read.alias in (None, trained.alias)
@@ -65,6 +66,8 @@ def test_blocks_vary_what_they_are_about_and_nothing_else(study):
     for name in ("placebo", "compute"):
         assert differing(found[name], found["full"]) == {"generator.teacher.alias"}
     assert differing(found["full"], found["disk_behind_full"]) == {"generator.teacher.enabled"}
+    for name, other in (("mvar", "full"), ("mvar_var", "var")):
+        assert differing(found[name], found[other]) == {"generator.architecture"}
 
 
 def test_a_longer_tokenizer_keeps_its_proportions(study):
@@ -78,7 +81,8 @@ def test_a_longer_tokenizer_keeps_its_proportions(study):
 def test_names_choose_rows_and_what_they_are_compared_with():
     assert list(rows.chosen("C")) == ["disk_behind_full", "full", "placebo", "compute"]
     assert list(rows.chosen("shared,residual")) == ["full", "residual", "residual_noteacher", "shared"]
-    assert list(rows.chosen("B,C,A,A'")) == list(rows.ROWS)
+    assert list(rows.chosen("B,C,A,A',M")) == list(rows.ROWS)
+    assert list(rows.chosen("M")) == ["var", "mvar", "mvar_var"]
     with pytest.raises(ValueError, match="--rows has D; give blocks"):
         rows.chosen("A,D")
 
@@ -132,6 +136,22 @@ def test_the_bootstrap_draws_images_or_classes():
     assert tables.over_clusters(values, classes, "class") == (0.5, 0, 1)
     centre, low, high = tables.over_clusters(values, classes, "image")
     assert centre == 0.5 and 0.35 < low < 0.45 and 0.55 < high < 0.65
+
+
+def test_only_registered_comparisons_are_tested():
+    def runs_of(*distances):
+        return {seed: {"guidance": [0.0], "judge": "fid", "numbers": {"guidance_0/validation/fid": distance}}
+                for seed, distance in enumerate(distances)}
+
+    results = {"var": runs_of(10.0, 11.0), "full": runs_of(8.0, 9.01), "mvar": runs_of(7.0, 7.5),
+               "mvar_var": runs_of(9.0, 9.75)}
+    registered = tables._comparisons(results, "image", registered=True)
+    later = tables._comparisons(results, "image", registered=False)
+    assert len(registered.rows) == 24 and "all 24 comparisons" in registered.note
+    (row,) = [row for row in registered.rows if row[1] == "var − full"]
+    assert row[3:5] == ["2", "+1.995"] and row[-1] == pytest.approx(24 * row[-2]) and row[-1] < 0.1
+    assert [(row[1], row[4]) for row in later.rows] == [("mvar − mvar_var", "-2.125"), ("mvar_var − var", "-1.125")]
+    assert "p" not in later.columns and all(len(row) == len(later.columns) for row in later.rows)
 
 
 def test_finished_rows_are_skipped_and_tokenizers_are_shared(study, monkeypatch):
@@ -261,6 +281,8 @@ def test_one_row_from_its_training_to_the_report(tmp_path, images, monkeypatch, 
     main(["table", f"--directory={directory}"])
     printed = capsys.readouterr().out
     assert "| full | own | 1 |" in printed and "| full | 1 |" in printed
+    main(["information", f"--directory={directory}"])
+    assert len(re.findall(r"\| full \| 1 \| [+-]\d\.\d{4} \[", capsys.readouterr().out)) == 2
     page = report.write(directory, "image").read_text()
     assert "Registered comparisons" in page and "samples of full" in page and "Held-out cross-entropy" in page
     main(["table", f"--directory={study.results}"])  # the results alone, as they are kept elsewhere
@@ -283,6 +305,31 @@ def test_kappa_is_one_for_equal_tokens_and_near_zero_by_chance():
     half = np.where(rng.random((40, 64)) < 0.5, tokens, rng.integers(0, 8, (40, 64)))
     value, low, high = shift.kappa(tokens, half, groups, 8)
     assert low < 0.5 < high and high - low < 0.15
+
+
+def test_information_is_found_where_it_is_and_nowhere_else():
+    """Alias tokens that are random tell nothing; ones that choose between two tokens tell log 2."""
+    rng = np.random.default_rng(0)
+    parent, alias = (rng.integers(0, 8, (400, 64)) for _ in range(2))
+    half, sizes = np.arange(400) % 2 == 0, {"structure": 16, "alias": 8}
+    child = 2 * parent + rng.integers(0, 2, parent.shape)
+    nothing = information.information(child, parent, alias, half, sizes)
+    assert nothing.shape == (400,) and -0.02 < nothing.mean() < 0.001
+    told = information.information(2 * parent + alias % 2, parent, alias, half, sizes)
+    assert told.mean() == pytest.approx(math.log(2), abs=0.02)
+    # What only the counted half of the images has is not found in the other.
+    of_one_half = np.where(half[:, None], 2 * parent + alias % 2, child)
+    assert information.information(of_one_half, parent, alias, half, sizes)[~half].mean() < 0.001
+
+
+def test_tokens_are_paired_by_place_and_by_class():
+    np.testing.assert_array_equal(information.covering(2, 4).reshape(4, 4),
+                                  [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]])
+    np.testing.assert_array_equal(information.covering(2, 3), [0, 0, 1, 0, 0, 1, 2, 2, 3])
+    label, image = np.arange(60) % 12 % 3, np.arange(60) % 12  # three classes of four images, five crops of each
+    partner = information.another(label, image)
+    assert sorted(partner) == list(range(60))
+    assert (label[partner] == label).all() and (image[partner] != image).all()
 
 
 def test_crops_differ_by_one_pixel_and_need_larger_images(tmp_path, images):

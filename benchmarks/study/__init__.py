@@ -4,6 +4,7 @@
     python -m benchmarks.study table --directory=runs/study --clusters=image
     python -m benchmarks.study report --directory=runs/study --clusters=image
     python -m benchmarks.study shift --directory=runs/study
+    python -m benchmarks.study information --directory=runs/study
     python -m benchmarks.study plan --directory=runs/plan --base=configs/d16.py --data=tfds:imagenet2012 \\
         --topology=gpu:a100:1x8
 
@@ -11,6 +12,7 @@
 interrupted: what is finished is skipped, and trainings resume. Any setting of the product may follow for all rows, such
 as --config.tokenizer.train.steps=1200. `table` and `report` need the results only; the report also shows samples if
 their workdirs are there. `shift` says how many tokens a shift of the image by one pixel leaves alike, and needs the
-tokenizers' workdirs. `plan` says what every row would cost on a machine. Which rows there are and what they are
+tokenizers' workdirs. `information` says what alias tokens tell about the next scale, and needs the workdirs of rows
+with a teacher. `plan` says what every row would cost on a machine. Which rows there are and what they are
 compared with is in rows.py. What is measured and why is in docs/measurements/study.md.
 """

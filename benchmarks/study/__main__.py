@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 import benchmarks.study
-from benchmarks.study import measure, plan, recipes, report, rows, runs, shift, tables
+from benchmarks.study import information, measure, plan, recipes, report, rows, runs, shift, tables
 
 
 def _numbers(text: str) -> list[int]:
@@ -19,14 +19,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.study", description=benchmarks.study.__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    given = {name: commands.add_parser(name) for name in ("run", "plan", "measure", "table", "report", "shift")}
+    given = {name: commands.add_parser(name) for name in ("run", "plan", "measure", "table", "report", "shift",
+                                                         "information")}
     for command in given.values():
         command.add_argument("--directory", type=Path, required=True)
     for name in ("run", "plan"):
         given[name].add_argument("--data", default="photos", help="a data source, such as npz:PATH")
         given[name].add_argument("--base", default="tiny", help="a config: a name or a path")
         given[name].add_argument("--rows", default=",".join(rows.MEASURES), help="blocks or names, separated by commas")
-    for name in ("run", "shift"):
+    for name in ("run", "shift", "information"):
         given[name].add_argument("--seeds", type=_numbers, default=[0, 1, 2])
     given["run"].add_argument("--processes", type=int, default=1, help="at a time, each on a core of its own")
     given["run"].add_argument("--features", default="efficientnet_lite0,efficientnet_lite1",
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     given["plan"].add_argument("--topology", required=True, help="a machine, such as gpu:a100:1x8")
     given["measure"].add_argument("--row", choices=rows.ROWS, required=True)
     given["measure"].add_argument("--seed", type=int, required=True)
-    for name in ("table", "report", "shift"):
+    for name in ("table", "report", "shift", "information"):
         given[name].add_argument("--clusters", choices=tables.CLUSTERS, default="image",
                                  help="what the bootstrap draws: held-out images, or classes if each is a photograph")
     return parser
@@ -64,9 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/refocus_jax").expanduser()))
         measure.measure(recipes.read(given.directory), given.row, given.seed)
-    elif given.command == "shift":
-        shifted = shift.tables(recipes.read(given.directory), given.seeds, given.clusters)
-        print("\n\n".join(map(tables.markdown, shifted)))
+    elif given.command in ("shift", "information"):
+        of_tokens = {"shift": shift, "information": information}[given.command]
+        found = of_tokens.tables(recipes.read(given.directory), given.seeds, given.clusters)
+        print("\n\n".join(map(tables.markdown, found)))
     elif given.command == "table":
         print("\n\n".join(map(tables.markdown, tables.tables(given.directory, given.clusters))))
     else:

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+# The blocks whose comparisons were registered before any training. Block M came later.
+REGISTERED = ("B", "C", "A", "A'")
 # The number by which the rows of a block are compared; "distance" is the Fréchet distance of unguided samples to
 # held-out images, by the judge that is in no loss. Behind one tokenizer, cross-entropies can be compared: the tokens of
 # the last scale are the same for every blur, and all tokens are the same for every teacher.
-MEASURES = {"B": "cross_entropy/last", "C": "cross_entropy/all", "A": "distance", "A'": "distance"}
+MEASURES = {"B": "cross_entropy/last", "C": "cross_entropy/all", "A": "distance", "A'": "distance", "M": "distance"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,10 @@ ROWS = {
                               against=("var_equal",)),
     "shared": Row(block="A", question="Table 2: one tokenizer for both streams.", tokenizer="shared",
                   arguments="shared", against=("full",)),
+    "mvar": Row(block="M", question="Does refocusing help M-VAR too?", tokenizer="full", arguments="mvar",
+                against=("mvar_var",)),
+    "mvar_var": Row(block="M", question="M-VAR itself: next-scale, no teacher.", tokenizer="var",
+                    arguments="mvar,var", against=("var",)),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.study.rows import MEASURES, ROWS
+from benchmarks.study.rows import MEASURES, REGISTERED, ROWS
 from refocus_jax.evaluation import metrics
 from refocus_jax.evaluation.tables import Table
 from refocus_jax.reporting.page import cell
@@ -137,9 +137,10 @@ def _of_rows(title: str, columns: Mapping[str, str], results: Results, note: str
     return Table(title, ["row", "seeds", *columns], rows, note)
 
 
-def _registered(results: Results, clusters: str) -> Table:
-    """Makes the table of the comparisons that were registered."""
-    pairs = [(name, other, MEASURES[row.block]) for name, row in ROWS.items() for other in row.against]
+def _comparisons(results: Results, clusters: str, registered: bool) -> Table:
+    """Makes the table of the comparisons that were registered, or of those that came later and are not tested."""
+    pairs = [(name, other, MEASURES[row.block]) for name, row in ROWS.items() for other in row.against
+             if (row.block in REGISTERED) == registered]
     found = [paired(by_seed(results.get(name, {}), measure), by_seed(results.get(other, {}), measure))
              for name, other, measure in pairs]
     corrected, rows = holm([np.nan if one is None else one.p for one in found]), []
@@ -152,13 +153,16 @@ def _registered(results: Results, clusters: str) -> Table:
         images = _over_images(results[name], results[other], measure, clusters)
         rows.append([*cells, str(seeds.n), f"{seeds.mean:+.4g}", _interval(seeds.low, seeds.high),
                      images and _interval(*images[1:]), *(None if np.isnan(value) else value for value in numbers)])
-    return Table("Registered comparisons", [
-        "block", "rows", "measure", "seeds", "difference", "95 % over seeds", f"95 % over {CLUSTERS[clusters]}",
-        "effect", "p", "p, Holm"], rows,
-        "Lower is better for every measure: a negative difference means that the first row is ahead. Paired by seed; "
-        "intervals and p-values over seeds are Student's t. The bootstrap draws what is held out, and averages over "
-        "seeds. The effect is the mean difference in standard deviations of the differences. Holm's correction is for "
-        f"all {len(pairs)} comparisons, measured or not.")
+    columns = ["block", "rows", "measure", "seeds", "difference", "95 % over seeds", f"95 % over {CLUSTERS[clusters]}",
+               "effect", "p", "p, Holm"]
+    if not registered:  # without p-values
+        return Table("Comparisons that were added later", columns[:-2], [row[:-2] for row in rows],
+                     "Descriptions, not tests. To be read like the registered ones.")
+    return Table("Registered comparisons", columns, rows,
+                 "Lower is better for every measure: a negative difference means that the first row is ahead. Paired "
+                 "by seed; intervals and p-values over seeds are Student's t. The bootstrap draws what is held out, "
+                 "and averages over seeds. The effect is the mean difference in standard deviations of the "
+                 f"differences. Holm's correction is for all {len(pairs)} comparisons, measured or not.")
 
 
 def _interval(low: float, high: float) -> str | None:
@@ -207,7 +211,8 @@ def tables(directory: Path, clusters: str) -> list[Table]:
                       f"reconstruction {judge}": f"tokenizer/reconstruction_{judge}",
                       "codes, perplexity": "tokenizer/structure_perplexity/all"}
     over = "Means over seeds with the half width of their 95 % interval."
-    return [_registered(results, clusters),
+    return [_comparisons(results, clusters, registered=True),
+            _comparisons(results, clusters, registered=False),
             _of_rows("Cross-entropies", entropies, results, over + " In nats per held-out token. Only rows behind one "
                      "tokenizer can be compared: all scales among teachers, the last scale among blurs."),
             _teachers(results, clusters),

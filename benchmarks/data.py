@@ -28,8 +28,9 @@ from pyarrow import parquet
 
 from configs import tiny
 from refocus_jax.config import build
-from refocus_jax.data import conversion, pipeline, sources
+from refocus_jax.data import conversion, photographs, pipeline, sources
 from refocus_jax.data.crops import CropRule
+from refocus_jax.data.records import Source, SourceSettings
 from refocus_jax.pretrained import parameters
 from refocus_jax.runtime import mesh as mesh_lib
 
@@ -40,7 +41,7 @@ def write_jpegs(folder: Path, per_class: int) -> int:
     """Writes FOLDER/<photograph>/<number>.jpg; returns the total size of all files in bytes."""
     rng, size = np.random.default_rng(0), 0
     for name in ("astronaut", "cat", "coffee", "motorcycle", "rocket", "tissue"):
-        image = Image.fromarray(sources.read_photograph(name))
+        image = Image.fromarray(photographs.read_photograph(name))
         (folder / name).mkdir(parents=True)
         for number in range(per_class):
             scale = rng.uniform(0.7, 1.0) * min(image.width / WIDTH, image.height / HEIGHT)
@@ -62,7 +63,7 @@ def processor_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def pipeline_rate(source: sources.Source, num_workers: int, batches: int, batch_size: int = 32) -> tuple[float, float]:
+def pipeline_rate(source: Source, num_workers: int, batches: int, batch_size: int = 32) -> tuple[float, float]:
     """Measures images per second, and per second of processor time, once buffers are full."""
     rule = CropRule(image_size=256, resize_ratio=1.125, flip=True)
     iterator = iter(pipeline.training_batches(source, rule, batch_size=batch_size, seed=0, num_workers=num_workers))
@@ -83,7 +84,7 @@ def conversion_rate(images: Path, folder: Path) -> tuple[float, float]:
     table = pa.table({"image": [{"bytes": content, "path": ""} for content in contents], "label": [0] * len(contents)})
     for number in range(10):
         parquet.write_table(table, folder / f"train-{number:05d}-of-00010.parquet", row_group_size=100)
-    collection = conversion.open_collection(f"parquet:{folder}", sources.SourceSettings())
+    collection = conversion.open_collection(f"parquet:{folder}", SourceSettings())
     began, processor = time.perf_counter(), processor_seconds()
     conversion.write(folder / "converted", collection)
     count = 10 * len(contents)

@@ -12,7 +12,7 @@ from ml_collections.config_dict import placeholder
 
 from refocus_jax.config import ranges as r
 from refocus_jax.config.ranges import Range
-from refocus_jax.data.sources import SourceSettings
+from refocus_jax.data.records import SourceSettings
 from refocus_jax.evaluation.samples import FORMATS, DrawSettings
 from refocus_jax.focus import GRID_SIZES, Pyramid
 from refocus_jax.models.tokenizer import PYRAMIDS

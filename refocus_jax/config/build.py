@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from refocus_jax.config.base import STAGES
 from refocus_jax.data.crops import CropRule
-from refocus_jax.data.sources import SourceSettings
+from refocus_jax.data.records import SourceSettings
 from refocus_jax.evaluation import measurements
 from refocus_jax.evaluation.reference import OpenedReference, ReferenceSettings
 from refocus_jax.evaluation.samples import DrawSettings

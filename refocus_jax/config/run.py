@@ -15,6 +15,7 @@ from refocus_jax.config.base import STAGES
 from refocus_jax.data import pipeline, sources, token_cache
 from refocus_jax.data.crops import CropRule
 from refocus_jax.data.pipeline import Batches
+from refocus_jax.data.records import Source
 from refocus_jax.models.randomness import seed_of
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime import processes
@@ -36,8 +37,8 @@ class Run:
 
     config: ConfigDict
     workdir: str
-    train: sources.Source
-    validation: sources.Source
+    train: Source
+    validation: Source
     mesh: Any
     resumes: str = "generator"
 

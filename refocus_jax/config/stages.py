@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from refocus_jax.config.base import SETTINGS
-from refocus_jax.data.sources import Source
+from refocus_jax.data.records import Source
 from refocus_jax.data.token_cache import Description
 from refocus_jax.runtime.checkpoint import Checkpoints
 

@@ -17,8 +17,9 @@ import jax
 
 from refocus_jax.data import array_records, folders, images, manifest, parquet, sources, tars
 from refocus_jax.data.array_records import Index, Shard
+from refocus_jax.data.records import FileSource, SourceSettings
 from refocus_jax.data.shards import Collection, LabelledFile, Part
-from refocus_jax.data.sources import MAX_CLASSES, FileSource, SourceSettings
+from refocus_jax.data.sources import MAX_CLASSES
 from refocus_jax.runtime import bucket, processes
 from refocus_jax.runtime.files import atomically, read_json, write_json
 from refocus_jax.runtime.progress import Progress

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from refocus_jax.data.sources import Record
+from refocus_jax.data.records import Record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

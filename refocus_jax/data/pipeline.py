@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from refocus_jax.data.crops import CropRule
-from refocus_jax.data.sources import Source
+from refocus_jax.data.records import Source
 
 # Each thread prepares whole batches, in order; more threads would only hold more batches in memory.
 READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)

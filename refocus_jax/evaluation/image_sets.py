@@ -15,7 +15,7 @@ from PIL import Image
 from refocus_jax.data import folders, npz
 from refocus_jax.data.crops import CropRule
 from refocus_jax.data.images import common_white, decode_rgb
-from refocus_jax.data.sources import Source
+from refocus_jax.data.records import Source
 from refocus_jax.evaluation import digests
 from refocus_jax.runtime import processes
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from refocus_jax.data import npz, sources
 from refocus_jax.data.crops import CropRule
+from refocus_jax.data.records import SourceSettings
 from refocus_jax.evaluation import image_sets, measurements
 from refocus_jax.evaluation.distances import Moments
 from refocus_jax.evaluation.image_sets import ImageSet
@@ -37,7 +38,7 @@ class ReferenceSettings:
     count: int
     source: str
     rule: CropRule
-    source_settings: sources.SourceSettings = dataclasses.field(default_factory=sources.SourceSettings)
+    source_settings: SourceSettings = dataclasses.field(default_factory=SourceSettings)
 
     def crops(self, split: str) -> ImageSet:
         """Open the crops of one split of the data source.

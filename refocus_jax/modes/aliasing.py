@@ -17,6 +17,7 @@ from refocus_jax import pretrained
 from refocus_jax.config import build, check, stages
 from refocus_jax.data import pictures, pipeline, sources
 from refocus_jax.data.crops import CropRule
+from refocus_jax.data.records import ArraySource, Source
 from refocus_jax.evaluation import image_sets
 from refocus_jax.evaluation.image_sets import ImageSet
 from refocus_jax.focus import GRID_SIZES, Pyramid
@@ -93,7 +94,7 @@ class Data:
 
     config: ConfigDict
 
-    def source(self, split: str) -> sources.Source:
+    def source(self, split: str) -> Source:
         """Opens a split of the source, "train" or "validation"."""
         return sources.load(self.config.data.source, split, build.source_settings(self.config))
 
@@ -126,7 +127,7 @@ class Data:
                                     d.validation_examples)
 
 
-def _at_least(source: sources.Source, side: float, count: int) -> sources.ArraySource:
+def _at_least(source: Source, side: float, count: int) -> ArraySource:
     """Finds up to `count` images of a source whose short side is at least `side`."""
     order = np.random.default_rng(0).permutation(len(source))[:_TRIED * count]
     large = []
@@ -135,7 +136,7 @@ def _at_least(source: sources.Source, side: float, count: int) -> sources.ArrayS
             large.append(record)
         if len(large) == count:
             break
-    return sources.ArraySource([r["image"] for r in large], [r["label"] for r in large], source.class_names)
+    return ArraySource([r["image"] for r in large], [r["label"] for r in large], source.class_names)
 
 
 def _views(found: Findings, data: Data, optics: Pyramid) -> list[np.ndarray]:

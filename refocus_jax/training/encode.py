@@ -15,7 +15,7 @@ import numpy as np
 
 from refocus_jax.data import pipeline, token_cache
 from refocus_jax.data.crops import CropRule
-from refocus_jax.data.sources import Source
+from refocus_jax.data.records import Source
 from refocus_jax.data.token_cache import Description, TokenCache, TokenSet
 from refocus_jax.models.randomness import seed_of
 from refocus_jax.models.tokenizer import DualTokenizer, flatten_tokens, to_unit_range

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import tiny
 from refocus_jax.config import build, check
 from refocus_jax.config.base import SETTINGS
-from refocus_jax.data.sources import SourceSettings
+from refocus_jax.data.records import SourceSettings
 from refocus_jax.pretrained.prepare import prepare
 
 BAD = [

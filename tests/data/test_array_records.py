@@ -10,6 +10,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from refocus_jax.data import array_records, sources
 from refocus_jax.data.array_records import Index, Shard
 from refocus_jax.data.images import SixteenBits
+from refocus_jax.data.records import SourceSettings
 from tests.fixtures import packed
 from tests.fixtures.disk import full_disk
 
@@ -79,10 +80,10 @@ def test_the_brightest_16_bit_image_says_what_is_white(tmp_path, caplog):
     spec = f"array_record:{tmp_path}"
     found = sources.load(spec, "train")
     assert found.sixteen_bit_max == 4095 and "with values up to 2000 (in b.png); 4095 is taken as white" in caplog.text
-    asked = sources.load(spec, "train", sources.SourceSettings(sixteen_bit_max=65535))
+    asked = sources.load(spec, "train", SourceSettings(sixteen_bit_max=65535))
     assert asked.sixteen_bit_max == 65535 and asked.fingerprint != found.fingerprint
     with pytest.raises(ValueError, match="b.png has the value 2000, and data.sixteen_bit_max is 1023; set it to 4095"):
-        sources.load(spec, "train", sources.SourceSettings(sixteen_bit_max=1023))
+        sources.load(spec, "train", SourceSettings(sixteen_bit_max=1023))
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "changed"])

@@ -13,7 +13,7 @@ from PIL import Image
 from refocus_jax.data import conversion, images, pipeline, sources
 from refocus_jax.data.array_records import COMPLETE
 from refocus_jax.data.crops import CropRule
-from refocus_jax.data.sources import SourceSettings
+from refocus_jax.data.records import SourceSettings
 from refocus_jax.runtime import processes
 from tests.fixtures import packed
 

@@ -13,9 +13,9 @@ import pytest
 
 from refocus_jax.data import array_records, conversion, pipeline, sources, token_cache
 from refocus_jax.data.crops import CropRule
-from refocus_jax.data.sources import SourceSettings
+from refocus_jax.data.records import SourceSettings
 from refocus_jax.runtime import bucket, processes
-from tests.data import test_sources, test_token_cache
+from tests.data import test_tfds, test_token_cache
 from tests.fixtures import bucket as emulator
 from tests.fixtures import packed
 from tests.fixtures.bucket import names
@@ -206,7 +206,7 @@ def tfds_here_and_there(url, tmp_path, monkeypatch):
         return sources.load_splits(f"tfds:{name}")
 
     def prepare(**numbers):
-        test_sources.prepare_tfds(tmp_path / "tfds", numbers)
+        test_tfds.prepare_tfds(tmp_path / "tfds", numbers)
         found, prefix = bucket.objects(url)
         for file in filter(Path.is_file, (tmp_path / "tfds").rglob("*")):
             found.blob(f"{prefix}{file.relative_to(tmp_path / 'tfds')}").upload_from_filename(str(file))

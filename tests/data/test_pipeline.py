@@ -17,6 +17,7 @@ from PIL import Image
 
 from refocus_jax.data import pipeline, sources
 from refocus_jax.data.crops import CropRule
+from refocus_jax.data.records import ArraySource
 
 ARGUMENTS = dict(image_size=8, batch_size=4, seed=3, resize_ratio=0.0, flip=True)
 VALIDATION = dict(image_size=8, batch_size=4, resize_ratio=0.0)
@@ -36,14 +37,14 @@ spread_crops = functools.partial(_with_rule, pipeline.spread_crops)
 
 def random_source(count=10, height=12, width=16):
     images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-    return sources.ArraySource(images, np.arange(count), tuple(map(str, range(count))))
+    return ArraySource(images, np.arange(count), tuple(map(str, range(count))))
 
 
 def position_source(count=4, height=40, width=24):
     """Images whose first two channels are the row and column of each pixel."""
     rows, columns = np.mgrid[:height, :width]
     image = np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8)
-    return sources.ArraySource([image] * count, np.arange(count), tuple(map(str, range(count))))
+    return ArraySource([image] * count, np.arange(count), tuple(map(str, range(count))))
 
 
 def take(dataset, count):

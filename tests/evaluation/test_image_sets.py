@@ -11,7 +11,7 @@ from PIL import Image
 
 from refocus_jax.data import pipeline
 from refocus_jax.data.crops import CropRule
-from refocus_jax.data.sources import ArraySource
+from refocus_jax.data.records import ArraySource
 from refocus_jax.evaluation import image_sets
 from refocus_jax.evaluation.image_sets import ImageSet
 

@@ -16,7 +16,7 @@ from PIL import Image
 from refocus_jax import pretrained
 from refocus_jax.config import build
 from refocus_jax.config.run import Run
-from refocus_jax.data import sources
+from refocus_jax.data.records import ArraySource
 from refocus_jax.judges import features
 from refocus_jax.modes import edit, encode, export, report, sample, train
 from refocus_jax.pretrained import parameters
@@ -125,7 +125,7 @@ def test_loaded_generator_samples_and_scores(workdir):
 
 def test_two_seeds_share_no_shuffle_in_either_stage(small):
     """Stage 2 of one seed also differs from stage 1 of the next seed."""
-    source, orders = sources.ArraySource(np.zeros((1024, 8, 8, 3), np.uint8), range(1024), ("one",) * 1024), []
+    source, orders = ArraySource(np.zeros((1024, 8, 8, 3), np.uint8), range(1024), ("one",) * 1024), []
     for seed, stage in itertools.product((0, 1, 2), ("tokenizer", "generator")):
         c = small()
         c.seed = seed

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from refocus_jax.config import build, stages
-from refocus_jax.data import pipeline, sources, token_cache
+from refocus_jax.data import pipeline, token_cache
 from refocus_jax.data.crops import CropRule
+from refocus_jax.data.records import ArraySource
 from refocus_jax.models.randomness import seed_of
 from refocus_jax.runtime import bucket, processes
 from refocus_jax.runtime import mesh as mesh_lib
@@ -32,7 +33,7 @@ def params(micro):
 
 @pytest.fixture(scope="module")
 def source(images):
-    return sources.ArraySource(images[:15].repeat(2, axis=2), np.arange(15) % 3, ("a", "b", "c"))
+    return ArraySource(images[:15].repeat(2, axis=2), np.arange(15) % 3, ("a", "b", "c"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@
 
 Each plan is made by a process, `python -m refocus_jax.main --mode=plan`, which writes its plan.json into the directory.
 Existing plans are not made again. Rows are printed as soon as they are ready. The tables are in
-docs/measurements/plan.md, except those of M-VAR (`--what mvar mvar_sample`), which have not been made yet.
+docs/measurements/plan.md, and those of M-VAR (`--what mvar mvar_sample`) in docs/mvar.md.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 from tests.fixtures import xla
 
@@ -27,6 +28,18 @@ from tests.fixtures import bucket as emulator
 from tests.fixtures import micro as micro_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The files that take longest. They start first, so that no worker is left with one of them when the others have ended.
+LONGEST = ("modes/test_train.py", "test_processes.py", "training/test_generator_task.py", "modes/test_mvar.py",
+           "training/test_tokenizer_task.py", "test_accelerator.py", "modes/test_plan.py", "pretrained/test_loading.py",
+           "training/test_meshes.py", "pretrained/test_scales.py", "config/test_stages.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the files that take longest first; the workers of pytest-xdist take files in this order."""
+    root = Path(__file__).parent
+    order = {root / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="module", autouse=True)

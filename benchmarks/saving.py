@@ -43,8 +43,9 @@ def main():
     lengths = {"structure": task.student.offsets[-1], "alias": task.student.offsets[-2]}
     batch = mesh_lib.put_batch(mesh, {"label": np.zeros(given.batch, np.int32)} | {
         name: rng.integers(0, 128, (given.batch, length), np.int32) for name, length in lengths.items()})
-    update = loop.jit_update(task, loop.LoopSettings(steps=1), mesh)
-    state = loop.init_state(task, jax.random.key(0), mesh)
+    abstract = loop.abstract_state(task, mesh)
+    update = loop.jit_update(task, loop.LoopSettings(steps=1), mesh, abstract)
+    state = loop.init_state(task, jax.random.key(0), mesh, abstract)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
     def block(state, steps):

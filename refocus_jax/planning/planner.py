@@ -142,7 +142,7 @@ class Planner:
 
     def _step(self, task, frozen, batch):
         state = loop.abstract_state(task, self.mesh)
-        update = loop.jit_update(task, self.programs.loop[task.name], self.mesh)
+        update = loop.jit_update(task, self.programs.loop[task.name], self.mesh, state)
         return update, (state, frozen, batch, self._key), (state, frozen)
 
     def _tokenizer(self, batch: int):

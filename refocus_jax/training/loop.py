@@ -104,36 +104,34 @@ def abstract_state(task: Task, mesh) -> Any:
     return mesh_lib.abstract(shapes, mesh_lib.parameter_shardings(mesh, shapes))
 
 
-def init_state(task: Task, key: jax.Array, mesh) -> Any:
-    """Initializes the task's first state directly on the devices of the mesh, with its final shardings."""
+def init_state(task: Task, key: jax.Array, mesh, abstract: Any) -> Any:
+    """Initializes the task's first state directly on the devices of the mesh, sharded like the `abstract_state`."""
     # The program runs once. On a CPU, optimizing it takes several times as long as compiling and running it.
     options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-    init = jax.jit(task.init, out_shardings=_shardings(abstract_state(task, mesh)), compiler_options=options)
-    return init(key)
+    return jax.jit(task.init, out_shardings=_shardings(abstract), compiler_options=options)(key)
 
 
-def _first_or_latest(task: Task, checkpoints: Checkpoints, key: jax.Array, mesh,
+def _first_or_latest(task: Task, checkpoints: Checkpoints, key: jax.Array, mesh, abstract: Any,
                      warm_start: Callable[[Any], Any] | None, resume_step: int) -> tuple[Any, int | None]:
     """Restores the state to go on from, with its step; or makes the first one, whose step is None."""
     start = checkpoints.starting_step(resume_step)
     if start is None:
         with Phase(f"{task.name}: initializing parameters"):
-            state = init_state(task, key, mesh)
+            state = init_state(task, key, mesh, abstract)
             return warm_start(state) if warm_start else state, None
     with Phase(f"{task.name}: restoring parameters"):
         if start == checkpoints.latest_step():
-            state = checkpoints.restore(abstract_state(task, mesh))
+            state = checkpoints.restore(abstract)
             return state, checkpoints.latest_step()  # an earlier one if the latest was damaged
-        state = checkpoints.restore(abstract_state(task, mesh), step=start)
+        state = checkpoints.restore(abstract, step=start)
         checkpoints.set_back(start)
         return state, start
 
 
-def jit_update(task: Task, settings: LoopSettings, mesh) -> Any:
+def jit_update(task: Task, settings: LoopSettings, mesh, abstract: Any) -> Any:
     """Jits the step of the loop: (state, frozen, batch, key) -> (state, (metrics, whether they are finite))."""
     update = mesh_lib.on_mesh(mesh, _checked_update(task, skip=settings.skip_nonfinite > 0))
-    return jax.jit(update, donate_argnums=0, out_shardings=(
-        _shardings(abstract_state(task, mesh)), mesh_lib.replicated(mesh)))
+    return jax.jit(update, donate_argnums=0, out_shardings=(_shardings(abstract), mesh_lib.replicated(mesh)))
 
 
 def _shardings(abstract: Any) -> Any:
@@ -252,18 +250,19 @@ def train(task: Task, settings: LoopSettings, batches: Batches, *, frozen: Any, 
       NonFinite: A loss or gradient is NaN or infinite.
       Preempted: The run was asked to stop, and has saved a checkpoint.
     """
-    update = jit_update(task, settings, mesh)
+    abstract = abstract_state(task, mesh)  # once, because it traces the whole of `init`
+    update = jit_update(task, settings, mesh, abstract)
     first_key, key, frozen = mesh_lib.put_whole(
         (fold_in(key, "first state"), fold_in(key, "steps"), frozen), mesh_lib.replicated(mesh))
     began = time.perf_counter()
     with (Checkpoints(f"{directory}/checkpoints", keep=settings.keep, keep_every=settings.keep_every) as checkpoints,
           Preemption() as preemption):
-        state, start = _first_or_latest(task, checkpoints, first_key, mesh, warm_start, resume_step)
+        state, start = _first_or_latest(task, checkpoints, first_key, mesh, abstract, warm_start, resume_step)
         step = start or 0
         before = {} if start is None else checkpoints.record()
         examples = before["position"]["examples"] if before else 0
         resumed_from = before.get("resumed_from", -1) if resume_step == -1 else resume_step
-        overview.announce(task.name, abstract_state(task, mesh).params, mesh, directory)
+        overview.announce(task.name, abstract.params, mesh, directory)
         with (closing(batches.starting_at(examples)) as iterator,
               Writer(directory, resume_step=-1 if start is None else start, mirror=mirror) as writer,
               Profile(task.name, profile_steps, step, settings.steps, directory) as profile,

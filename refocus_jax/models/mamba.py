@@ -9,6 +9,7 @@ chunk by the state. What a later token needs of all earlier ones is a `State`, s
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ STATE_SIZE = 64  # s, numbers per channel in a head's state
 HEAD_DIM = 64
 TAPS = 4  # of the convolution; the last is that of the token itself
 EXPANSION = 2  # inner width by width
-CHUNK = 64  # tokens that are computed at once, at most
+CHUNKS = (16, 64)  # tokens that are computed at once: in scales of up to 16 tokens, and in longer ones
 NORM_EPSILON = 1e-5
 STEPS = (1e-3, 0.1)  # bounds of the initial dt
 
@@ -65,6 +66,12 @@ def _join(chunks_cbl: jax.Array, sizes: Sequence[int]) -> jax.Array:
 
 def _chunks(size: int, chunk: int) -> int:
     return -(-size // chunk)
+
+
+def _chunk(size: int) -> int:
+    """The length of a scale's chunks. Chunks of 64 tokens would be mostly zeros in small scales."""
+    short, long = CHUNKS
+    return short if size <= short else long
 
 
 def _one_chunk(memory_bnhs: jax.Array, x_blnh: jax.Array, dt_bln: jax.Array, write_bls: jax.Array,
@@ -114,7 +121,6 @@ def recurrence(x_blnh: jax.Array, dt_bln: jax.Array, rate_n: jax.Array, write_bl
     Returns:
       y without D x, (b, l, n, h) float32, and the state after the first `num_before` scales.
     """
-    chunk = min(CHUNK, max(sizes))
     early = num_before < len(sizes)
 
     # The gradient computes a chunk again, because the weights of all pairs of tokens take much memory.
@@ -123,11 +129,17 @@ def recurrence(x_blnh: jax.Array, dt_bln: jax.Array, rate_n: jax.Array, write_bl
         memory, y = _one_chunk(memory, *tokens, rate_n)
         return memory, (y, memory if early else None)
 
-    tokens = tuple(_cut(part, sizes, chunk) for part in (x_blnh, dt_bln, write_bls, read_bls))
-    last, (y, memories) = jax.lax.scan(body, memory_bnhs, tokens)
-    if early:
-        last = memories[sum(_chunks(size, chunk) for size in sizes[:num_before]) - 1]
-    return _join(y, sizes), last
+    results, after, start = [], [], 0  # the states after each scale
+    for chunk, group in ((chunk, tuple(group)) for chunk, group in itertools.groupby(sizes, _chunk)):
+        end = start + sum(group)
+        chunk = min(chunk, max(group))
+        tokens = tuple(_cut(part[:, start:end], group, chunk) for part in (x_blnh, dt_bln, write_bls, read_bls))
+        memory_bnhs, (y, memories) = jax.lax.scan(body, memory_bnhs, tokens)
+        results.append(_join(y, group))
+        if early:
+            after += [memories[last] for last in np.cumsum([_chunks(size, chunk) for size in group]) - 1]
+        start = end
+    return jnp.concatenate(results, axis=1), after[num_before - 1] if early else memory_bnhs
 
 
 def convolve(x_blc: jax.Array, window_b3c: jax.Array, taps_4c: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from refocus_jax.focus import GRID_SIZES
 from refocus_jax.models import mamba
 from tests.fixtures import official, small, weights
 
-SIZES = (1, 4, 70, 9)  # scales of less and of more than a chunk
+SIZES = (1, 4, 16, 70, 9)  # scales of less and of more than a chunk, in chunks of 16 and of 64
 
 
 def by_tokens(x, dt, rate, write, read, memory):
@@ -37,7 +37,7 @@ def tokens():
             small.random(2, 2, length, 5), small.random(3, 2, length, 5), small.random(4, 2, 3, 4, 5))
 
 
-@pytest.mark.parametrize("num_before", [1, 3, 4])
+@pytest.mark.parametrize("num_before", [1, 3, 4, 5])
 def test_the_recurrence_is_a_scan_over_tokens(tokens, num_before):
     y, memory = jax.jit(lambda *a: mamba.recurrence(*a, SIZES, num_before))(*tokens)
     border = sum(SIZES[:num_before])
@@ -51,7 +51,7 @@ def test_no_bit_depends_on_who_asks_for_a_state(tokens):
     caught, memory = jax.jit(lambda *a: mamba.recurrence(*a, SIZES, 2))(*tokens)
     np.testing.assert_array_equal(caught, whole[0])
     tail = tuple(a[:, 5:] if a.ndim > 2 else a for a in tokens[:-1])
-    y, last = jax.jit(lambda *a: mamba.recurrence(*a, SIZES[2:], 2))(*tail, memory)
+    y, last = jax.jit(lambda *a: mamba.recurrence(*a, SIZES[2:], len(SIZES) - 2))(*tail, memory)
     np.testing.assert_array_equal(y, whole[0][:, 5:])
     np.testing.assert_array_equal(last, whole[1])
 

@@ -17,7 +17,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not xla.OPTIMIZED))  # te
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # a checkpoint needs a hundred small ones
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import numpy as np
@@ -28,11 +28,6 @@ from tests.fixtures import bucket as emulator
 from tests.fixtures import micro as micro_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# Tracing makes millions of short-lived objects. Looking through all that was imported again and again took a tenth of
-# the suite's time.
-gc.freeze()
-gc.set_threshold(100_000, 10, 10)
 
 # The files that take longest. They start first, so that no worker is left with one of them when the others have ended.
 LONGEST = ("modes/test_train.py", "test_processes.py", "training/test_generator_task.py", "modes/test_mvar.py",

@@ -129,10 +129,10 @@ def recurrence(x_blnh: jax.Array, dt_bln: jax.Array, rate_n: jax.Array, write_bl
         memory, y = _one_chunk(memory, *tokens, rate_n)
         return memory, (y, memory if early else None)
 
-    results, after, start = [], [], 0  # the states after each scale
-    for chunk, group in ((chunk, tuple(group)) for chunk, group in itertools.groupby(sizes, _chunk)):
-        end = start + sum(group)
-        chunk = min(chunk, max(group))
+    results, after, start = [], [], 0  # `after` has the states after each scale
+    for chunk, scales in itertools.groupby(sizes, _chunk):
+        group = tuple(scales)
+        end, chunk = start + sum(group), min(chunk, max(group))
         tokens = tuple(_cut(part[:, start:end], group, chunk) for part in (x_blnh, dt_bln, write_bls, read_bls))
         memory_bnhs, (y, memories) = jax.lax.scan(body, memory_bnhs, tokens)
         results.append(_join(y, group))

@@ -28,6 +28,9 @@ from tests.fixtures import bucket as emulator
 from tests.fixtures import micro as micro_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes millions of objects, few of them in cycles, and Python would look through all of them again and again.
+gc.freeze()
+gc.set_threshold(100_000, 10, 10)
 
 # The files that take longest. They start first, so that no worker is left with one of them when the others have ended.
 LONGEST = ("modes/test_train.py", "test_processes.py", "training/test_generator_task.py", "modes/test_mvar.py",

@@ -1,4 +1,4 @@
-"""Two processes of four devices train and evaluate by the command line; one process of two devices resumes."""
+"""Two processes of four devices train and evaluate by the command line; one process of two devices goes on."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from refocus_jax.modes import evaluate, train
 from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime import bucket
 from refocus_jax.runtime.checkpoint import Checkpoints
+from refocus_jax.training.evaluators import GeneratorEvaluator
 from tests.fixtures import bucket as emulator
 from tests.fixtures import extractor, packed, xla
 
@@ -40,6 +41,18 @@ from refocus_jax.config.run import open_run
 from refocus_jax.modes import train
 main.find = lambda mode: lambda config, workdir: print(
     train._sample_distance(open_run(config, workdir, "generator")).reference.pool.tolist())
+app.run""")
+
+
+def unmeasured(evaluator, state, frozen):
+    """Instead of `GeneratorEvaluator.__call__`, which compiles for longer than training does."""
+    return [("validation/cross_entropy/all", 0.0)]
+
+
+TRAIN_ONLY = MAIN.replace("app.run", """
+from refocus_jax.training.evaluators import GeneratorEvaluator
+from tests.test_processes import unmeasured
+GeneratorEvaluator.__call__ = unmeasured
 app.run""")
 
 
@@ -81,10 +94,41 @@ def test_two_processes_convert_into_a_bucket_and_measure_there(url, tmp_path):
         assert str(np.load(kept).tolist()) in lines
 
 
-def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypatch):
+@pytest.fixture
+def settings(images, tmp_path):
+    """Settings of a training that two processes of four devices can do."""
     np.savez(tmp_path / "images.npz", x=images, y=np.arange(64) % 2, val=np.arange(64) % 4 == 0)
-    settings = {"tokenizer.train.batch_size": 8, "generator.train.batch_size": 8, "tokenizer.train.steps": 2,
-                "data.source": f"npz:{tmp_path}/images.npz", "profile.steps": (2, 2)}
+    return {"tokenizer.train.batch_size": 8, "generator.train.batch_size": 8,
+            "data.source": f"npz:{tmp_path}/images.npz"}
+
+
+def save_untrained(workdir, stage, task):
+    with Checkpoints(workdir / stage / "checkpoints") as checkpoints:
+        checkpoints.save(1, jax.jit(task.init)(jax.random.key(0)))
+
+
+def losses(workdir, stage):
+    """The step of every line of metrics with a loss."""
+    lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if "loss/total" in line], lines
+
+
+def test_one_process_goes_on_where_two_stopped(micro, settings, tmp_path, monkeypatch):
+    """Stage 2, on tokens made on the fly, without measuring what is held out."""
+    c = micro()
+    save_untrained(tmp_path / "run", "tokenizer", build.tokenizer_task(c))
+    settings |= {"tokenizer.train.steps": 1, "data.token_examples": 0}
+    run_both(tmp_path / "run", "generator", settings | {"generator.train.steps": 2}, TRAIN_ONLY)
+    monkeypatch.setattr(GeneratorEvaluator, "__call__", unmeasured)
+    c.update_from_flattened_dict(settings | {"generator.train.steps": 3})
+    train.train_generator(prepare(c, str(tmp_path / "run")))
+    steps, _ = losses(tmp_path / "run", "generator")
+    assert steps == [1, 2, 3] and stages.trained(tmp_path / "run", "generator").step == 3
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_and_measures_as_two_did(micro, settings, tmp_path, monkeypatch):
+    settings |= {"tokenizer.train.steps": 2, "profile.steps": (2, 2)}
     run_both(tmp_path / "run", "tokenizer", settings)
 
     traces = (tmp_path / "run/tokenizer/profile/plugins/profile").glob("*/*.trace.json.gz")
@@ -93,14 +137,13 @@ def test_one_process_goes_on_where_two_stopped(micro, images, tmp_path, monkeypa
     c = micro()
     c.update_from_flattened_dict(settings | {"tokenizer.train.steps": 3})
     train.train_tokenizer(prepare(c, str(tmp_path / "run")))
-    lines = [json.loads(line) for line in (tmp_path / "run/tokenizer/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss/total" in line] == [1, 2, 3]
+    steps, lines = losses(tmp_path / "run", "tokenizer")
+    assert steps == [1, 2, 3]
     assert [line["step"] for line in lines if "validation/psnr" in line] == [2, 3]
     assert stages.trained(tmp_path / "run", "tokenizer").step == 3
 
     # Also an untrained generator: two processes draw and measure the same as one.
-    with Checkpoints(tmp_path / "run/generator/checkpoints") as checkpoints:
-        checkpoints.save(1, jax.jit(build.generator_task(c, 2).init)(jax.random.key(0)))
+    save_untrained(tmp_path / "run", "generator", build.generator_task(c, 2))
     settings |= {"evaluate.count": 11, "evaluate.reference_count": 13}
     printed = run_both(tmp_path / "run", "evaluate", settings | {"evaluate.batch_size": 1})
     assert "fd_efflite0" in printed[0] and "fd_efflite0" not in printed[1]

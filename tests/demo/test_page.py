@@ -14,7 +14,7 @@ gr = pytest.importorskip("gradio", reason="gradio is not installed: pip install 
 from refocus_jax.demo import page as demo_page  # noqa: E402
 from refocus_jax.demo import painting, parts  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("default")  # gradio's
+pytestmark = pytest.mark.filterwarnings("default", "ignore:unclosed event loop:ResourceWarning")  # gradio's
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,10 +17,9 @@ from refocus_jax.judges import features
 from refocus_jax.modes import evaluate, train
 from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime import bucket
-from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training.evaluators import GeneratorEvaluator
 from tests.fixtures import bucket as emulator
-from tests.fixtures import extractor, packed, xla
+from tests.fixtures import extractor, packed, untrained, xla
 
 pytestmark = emulator.WARNINGS
 
@@ -44,15 +42,10 @@ main.find = lambda mode: lambda config, workdir: print(
 app.run""")
 
 
-def unmeasured(evaluator, state, frozen):
-    """Instead of `GeneratorEvaluator.__call__`, which compiles for longer than training does."""
-    return [("validation/cross_entropy/all", 0.0)]
-
-
 TRAIN_ONLY = MAIN.replace("app.run", """
 from refocus_jax.training.evaluators import GeneratorEvaluator
-from tests.test_processes import unmeasured
-GeneratorEvaluator.__call__ = unmeasured
+from tests.fixtures import untrained
+GeneratorEvaluator.__call__ = untrained.unmeasured
 app.run""")
 
 
@@ -102,11 +95,6 @@ def settings(images, tmp_path):
             "data.source": f"npz:{tmp_path}/images.npz"}
 
 
-def save_untrained(workdir, stage, task):
-    with Checkpoints(workdir / stage / "checkpoints") as checkpoints:
-        checkpoints.save(1, jax.jit(task.init)(jax.random.key(0)))
-
-
 def losses(workdir, stage):
     """The step of every line of metrics with a loss."""
     lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
@@ -116,10 +104,10 @@ def losses(workdir, stage):
 def test_one_process_goes_on_where_two_stopped(micro, settings, tmp_path, monkeypatch):
     """Stage 2, on tokens made on the fly, without measuring what is held out."""
     c = micro()
-    save_untrained(tmp_path / "run", "tokenizer", build.tokenizer_task(c))
-    settings |= {"tokenizer.train.steps": 1, "data.token_examples": 0}
+    untrained.save(tmp_path / "run", "tokenizer", build.tokenizer_task(c))
+    settings |= {"tokenizer.train.steps": 3, "data.token_examples": 0}
     run_both(tmp_path / "run", "generator", settings | {"generator.train.steps": 2}, TRAIN_ONLY)
-    monkeypatch.setattr(GeneratorEvaluator, "__call__", unmeasured)
+    monkeypatch.setattr(GeneratorEvaluator, "__call__", untrained.unmeasured)
     c.update_from_flattened_dict(settings | {"generator.train.steps": 3})
     train.train_generator(prepare(c, str(tmp_path / "run")))
     steps, _ = losses(tmp_path / "run", "generator")
@@ -143,7 +131,7 @@ def test_one_process_goes_on_and_measures_as_two_did(micro, settings, tmp_path, 
     assert stages.trained(tmp_path / "run", "tokenizer").step == 3
 
     # Also an untrained generator: two processes draw and measure the same as one.
-    save_untrained(tmp_path / "run", "generator", build.generator_task(c, 2))
+    untrained.save(tmp_path / "run", "generator", build.generator_task(c, 2))
     settings |= {"evaluate.count": 11, "evaluate.reference_count": 13}
     printed = run_both(tmp_path / "run", "evaluate", settings | {"evaluate.batch_size": 1})
     assert "fd_efflite0" in printed[0] and "fd_efflite0" not in printed[1]

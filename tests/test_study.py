@@ -9,8 +9,6 @@ import subprocess
 import sys
 import threading
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -20,8 +18,8 @@ from benchmarks.study.__main__ import main
 from refocus_jax import main as program
 from refocus_jax.config import build, catalog, check
 from refocus_jax.judges import features
-from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import extractor as small_extractor
+from tests.fixtures import untrained
 
 
 @pytest.fixture
@@ -227,19 +225,12 @@ def test_a_plan_counts_steps_and_flops(study):
     assert steps == 6 and flops > plan.cost("generator", changed.generator(rows.ROWS["noteacher"], 0), "cpu")[1] > 0
 
 
-def random(shape):
-    values = np.random.default_rng(shape.size).normal(size=shape.shape) / np.sqrt(max(shape.shape, default=1))
-    return jnp.asarray(values, shape.dtype)
-
-
 def train(recipe, mode, workdir):
     """Trains stage 2; the parameters of stage 1 are random."""
     if mode == "generator":
         program.find(mode)(recipe.load(), str(workdir))
     else:
-        with Checkpoints(workdir / mode / "checkpoints") as checkpoints:
-            shapes = jax.eval_shape(build.tokenizer_task(recipe.load()).init, jax.random.key(0))
-            checkpoints.save(3, jax.tree.map(random, shapes))
+        untrained.save(workdir, mode, build.tokenizer_task(recipe.load()))
 
 
 def test_one_row_from_its_training_to_the_report(tmp_path, images, monkeypatch, capsys):

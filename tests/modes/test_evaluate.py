@@ -20,8 +20,8 @@ from refocus_jax.judges import features
 from refocus_jax.modes import evaluate, sample
 from refocus_jax.pretrained import choice
 from refocus_jax.pretrained.prepare import prepare
-from refocus_jax.runtime.checkpoint import Checkpoints
 from tests.fixtures import extractor as small_extractor
+from tests.fixtures import untrained
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +54,13 @@ def small(micro, images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(small):
-    """Makes a workdir with random parameters of both stages or only of stage 1, which is faster than training."""
-    def random(shape):
-        values = np.random.default_rng(shape.size).normal(size=shape.shape) / np.sqrt(max(shape.shape, default=1))
-        return jnp.asarray(values, shape.dtype)
-
+    """Makes a workdir with random parameters of both stages or only of stage 1."""
     def make(directory, stages=("tokenizer", "generator")):
         c = small()
         prepare(c, str(directory))
         tasks = {"tokenizer": build.tokenizer_task(c), "generator": build.generator_task(c, 2)}
         for stage in stages:
-            with Checkpoints(directory / stage / "checkpoints") as checkpoints:
-                shapes = jax.eval_shape(tasks[stage].init, jax.random.key(0))
-                checkpoints.save(3, jax.tree.map(random, shapes))
+            untrained.save(directory, stage, tasks[stage])
         return str(directory)
 
     return make

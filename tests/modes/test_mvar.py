@@ -1,4 +1,4 @@
-"""One run with M-VAR as the student, through the modes that a student goes through."""
+"""A run with M-VAR as the student behind random tokenizers, through the modes that a student goes through."""
 
 import subprocess
 import sys
@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from refocus_jax import pretrained
+from refocus_jax.config import build
 from refocus_jax.modes import export, report, train
+from refocus_jax.training.evaluators import GeneratorEvaluator
+from tests.fixtures import untrained
 from tests.modes.test_train import RELOAD
 
 
@@ -23,7 +26,8 @@ def small(micro, images, tmp_path_factory):
         c = micro(argument)
         c.data.source = f"npz:{folder}/images.npz"
         c.generator.model.update(width=32, depth=2)
-        c.generator.train.update(steps=2, save_every=1, evaluate_every=2)  # stage 1 is that of other tests, compiled
+        c.tokenizer.train.steps = 3  # of an untrained tokenizer
+        c.generator.train.update(steps=2, save_every=1, evaluate_every=2)
         return c
 
     return make
@@ -31,9 +35,10 @@ def small(micro, images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdir(small, tmp_path_factory):
-    directory = str(tmp_path_factory.mktemp("run"))
-    train.run(small(), directory)
-    return directory
+    directory = tmp_path_factory.mktemp("run")
+    untrained.save(directory, "tokenizer", build.tokenizer_task(small()))
+    train.run_generator(small(), str(directory))
+    return str(directory)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,8 @@ def test_images_of_a_workdir(generator):
     np.testing.assert_array_equal(painted[:, :, :4], own[:, :, :4])
 
 
-def test_export_and_back(workdir, small, generator, tmp_path, capsys):
+def test_export_and_back(workdir, small, generator, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(GeneratorEvaluator, "__call__", untrained.unmeasured)
     c, out = small(), tmp_path / "student.safetensors"
     c.export.update(output=str(out), allow_differences=True)
     export.run(c, workdir)

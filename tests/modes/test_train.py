@@ -26,6 +26,7 @@ from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
 from refocus_jax.training.evaluators import GeneratorEvaluator
 from tests.fixtures import extractor as small_extractor
+from tests.fixtures import untrained
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def workdir(small, tmp_path_factory):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Stage 2 measures nothing held-out and draws nothing: for tests that ask only which parameters a run has."""
-    monkeypatch.setattr(GeneratorEvaluator, "__call__", lambda *arguments: [("validation/cross_entropy/all", 0.0)])
+    monkeypatch.setattr(GeneratorEvaluator, "__call__", untrained.unmeasured)
 
 
 def test_a_run_writes_what_the_readme_says(workdir):

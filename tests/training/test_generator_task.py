@@ -63,8 +63,9 @@ NO_DISTILLATION = (("generator.teacher.logit_weight", 0.0), ("generator.teacher.
 MVAR = (("generator.architecture", "mvar"), ("generator.model.width", 32))
 
 
-@pytest.mark.parametrize("student", [(), MVAR], ids=["var", "mvar"])
-@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize(("blocks", "student"), [
+    pytest.param(1, (), id="1-var"), pytest.param(2, (), id="2-var", marks=pytest.mark.slow),
+    pytest.param(1, MVAR, id="1-mvar", marks=pytest.mark.slow), pytest.param(2, MVAR, id="2-mvar")])
 def test_without_distillation_the_student_trains_bit_for_bit_as_alone(stepper, frozen, tokens, blocks, student):
     _, update, state = stepper(None, (*NO_DISTILLATION, ("generator.teacher.num_alias_blocks", blocks), *student))
     _, plain_update, plain_state = stepper("noteacher", student)
@@ -224,7 +225,10 @@ def test_interrupted_stage_2_resumes_bit_for_bit(micro, frozen, tokens, tmp_path
     monkeypatch.setattr(pipeline, "READ_OPTIONS", grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     c = micro()
     task, mesh = build.generator_task(c, CLASSES), mesh_lib.make_mesh()
+    settings = build.loop_settings(c.generator.train)
     placed = jax.device_put(frozen, mesh_lib.replicated(mesh))
+    update = loop.jit_update(task, settings, mesh, loop.abstract_state(task, mesh))
+    monkeypatch.setattr(loop, "jit_update", lambda *arguments: update)  # traced once
 
     def run(directory, interrupt_at=None):
         def example(index, i):
@@ -234,9 +238,8 @@ def test_interrupted_stage_2_resumes_bit_for_bit(micro, frozen, tokens, tmp_path
 
         examples = grain.MapDataset.range(64).seed(0).shuffle().repeat().map_with_index(example)
         batches = pipeline.Batches(examples, 4)
-        return loop.train(task, build.loop_settings(c.generator.train), batches, frozen=placed,
-                          key=jax.random.key(0), mesh=mesh, directory=str(directory),
-                          evaluator=lambda state, frozen: ())
+        return loop.train(task, settings, batches, frozen=placed, key=jax.random.key(0), mesh=mesh,
+                          directory=str(directory), evaluator=lambda state, frozen: ())
 
     straight = run(tmp_path / "straight")
     with pytest.raises(Interrupt):

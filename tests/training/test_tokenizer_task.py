@@ -258,7 +258,9 @@ class Interrupt(Exception):
 def test_interrupted_stage_1_resumes_bit_for_bit(micro, images, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "READ_OPTIONS", grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     c = micro()
-    task, mesh = build.tokenizer_task(c), mesh_lib.make_mesh()
+    task, mesh, settings = build.tokenizer_task(c), mesh_lib.make_mesh(), build.loop_settings(c.tokenizer.train)
+    update = loop.jit_update(task, settings, mesh, loop.abstract_state(task, mesh))
+    monkeypatch.setattr(loop, "jit_update", lambda *arguments: update)  # traced once
 
     def run(directory, interrupt_at=None):
         def example(index, i):
@@ -268,7 +270,7 @@ def test_interrupted_stage_1_resumes_bit_for_bit(micro, images, tmp_path, monkey
 
         examples = grain.MapDataset.range(64).seed(0).shuffle().repeat().map_with_index(example)
         batches = pipeline.Batches(examples, 4)
-        return loop.train(task, build.loop_settings(c.tokenizer.train), batches, frozen=None, key=jax.random.key(0),
+        return loop.train(task, settings, batches, frozen=None, key=jax.random.key(0),
                           mesh=mesh, directory=str(directory), evaluator=lambda state, frozen: ())
 
     straight = run(tmp_path / "straight")

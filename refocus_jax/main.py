@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from refocus_jax.config import catalog, check
 from refocus_jax.config.base import SETTINGS
 from refocus_jax.config.ranges import nearest
-from refocus_jax.runtime import bucket, command_line, processes
+from refocus_jax.runtime import bucket, command_line, memory, processes
 from refocus_jax.runtime.bucket_lease import BucketLease
 from refocus_jax.runtime.lease import Lease, LeaseError
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
@@ -150,6 +150,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
+    memory.collect_less_often()
     mode, workdir = _MODE.value, _WORKDIR.value
     in_bucket = bucket.is_url(workdir)
     if in_bucket:

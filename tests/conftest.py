@@ -28,14 +28,13 @@ from tests.fixtures import bucket as emulator
 from tests.fixtures import micro as micro_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tracing makes millions of objects, few of them in cycles, and Python would look through all of them again and again.
-gc.freeze()
-gc.set_threshold(100_000, 10, 10)
+memory.collect_less_often()
 
 # The files that take longest. They start first, so that no worker is left with one of them when the others have ended.
-LONGEST = ("modes/test_train.py", "test_processes.py", "training/test_generator_task.py", "modes/test_mvar.py",
-           "training/test_tokenizer_task.py", "test_accelerator.py", "modes/test_plan.py", "pretrained/test_loading.py",
-           "training/test_meshes.py", "pretrained/test_scales.py", "config/test_stages.py")
+LONGEST = ("modes/test_train.py", "training/test_generator_task.py", "training/test_tokenizer_task.py",
+           "test_processes.py", "test_accelerator.py", "modes/test_mvar.py", "modes/test_plan.py",
+           "pretrained/test_loading.py", "training/test_meshes.py", "pretrained/test_scales.py", "test_study.py",
+           "runtime/test_processes.py", "config/test_stages.py")
 
 
 def pytest_collection_modifyitems(items):

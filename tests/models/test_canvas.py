@@ -33,8 +33,9 @@ def test_the_canvas_of_ten_scales_is_nearly_full():
     assert Canvas(VAR10[:-1]).shape == (13, 40)
 
 
-@pytest.mark.parametrize("network", [small.autoencoder(), small.autoencoder().clone(remat="blocks"),
-                                     small.patch_autoencoder()], ids=["structure", "recomputed", "alias"])
+@pytest.mark.parametrize("network", [
+    pytest.param(small.autoencoder(), id="structure"), pytest.param(small.patch_autoencoder(), id="alias"),
+    pytest.param(small.autoencoder().clone(remat="blocks"), id="recomputed", marks=pytest.mark.slow)])
 def test_networks_see_every_view_alone(network):
     """Latents, images, and the gradients of both, as of one call for each view.
 

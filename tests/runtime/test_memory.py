@@ -79,3 +79,22 @@ def test_memory_is_trimmed_after_calls_that_compile(monkeypatch):
         assert double(argument) == 2 * argument
         counts.append(len(trims))
     assert counts == [1, 1, 2, 2]
+
+
+TRACE = """
+import gc, jax, time
+from refocus_jax.runtime import memory
+if {calm}:
+    memory.collect_less_often()
+starts = []
+gc.callbacks.append(lambda phase, info: starts.append(info["generation"]) if phase == "start" else None)
+jax.make_jaxpr(lambda x: [x + i for i in range(3000)])(1.0)
+print(len(starts), gc.get_freeze_count())
+"""
+
+
+def test_the_collector_starts_less_often_while_a_program_is_traced():
+    usual, calm = ([int(word) for word in subprocess.run(
+        [sys.executable, "-c", TRACE.format(calm=calm)], capture_output=True, text=True, check=True).stdout.split()]
+        for calm in (False, True))
+    assert usual[0] > 10 * (calm[0] + 1) and calm[1] > 10_000 > usual[1]

@@ -1,5 +1,8 @@
 """Samples and edits that appear scale by scale are those that are drawn at once."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +15,13 @@ LABELS = [1, 3]
 
 @pytest.fixture(scope="module", params=["focus", "var"])
 def steps(request):
-    return ScaleByScale(generator=small.generator(pyramid=request.param, residual=request.param == "var", alias=False))
+    """VAR behind a focus pyramid, and M-VAR behind VAR's."""
+    generator = small.generator(pyramid=request.param, residual=request.param == "var", alias=False)
+    if request.param == "var":
+        network = small.transformer(architecture="mvar")
+        generator = dataclasses.replace(generator, network=network, params=jax.device_put(
+            small.transformer_params(network)))
+    return ScaleByScale(generator=generator)
 
 
 def test_samples_appear_scale_by_scale(steps):

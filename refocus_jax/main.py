@@ -150,7 +150,6 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    memory.collect_less_often()
     mode, workdir = _MODE.value, _WORKDIR.value
     in_bucket = bucket.is_url(workdir)
     if in_bucket:
@@ -207,5 +206,6 @@ def run(argv):
 
 
 if __name__ == "__main__":
+    memory.collect_less_often()
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(run, flags_parser=parse)

@@ -26,6 +26,7 @@ import pytest
 from refocus_jax.runtime import memory
 from tests.fixtures import bucket as emulator
 from tests.fixtures import micro as micro_config
+from tests.fixtures import unmeasured as no_evaluation
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 memory.collect_less_often()
@@ -57,6 +58,12 @@ def forget_programs():
 def hide(monkeypatch):
     """A function that makes modules look as if they were not installed."""
     return lambda *modules: [monkeypatch.setitem(sys.modules, module, None) for module in modules]
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Stage 2 measures nothing held-out and draws nothing: for tests that ask only which parameters a run has."""
+    monkeypatch.setattr("refocus_jax.training.evaluators.GeneratorEvaluator.__call__", no_evaluation.evaluate)
 
 
 @pytest.fixture(scope="session")

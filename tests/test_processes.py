@@ -17,7 +17,6 @@ from refocus_jax.judges import features
 from refocus_jax.modes import evaluate, train
 from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime import bucket
-from refocus_jax.training.evaluators import GeneratorEvaluator
 from tests.fixtures import bucket as emulator
 from tests.fixtures import extractor, packed, untrained, xla
 
@@ -41,11 +40,10 @@ main.find = lambda mode: lambda config, workdir: print(
     train._sample_distance(open_run(config, workdir, "generator")).reference.pool.tolist())
 app.run""")
 
-
 TRAIN_ONLY = MAIN.replace("app.run", """
 from refocus_jax.training.evaluators import GeneratorEvaluator
-from tests.fixtures import untrained
-GeneratorEvaluator.__call__ = untrained.unmeasured
+from tests.fixtures import unmeasured
+GeneratorEvaluator.__call__ = unmeasured.evaluate
 app.run""")
 
 
@@ -95,23 +93,23 @@ def settings(images, tmp_path):
             "data.source": f"npz:{tmp_path}/images.npz"}
 
 
-def losses(workdir, stage):
-    """The step of every line of metrics with a loss."""
-    lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
-    return [line["step"] for line in lines if "loss/total" in line], lines
+def logged(workdir, stage, name):
+    """The steps whose metrics have a number of this name."""
+    lines = map(json.loads, (workdir / stage / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if name in line]
 
 
-def test_one_process_goes_on_where_two_stopped(micro, settings, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("unmeasured")
+def test_one_process_goes_on_where_two_stopped(micro, settings, tmp_path):
     """Stage 2, on tokens made on the fly, without measuring what is held out."""
     c = micro()
     untrained.save(tmp_path / "run", "tokenizer", build.tokenizer_task(c))
     settings |= {"tokenizer.train.steps": 3, "data.token_examples": 0}
     run_both(tmp_path / "run", "generator", settings | {"generator.train.steps": 2}, TRAIN_ONLY)
-    monkeypatch.setattr(GeneratorEvaluator, "__call__", untrained.unmeasured)
     c.update_from_flattened_dict(settings | {"generator.train.steps": 3})
     train.train_generator(prepare(c, str(tmp_path / "run")))
-    steps, _ = losses(tmp_path / "run", "generator")
-    assert steps == [1, 2, 3] and stages.trained(tmp_path / "run", "generator").step == 3
+    assert logged(tmp_path / "run", "generator", "loss/total") == [1, 2, 3]
+    assert stages.trained(tmp_path / "run", "generator").step == 3
 
 
 @pytest.mark.slow
@@ -125,9 +123,8 @@ def test_one_process_goes_on_and_measures_as_two_did(micro, settings, tmp_path, 
     c = micro()
     c.update_from_flattened_dict(settings | {"tokenizer.train.steps": 3})
     train.train_tokenizer(prepare(c, str(tmp_path / "run")))
-    steps, lines = losses(tmp_path / "run", "tokenizer")
-    assert steps == [1, 2, 3]
-    assert [line["step"] for line in lines if "validation/psnr" in line] == [2, 3]
+    assert logged(tmp_path / "run", "tokenizer", "loss/total") == [1, 2, 3]
+    assert logged(tmp_path / "run", "tokenizer", "validation/psnr") == [2, 3]
     assert stages.trained(tmp_path / "run", "tokenizer").step == 3
 
     # Also an untrained generator: two processes draw and measure the same as one.

@@ -35,8 +35,8 @@ def peaks() -> dict[str, int]:
 def collect_less_often() -> None:
     """Makes Python's garbage collector start less often, and pass over all that is there already.
 
-    Tracing a program makes millions of objects, of which few are in cycles. By default the collector takes a seventh of
-    that time (docs/measurements/speed.md, "Tracing").
+    For the start of a process. Tracing a program makes millions of objects, of which few are in cycles, and the
+    collector takes a good part of that time (docs/measurements/speed.md, "Tracing").
     """
     gc.freeze()
     gc.set_threshold(100_000, 10, 10)

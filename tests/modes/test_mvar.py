@@ -11,7 +11,6 @@ import pytest
 from refocus_jax import pretrained
 from refocus_jax.config import build
 from refocus_jax.modes import export, report, train
-from refocus_jax.training.evaluators import GeneratorEvaluator
 from tests.fixtures import untrained
 from tests.modes.test_train import RELOAD
 
@@ -70,8 +69,8 @@ def test_images_of_a_workdir(generator):
     np.testing.assert_array_equal(painted[:, :, :4], own[:, :, :4])
 
 
-def test_export_and_back(workdir, small, generator, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(GeneratorEvaluator, "__call__", untrained.unmeasured)
+@pytest.mark.usefixtures("unmeasured")
+def test_export_and_back(workdir, small, generator, tmp_path, capsys):
     c, out = small(), tmp_path / "student.safetensors"
     c.export.update(output=str(out), allow_differences=True)
     export.run(c, workdir)

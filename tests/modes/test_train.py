@@ -24,9 +24,7 @@ from refocus_jax.pretrained.choice import choose_generator
 from refocus_jax.pretrained.prepare import prepare
 from refocus_jax.runtime import mesh as mesh_lib
 from refocus_jax.runtime.checkpoint import Checkpoints
-from refocus_jax.training.evaluators import GeneratorEvaluator
 from tests.fixtures import extractor as small_extractor
-from tests.fixtures import untrained
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +51,6 @@ def workdir(small, tmp_path_factory):
         patch.setattr(features, "load", small_extractor.load)
         train.run(c, directory)
     return directory
-
-
-@pytest.fixture
-def unmeasured(monkeypatch):
-    """Stage 2 measures nothing held-out and draws nothing: for tests that ask only which parameters a run has."""
-    monkeypatch.setattr(GeneratorEvaluator, "__call__", untrained.unmeasured)
 
 
 def test_a_run_writes_what_the_readme_says(workdir):

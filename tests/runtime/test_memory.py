@@ -82,7 +82,7 @@ def test_memory_is_trimmed_after_calls_that_compile(monkeypatch):
 
 
 TRACE = """
-import gc, jax, time
+import gc, jax
 from refocus_jax.runtime import memory
 if {calm}:
     memory.collect_less_often()

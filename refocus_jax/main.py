@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from refocus_jax.config import catalog, check
 from refocus_jax.config.base import SETTINGS
 from refocus_jax.config.ranges import nearest
-from refocus_jax.runtime import bucket, command_line, memory, processes
+from refocus_jax.runtime import bucket, command_line, memory, mesh, processes
 from refocus_jax.runtime.bucket_lease import BucketLease
 from refocus_jax.runtime.lease import Lease, LeaseError
 from refocus_jax.runtime.preemption import EXIT_CODE, Preempted
@@ -161,6 +161,7 @@ def main(argv):
     check.expand_paths(config)
     if not jax.config.jax_compilation_cache_dir:  # the variable JAX_COMPILATION_CACHE_DIR sets another
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/refocus_jax"))
+    mesh.start_enough_threads()
     processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if in_bucket and jax.process_count() > 1 and mode not in SHARED:
         raise ValueError(f"--workdir is {workdir}, and there are {jax.process_count()} processes, which share no files "

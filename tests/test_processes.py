@@ -22,8 +22,10 @@ from tests.fixtures import extractor, packed, untrained, xla
 
 pytestmark = emulator.WARNINGS
 
-# The command line, with a small feature network.
+# The command line, with a small feature network. A process that hangs says where, and ends.
 MAIN = """
+import faulthandler
+faulthandler.dump_traceback_later(500, exit=True)
 from absl import app
 from refocus_jax import main
 from refocus_jax.judges import features
@@ -52,13 +54,17 @@ def run_both(workdir, mode, settings, program=MAIN):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": xla.flags(devices=4)}
+    environment = os.environ | xla.environment(devices=4)
     command = [sys.executable, "-c", program, "--config=tests/fixtures/micro.py", f"--mode={mode}",
                f"--workdir={workdir}", "--config.mesh.fsdp=2", f"--coordinator=localhost:{port}",
                "--num_processes=2", *(f"--config.{name}={value}" for name, value in settings.items())]
     started = [subprocess.Popen([*command, f"--process_id={i}"], env=environment, text=True, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT) for i in range(2)]
-    printed = [process.communicate(timeout=600)[0] for process in started]
+    try:
+        printed = [process.communicate(timeout=600)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0], printed
     return printed
 

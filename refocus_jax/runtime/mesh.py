@@ -6,6 +6,8 @@ is used.
 """
 
 import itertools
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,19 @@ from refocus_jax.models.sharding import DATA_AXIS, FSDP_AXIS, spec
 
 # Arrays of fewer numbers (16 kB) stay whole on every device: gathering them would not be worth the memory saved.
 _MIN_SHARDED_SIZE = 4096
+
+
+def start_enough_threads() -> None:
+    """Gives simulated devices of a CPU as many threads as they need; call it before anything asks jax for a device.
+
+    XLA runs simulated devices in one pool of as many threads as there are devices, or cores if these are more. There,
+    programs that wait for the same devices can keep each other from running, forever. Twice as many threads suffice for
+    any number of programs. XLA reads their number from the variable PJRT_NPROC; if that is set, it stays.
+    """
+    counts = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    simulated = max(jax.config.jax_num_cpu_devices, *map(int, counts), 1)
+    if simulated > 1:
+        os.environ.setdefault("PJRT_NPROC", str(max(2 * simulated, os.cpu_count() or 1)))
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1) -> Mesh:

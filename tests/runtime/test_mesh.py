@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,3 +87,51 @@ def test_results_are_fetched_while_the_next_one_is_computed():
         assert isinstance(result["number"], np.ndarray) and result["number"] == number
         assert started == list(range(min(number + 2, 3)))
     assert list(mesh_lib.fetched([])) == []
+
+
+# Sums over arrays that are divided along one axis or the other: they do not depend on each other, and all are started
+# before the first has ended.
+MANY = """
+import faulthandler
+faulthandler.dump_traceback_later(100, exit=True)
+from refocus_jax.runtime import mesh as mesh_lib
+mesh_lib.start_enough_threads()
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+mesh = mesh_lib.make_mesh(data=2, fsdp=4)
+total = jax.jit(lambda numbers: numbers.sum(), out_shardings=mesh_lib.replicated(mesh))
+arrays = [jax.device_put(np.full(8, number), NamedSharding(mesh, PartitionSpec(("data", "fsdp")[number % 2])))
+          for number in range(200)]
+for _ in range(10):
+    assert jax.device_get([total(array) for array in arrays]) == [8 * number for number in range(200)]
+"""
+
+
+@pytest.mark.parametrize("simulates", [{"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+                                       {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "8"}])
+def test_many_programs_at_once_all_end(simulates):
+    environment = os.environ | simulates
+    del environment["PJRT_NPROC"]
+    ended = subprocess.run([sys.executable, "-c", MANY], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_only_simulated_devices_change_the_number_of_threads(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+
+    def threads(flags, **given):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        monkeypatch.delenv("PJRT_NPROC")
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        mesh_lib.start_enough_threads()
+        found = os.environ.get("PJRT_NPROC")
+        monkeypatch.setenv("PJRT_NPROC", "")
+        return found
+
+    assert threads("") is None and threads("--xla_cpu_use_fusion_emitters=false") is None
+    assert threads("--xla_force_host_platform_device_count=1") is None
+    assert threads("--xla_force_host_platform_device_count=8") == "16"
+    assert threads("--xla_force_host_platform_device_count=2") == "6"  # as many as the machine has cores
+    assert threads("--xla_force_host_platform_device_count=8", PJRT_NPROC="3") == "3"

@@ -10,8 +10,8 @@ from tests.fixtures import xla
 
 # JAX reads these variables when it is first imported, also in the processes that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
-given, variables = os.environ.get("XLA_FLAGS", ""), xla.environment(devices=2)
-os.environ |= variables | {"XLA_FLAGS": f"{given} {variables['XLA_FLAGS']}"}
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(devices=2)}"
+os.environ["PJRT_NPROC"] = xla.threads(devices=2)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not xla.OPTIMIZED))  # tests are mostly compilation
 # The same program is compiled once for all tests of a session, however many functions it is jitted from, in however
 # many processes. The workers that pytest-xdist starts find the folder in their environment.

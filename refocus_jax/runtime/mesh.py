@@ -30,7 +30,7 @@ def start_enough_threads() -> None:
     any number of programs. XLA reads their number from the variable PJRT_NPROC; if that is set, it stays.
     """
     counts = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    simulated = max(jax.config.jax_num_cpu_devices, *map(int, counts), 1)
+    simulated = max(jax.config.values["jax_num_cpu_devices"], *map(int, counts), 1)
     if simulated > 1:
         os.environ.setdefault("PJRT_NPROC", str(max(2 * simulated, os.cpu_count() or 1)))
 

@@ -11,7 +11,6 @@ from tests.fixtures import xla
 # JAX reads these variables when it is first imported, also in the processes that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(devices=2)}"
-os.environ["PJRT_NPROC"] = xla.threads(devices=2)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not xla.OPTIMIZED))  # tests are mostly compilation
 # The same program is compiled once for all tests of a session, however many functions it is jitted from, in however
 # many processes. The workers that pytest-xdist starts find the folder in their environment.
@@ -25,12 +24,14 @@ import numpy as np
 import pytest
 
 from refocus_jax.runtime import memory
+from refocus_jax.runtime import mesh as mesh_lib
 from tests.fixtures import bucket as emulator
 from tests.fixtures import micro as micro_config
 from tests.fixtures import unmeasured as no_evaluation
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 memory.collect_less_often()
+mesh_lib.start_enough_threads()
 
 # The files that take longest. They start first, so that no worker is left with one of them when the others have ended.
 LONGEST = ("modes/test_train.py", "training/test_generator_task.py", "training/test_tokenizer_task.py",

@@ -188,6 +188,14 @@ def test_an_error_for_users_ends_the_program_without_a_traceback(command, does, 
         command(*arguments, does=does, program=main.run)
 
 
+def test_threads_are_there_before_the_processes_find_their_devices(command, monkeypatch):
+    called = []
+    monkeypatch.setattr(main.mesh, "start_enough_threads", lambda: called.append("threads"))
+    monkeypatch.setattr(main.processes, "initialize", lambda *given: called.append("processes"))
+    command()
+    assert called == ["threads", "processes"]
+
+
 def test_ctrl_c_is_one_line(command, capsys):
     def interrupt(config, workdir):
         raise KeyboardInterrupt

@@ -54,7 +54,7 @@ def run_both(workdir, mode, settings, program=MAIN):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | xla.environment(devices=4)
+    environment = os.environ | {"XLA_FLAGS": xla.flags(devices=4)}
     command = [sys.executable, "-c", program, "--config=tests/fixtures/micro.py", f"--mode={mode}",
                f"--workdir={workdir}", "--config.mesh.fsdp=2", f"--coordinator=localhost:{port}",
                "--num_processes=2", *(f"--config.{name}={value}" for name, value in settings.items())]

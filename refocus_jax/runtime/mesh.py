@@ -26,13 +26,15 @@ def start_enough_threads() -> None:
     """Gives simulated devices of a CPU as many threads as they need; call it before anything asks jax for a device.
 
     XLA runs simulated devices in one pool of as many threads as there are devices, or cores if these are more. There,
-    programs that wait for the same devices can keep each other from running, forever. Twice as many threads suffice for
-    any number of programs. XLA reads their number from the variable PJRT_NPROC; if that is set, it stays.
+    programs that wait for the same devices can keep each other from running, forever: 200 at once did so, and did not
+    with two threads per device (tests/runtime/test_mesh.py). XLA reads the number from the variable PJRT_NPROC, which
+    stays as it is if it is large enough.
     """
     counts = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     simulated = max(jax.config.values["jax_num_cpu_devices"], *map(int, counts), 1)
     if simulated > 1:
-        os.environ.setdefault("PJRT_NPROC", str(max(2 * simulated, os.cpu_count() or 1)))
+        present = int(os.environ.get("PJRT_NPROC") or os.cpu_count() or 1)
+        os.environ["PJRT_NPROC"] = str(max(2 * simulated, present))
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1) -> Mesh:

@@ -25,7 +25,7 @@ def start(directory, steps, seconds_per_step=0.0):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | xla.environment(devices=4)
+    environment = os.environ | {"XLA_FLAGS": xla.flags(devices=4)}
     return [subprocess.Popen([sys.executable, "-m", "tests.fixtures.worker", str(directory), str(steps),
                               str(seconds_per_step), "2", str(i), str(port)], env=environment, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(2)]
